@@ -1,0 +1,15 @@
+//! The broker: the unprivileged half that strangers talk to.
+//!
+//! It trusts no byte of a request before the bearer layer has named a [`principal`], no byte of a child, and the
+//! supervisor only as far as `ipc` lets it speak. It holds no capability; what it could lose if it fell is what the
+//! users who are logged in gave it.
+
+pub mod admin;
+pub mod bearer;
+pub mod config;
+pub mod mcp;
+pub mod principal;
+pub mod server;
+pub mod session;
+pub mod store;
+pub mod upstream;

@@ -1,0 +1,90 @@
+//! Who is asking: the outcome of a good bearer token.
+//!
+//! Put into the extensions of a request by the bearer layer, and by tests. Everything behind that layer trusts it
+//! and asks nothing else about identity.
+
+use std::sync::Arc;
+
+use crate::ipc::message::{Label, TenantId};
+use crate::secret::UpstreamToken;
+
+/// The token family that one user gave one client; sessions belong to it. Refreshing keeps it, revoking ends it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GrantId(Arc<str>);
+
+impl GrantId {
+    /// From the text that the store keeps; it holds no secret.
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for GrantId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a grant allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scopes {
+    /// `forgejo:write`: everything. Without it `forgejo:read`: tools that only read.
+    pub write: bool,
+}
+
+impl Scopes {
+    /// The scope that allows reading; every grant has it.
+    pub const READ: &'static str = "forgejo:read";
+    /// The scope that allows writing; it includes reading.
+    pub const WRITE: &'static str = "forgejo:write";
+
+    /// Parses a space-separated list (RFC 6749 section 3.3); unknown scopes are dropped.
+    pub fn parse(list: &str) -> Self {
+        Self { write: list.split(' ').any(|s| s == Self::WRITE) }
+    }
+
+    /// The space-separated list.
+    pub const fn as_str(self) -> &'static str {
+        if self.write { "forgejo:read forgejo:write" } else { Self::READ }
+    }
+}
+
+/// An authenticated caller. Cheap to clone: it is shared by the bearer layer's table and every request.
+#[derive(Debug, Clone)]
+pub struct Principal(Arc<PrincipalParts>);
+
+/// The fields of a [`Principal`].
+#[derive(Debug)]
+pub struct PrincipalParts {
+    /// The OAuth client, or the name given to `brokerctl token create --client`.
+    pub client_id: String,
+    /// Forgejo's id of the user; decides the uid.
+    pub tenant: TenantId,
+    /// Forgejo's login; for people only.
+    pub login: Label,
+    /// The user's Forgejo token, for the child's environment.
+    pub upstream: UpstreamToken,
+    /// What the grant allows.
+    pub scopes: Scopes,
+    /// The token family; sessions are bound to it.
+    pub grant: GrantId,
+}
+
+impl Principal {
+    /// Wraps the parts.
+    pub fn new(parts: PrincipalParts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for Principal {
+    type Target = PrincipalParts;
+    fn deref(&self) -> &PrincipalParts {
+        &self.0
+    }
+}
