@@ -7,9 +7,13 @@
 pub mod admin;
 pub mod bearer;
 pub mod config;
+pub mod hex;
+pub mod jsonrpc;
 pub mod mcp;
 pub mod principal;
 pub mod server;
 pub mod session;
 pub mod store;
+pub mod token;
 pub mod upstream;
+pub mod vault;

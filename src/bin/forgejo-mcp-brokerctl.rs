@@ -1,1 +1,7 @@
-fn main() {}
+//! The operator's tool; see `forgejo_mcp_broker::ctl`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    forgejo_mcp_broker::ctl::main()
+}

@@ -1,1 +1,10 @@
-//! mcp
+//! MCP over HTTP towards clients: one endpoint, `/mcp` (revisions 2025-03-26 to 2025-11-25, streamable HTTP).
+//!
+//! Behind the bearer layer: the [`Principal`](crate::frontend::principal::Principal) in the request's extensions is
+//! trusted, every header and every byte of the body is not. [`endpoint`] has the rules, [`answer`] turns what a
+//! child says into JSON or an event stream, [`headers`] reads what the client said about itself, [`refusal`] says no.
+
+pub mod answer;
+pub mod endpoint;
+pub mod headers;
+pub mod refusal;

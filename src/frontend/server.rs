@@ -1,1 +1,205 @@
-//! server
+//! The broker put together: configuration in, connections served, everything stopped in order.
+
+mod accept;
+mod health;
+
+use std::net::TcpListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::Router;
+use clap::Parser;
+use listenfd::ListenFd;
+use rand::rngs::SysRng;
+use tokio::net::TcpListener;
+use tokio::time::{Duration, MissedTickBehavior, interval};
+use tracing::{error, info};
+
+use super::admin::{self, Admin, AdminError};
+use super::bearer::{Challenge, Principals, RequireBearer};
+use super::config::Config;
+use super::mcp::endpoint::Endpoint;
+use super::session::registry::Registry;
+use super::session::supervisor::SupervisorSpawner;
+use super::store::{Store, StoreError};
+use super::upstream::{ClientError, Forgejo};
+use super::vault::{Vault, VaultError};
+use crate::clock::Clock;
+use crate::config_file::Section;
+use crate::lifecycle::Stop;
+use crate::limits::REAP_EVERY;
+use crate::{lifecycle, telemetry};
+
+/// Exit codes of sysexits.h.
+mod exit {
+    pub(super) const UNAVAILABLE: u8 = 69;
+    pub(super) const SOFTWARE: u8 = 70;
+    pub(super) const CONFIG: u8 = 78;
+}
+
+/// How long ended sessions stay in the store, for an operator who asks what became of one.
+const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
+/// How long answers that were begun may take to leave after every child is stopped.
+const LAST_BYTES: Duration = Duration::from_secs(5);
+
+/// Gives every user of a Forgejo instance their own isolated forgejo-mcp over HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "forgejo-mcp-broker", version)]
+pub struct Options {
+    /// Configuration file; may be repeated, later files are laid over earlier ones.
+    #[arg(long, value_name = "FILE", default_value = "/etc/forgejo-mcp-broker/broker.toml")]
+    config: Vec<PathBuf>,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Why the broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}")]
+    Listen(String, #[source] std::io::Error),
+    /// The store does not open.
+    #[error("the store does not open")]
+    Store(#[from] StoreError),
+    /// The vault does not open.
+    #[error("the vault does not open")]
+    Vault(#[from] VaultError),
+    /// The operator's socket cannot be made.
+    #[error("the operator's door does not open")]
+    Admin(#[from] AdminError),
+    /// The HTTP client cannot be made.
+    #[error("Forgejo cannot be asked")]
+    Client(#[from] ClientError),
+    /// The signal handlers cannot be installed.
+    #[error("signals cannot be handled")]
+    Signals(#[source] std::io::Error),
+}
+
+/// `main` of the broker.
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    telemetry::init();
+    // Before any descriptor is opened: the sockets of the service manager are found by number.
+    let inherited = ListenFd::from_env();
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let config = match Config::read(Section::open(&options.config), credentials.as_deref()) {
+        Ok(config) => config,
+        Err(problems) => {
+            error!("the configuration has problems:\n{problems}");
+            return ExitCode::from(exit::CONFIG);
+        }
+    };
+    if options.check {
+        info!("the configuration is good");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_io().enable_time().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            error!(error = %e, "the runtime cannot be built");
+            return ExitCode::from(exit::SOFTWARE);
+        }
+    };
+    match runtime.block_on(run(config, inherited)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            error!(error = %e, cause = %causes(&e), "the broker cannot start");
+            ExitCode::from(exit::UNAVAILABLE)
+        }
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Serves until asked to stop.
+pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerError> {
+    let listener = listener(&mut inherited, &config)?;
+    let clock = Clock::system();
+    let store = Store::open(&config.database).await?;
+    let vault = Arc::new(open_vault(&config)?);
+    let forgejo = Forgejo::new(&config.forgejo_url)?;
+    let supervisor = SupervisorSpawner::new(config.supervisor.clone());
+    let challenge = Challenge {
+        resource_metadata: format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url),
+        scope: "forgejo:read forgejo:write",
+    };
+    let principals = Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge);
+    let spawner = Arc::new(supervisor.clone());
+    let registry = Registry::load(config.sessions.clone(), spawner, Arc::new(store.clone()), clock.clone()).await?;
+    let endpoint = Endpoint::new(registry.clone(), config.max_body, config.unknown_session, config.origins.clone());
+    let router = Router::new()
+        .route("/mcp", endpoint.routes().layer(RequireBearer::new(principals.clone())))
+        .merge(health::routes(store.clone(), supervisor.clone()));
+
+    let stop = Stop::new();
+    let admin = Admin {
+        store: store.clone(),
+        vault,
+        forgejo,
+        principals: principals.clone(),
+        registry: registry.clone(),
+        supervisor,
+        clock: clock.clone(),
+    };
+    admin::serve(&config.admin, admin::router(admin), stop.clone())?;
+    let signals = tokio::spawn(stop.clone().on_signals());
+    tokio::spawn(lifecycle::watchdog());
+    let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), store.clone(), clock));
+    let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
+    let connections = accept::Connections::new(config.max_connections);
+    let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
+    lifecycle::ready();
+    info!(listen = %address, public_url = %config.public_url, "ready");
+
+    stop.asked().await;
+    lifecycle::stopping();
+    let orderly = async {
+        // New connections wait in the socket for the next broker, or are refused; those that are open go on.
+        let _ = accepting.await;
+        registry.shut_down(config.drain).await;
+        connections.finish(LAST_BYTES).await;
+        ticking.abort();
+        principals.flush_uses().await;
+        store.close().await;
+    };
+    tokio::select! {
+        () = orderly => {}
+        second = signals => second.unwrap_or(Ok(())).map_err(ServerError::Signals)?,
+    }
+    info!("the broker ends");
+    Ok(())
+}
+
+fn open_vault(config: &Config) -> Result<Vault, VaultError> {
+    Vault::open(Path::new(&config.key_file.path), config.key_file.managed, &mut SysRng)
+}
+
+fn listener(inherited: &mut ListenFd, config: &Config) -> Result<TcpListener, ServerError> {
+    let failed = |e| ServerError::Listen(config.listen.to_string(), e);
+    let listener = match inherited.take_tcp_listener(0).map_err(failed)? {
+        Some(listener) => listener,
+        None => StdListener::bind(config.listen).map_err(failed)?,
+    };
+    listener.set_nonblocking(true).map_err(failed)?;
+    TcpListener::from_std(listener).map_err(failed)
+}
+
+/// What happens every [`REAP_EVERY`].
+async fn tick(registry: Registry, principals: Principals, store: Store, clock: Clock) {
+    let mut ticks = interval(REAP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        registry.sweep().await;
+        principals.flush_uses().await;
+        if let Err(error) = store.forget_sessions(clock.now().minus(FORGET_AFTER)).await {
+            error!(error = %error, "ended sessions could not be removed");
+        }
+    }
+}

@@ -1,1 +1,110 @@
-//! upstream
+//! Forgejo, as the broker speaks to it: who does this token belong to?
+//!
+//! Forgejo's answers are read as far as needed and never quoted: since version 16 the body of its 401 repeats the
+//! whole token.
+
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Client, StatusCode};
+use serde::Deserialize;
+
+use crate::ipc::message::{Label, TenantId};
+use crate::secret::UpstreamToken;
+
+const CONNECT: Duration = Duration::from_secs(5);
+const TOTAL: Duration = Duration::from_secs(15);
+/// Bytes of an answer that are read. A user has about one KiB.
+const MAX_ANSWER: usize = 256 * 1024;
+
+/// Why Forgejo did not say who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection, or no answer in time.
+    #[error("Forgejo cannot be reached")]
+    Unreachable,
+    /// 401: expired, revoked or never valid.
+    #[error("Forgejo does not accept the token")]
+    BadToken,
+    /// 403: the token lacks the scope `read:user`, or the account is deactivated or may not log in.
+    #[error("Forgejo forbids it: the token needs the scope read:user, and the account must be active")]
+    Forbidden,
+    /// Another status.
+    #[error("Forgejo answered with status {0}")]
+    Status(u16),
+    /// Not what `/api/v1/user` answers.
+    #[error("Forgejo's answer is not a user")]
+    NotAUser,
+}
+
+/// The parts of a Forgejo user that matter here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForgejoUser {
+    /// Never changes.
+    pub id: TenantId,
+    /// May change.
+    pub login: Label,
+    /// Sees only what they were given explicitly.
+    pub restricted: bool,
+}
+
+/// The HTTP client could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("the HTTP client cannot be made")]
+pub struct ClientError(#[from] reqwest::Error);
+
+/// One Forgejo instance. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Forgejo {
+    client: Client,
+    user: String,
+}
+
+impl Forgejo {
+    /// The instance at `url`, without a trailing slash.
+    pub fn new(url: &str) -> Result<Self, ClientError> {
+        // The first provider in a process stays; a second call finds the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .user_agent(concat!("forgejo-mcp-broker/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .timeout(TOTAL)
+            // A redirect would carry the token to another place.
+            .redirect(Policy::none())
+            .build()?;
+        Ok(Self { client, user: format!("{url}/api/v1/user") })
+    }
+
+    /// Whose token this is. The only endpoint that notices a deactivated account is the API itself, so this is also
+    /// the check that the account is still good.
+    pub async fn whoami(&self, token: &UpstreamToken) -> Result<ForgejoUser, UpstreamError> {
+        #[derive(Deserialize)]
+        struct User {
+            id: u64,
+            login: String,
+            #[serde(default)]
+            restricted: bool,
+        }
+        let request = self.client.get(&self.user).bearer_auth(token.expose());
+        let mut response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED => return Err(UpstreamError::BadToken),
+            StatusCode::FORBIDDEN => return Err(UpstreamError::Forbidden),
+            other => return Err(UpstreamError::Status(other.as_u16())),
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|_| UpstreamError::Unreachable)? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_ANSWER {
+                return Err(UpstreamError::NotAUser);
+            }
+        }
+        let user: User = serde_json::from_slice(&body).map_err(|_| UpstreamError::NotAUser)?;
+        Ok(ForgejoUser {
+            id: TenantId::new(user.id).map_err(|_| UpstreamError::NotAUser)?,
+            login: Label::parse(user.login).map_err(|_| UpstreamError::NotAUser)?,
+            restricted: user.restricted,
+        })
+    }
+}

@@ -1,0 +1,127 @@
+//! The tool's side of the operator's door.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use reqwest::{Method, RequestBuilder, Response};
+use serde::de::DeserializeOwned;
+
+use crate::frontend::admin::api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
+use crate::secret::TokenError;
+
+/// Why the tool did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CtlError {
+    #[error("the runtime cannot be built: {0}")]
+    Runtime(io::Error),
+    #[error("cannot write the result: {0}")]
+    Output(io::Error),
+    #[error("cannot read standard input: {0}")]
+    Input(io::Error),
+    #[error("cannot read {0}: {1}")]
+    TokenFile(PathBuf, io::Error),
+    #[error("that is no Forgejo token: {0}")]
+    Token(TokenError),
+    #[error("the broker cannot be reached at {0}")]
+    Unreachable(PathBuf),
+    #[error("you may not use {0}")]
+    NotPermitted(PathBuf),
+    #[error("{0}")]
+    Refused(String),
+    #[error("the broker's answer cannot be read; is it of the same version?")]
+    Answer,
+}
+
+impl CtlError {
+    pub(super) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Unreachable(_) => Some("is forgejo-mcp-broker running? `systemctl status forgejo-mcp-broker`"),
+            Self::NotPermitted(_) => Some("run it as root, or as the broker's user"),
+            Self::Token(_) => Some("pipe the token in: `forgejo-mcp-brokerctl token create --user LOGIN < token-file`"),
+            _ => None,
+        }
+    }
+
+    /// Of sysexits.h.
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Token(_) | Self::Refused(_) => 65,
+            Self::Input(_) | Self::TokenFile(..) => 66,
+            Self::Unreachable(_) => 69,
+            Self::Runtime(_) => 70,
+            Self::Output(_) => 74,
+            Self::Answer => 76,
+            Self::NotPermitted(_) => 77,
+        }
+    }
+}
+
+pub(super) struct Client {
+    http: reqwest::Client,
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(super) fn new(socket: &Path) -> Result<Self, CtlError> {
+        // The socket needs no TLS, but the client is not made without a provider.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder().unix_socket(socket).build();
+        let http = http.map_err(|e| CtlError::Runtime(io::Error::other(e)))?;
+        Ok(Self { http, socket: socket.to_owned() })
+    }
+
+    pub(super) async fn create(&self, asked: &CreateToken) -> Result<CreatedToken, CtlError> {
+        let response = self.send(self.request(Method::POST, "/tokens").json(asked)).await?;
+        parsed(response).await
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<GrantView>, CtlError> {
+        parsed(self.send(self.request(Method::GET, "/tokens")).await?).await
+    }
+
+    pub(super) async fn revoke(&self, id: &str) -> Result<(), CtlError> {
+        let known = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric());
+        if !known {
+            return Err(CtlError::Refused(format!("`{id}` is not an id of `token list`")));
+        }
+        self.send(self.request(Method::DELETE, &format!("/tokens/{id}"))).await.map(drop)
+    }
+
+    pub(super) async fn status(&self) -> Result<StatusView, CtlError> {
+        parsed(self.send(self.request(Method::GET, "/status")).await?).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://broker{path}"))
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, CtlError> {
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(e) if cause_is(&e, io::ErrorKind::PermissionDenied) => {
+                return Err(CtlError::NotPermitted(self.socket.clone()));
+            }
+            Err(_) => return Err(CtlError::Unreachable(self.socket.clone())),
+        };
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let problem: Problem = response.json().await.map_err(|_| CtlError::Answer)?;
+        Err(CtlError::Refused(problem.error))
+    }
+}
+
+async fn parsed<T: DeserializeOwned>(response: Response) -> Result<T, CtlError> {
+    response.json().await.map_err(|_| CtlError::Answer)
+}
+
+fn cause_is(error: &reqwest::Error, kind: io::ErrorKind) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == kind) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,219 @@
+//! `/mcp`: what a client may send, in which order it is checked, and what becomes of it.
+//!
+//! The order: bearer (a layer in front, so that a bad token learns nothing else), `Origin`, media types, size, JSON,
+//! session, revision. Only then does a child see anything.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::ORIGIN;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, post};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use super::answer;
+use super::headers::{Accept, Revision, is_json};
+use super::refusal::{Refusal, UnknownSession};
+use crate::frontend::jsonrpc::{Kind, Message, RawId, Spliced, empty_result};
+use crate::frontend::principal::Principal;
+use crate::frontend::session::bridge::{Bridge, Pending};
+use crate::frontend::session::entry::Session;
+use crate::frontend::session::registry::{Registry, SessionError};
+
+/// The header that carries a session's id.
+const SESSION_ID: &str = "mcp-session-id";
+/// How often a request is sent again because its child was stopped just before: once for the child that idled out
+/// in that moment, once more for the bad luck of its successor.
+const TRIES: usize = 3;
+
+/// What the endpoint needs.
+#[derive(Debug, Clone)]
+pub struct Endpoint(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    registry: Registry,
+    max_body: usize,
+    unknown: UnknownSession,
+    origins: Vec<String>,
+}
+
+impl Endpoint {
+    /// Bodies of at most `max_body` bytes; browsers only from `origins` (scheme, host and port as in `Origin`).
+    pub fn new(registry: Registry, max_body: usize, unknown: UnknownSession, origins: Vec<String>) -> Self {
+        Self(Arc::new(Parts { registry, max_body, unknown, origins }))
+    }
+
+    /// The handlers of `/mcp`; they expect a [`Principal`] in the request's extensions.
+    pub fn routes(self) -> MethodRouter {
+        post(receive).get(listen).delete(end).with_state(self)
+    }
+
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let known = |origin: &HeaderValue| self.0.origins.iter().any(|known| origin == known.as_str());
+        if headers.get_all(ORIGIN).iter().all(known) { Ok(()) } else { Err(Refusal::origin()) }
+    }
+
+    fn session(&self, headers: &HeaderMap, principal: &Principal) -> Result<Option<Arc<Session>>, Refusal> {
+        let Some(id) = headers.get(SESSION_ID) else { return Ok(None) };
+        let revision = Revision::of(headers);
+        let found = self.0.registry.find(id.to_str().unwrap_or_default(), principal);
+        let session = found.map_err(|error| self.refuse(&error, revision))?;
+        if revision.is_spoken() { Ok(Some(session)) } else { Err(Refusal::revision()) }
+    }
+
+    fn refuse(&self, error: &SessionError, revision: Revision) -> Refusal {
+        Refusal::session(error, revision, self.0.unknown)
+    }
+}
+
+/// POST: one message.
+async fn receive(
+    State(endpoint): State<Endpoint>,
+    Extension(caller): Extension<Principal>,
+    request: Request,
+) -> Response {
+    let (head, body) = request.into_parts();
+    let outcome = async {
+        endpoint.check_origin(&head.headers)?;
+        if !is_json(&head.headers) {
+            return Err(Refusal::content_type());
+        }
+        let accept = Accept::of(&head.headers);
+        if !accept.json && !accept.events {
+            return Err(Refusal::not_acceptable("application/json or text/event-stream"));
+        }
+        let message = read(body, endpoint.0.max_body).await?;
+        let id = match message.kind() {
+            Kind::Request { id, .. } => Some(id.clone()),
+            Kind::Notification { .. } | Kind::Response { .. } => None,
+        };
+        let answered = dispatch(&endpoint, &caller, &head.headers, accept, message).await;
+        answered.map_err(|refusal| refusal.of(id.as_ref()))
+    };
+    outcome.await.unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn read(body: Body, limit: usize) -> Result<Message, Refusal> {
+    let collected = Limited::new(body, limit).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() { Refusal::body_too_large(limit) } else { Refusal::body_unreadable() }
+    })?;
+    Message::parse(collected.to_bytes()).map_err(Refusal::message)
+}
+
+async fn dispatch(
+    endpoint: &Endpoint,
+    caller: &Principal,
+    headers: &HeaderMap,
+    accept: Accept,
+    message: Message,
+) -> Result<Response, Refusal> {
+    if let Kind::Request { method, .. } = message.kind()
+        && method == "initialize"
+    {
+        // Always a new session, whatever id the client still carries along.
+        return open(endpoint, caller, headers, accept, &message).await;
+    }
+    let Some(session) = endpoint.session(headers, caller)? else { return Err(Refusal::no_session_id()) };
+    match message.kind().clone() {
+        Kind::Request { id, method } if method == "ping" => Ok(answer::json(Spliced::whole(empty_result(&id)))),
+        Kind::Request { id, .. } => {
+            let sent = send(endpoint, &session, caller, &message, &id, accept).await;
+            let (bridge, pending) = sent.map_err(|error| endpoint.refuse(&error, Revision::of(headers)))?;
+            Ok(answer::respond(bridge, pending, id, accept, endpoint.0.registry.request_timeout()).await)
+        }
+        // To a session without a child there is nothing to say: a new child gets its own `initialized`, and nothing
+        // is in flight that could be cancelled or answered.
+        Kind::Notification { .. } => {
+            if let Some(bridge) = session.live() {
+                let _ = bridge.notify(&message).await;
+            }
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+        Kind::Response { .. } => {
+            if let Some(bridge) = session.live() {
+                let _ = bridge.answer(&message).await;
+            }
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+    }
+}
+
+async fn open(
+    endpoint: &Endpoint,
+    caller: &Principal,
+    headers: &HeaderMap,
+    accept: Accept,
+    message: &Message,
+) -> Result<Response, Refusal> {
+    let opened = endpoint.0.registry.open(caller, message).await;
+    let opened = opened.map_err(|error| endpoint.refuse(&error, Revision::of(headers)))?;
+    let mut response = if accept.json { answer::json(opened.answer) } else { answer::single_event(opened.answer) };
+    if let Some(value) = opened.id.and_then(|id| HeaderValue::from_str(id.as_str()).ok()) {
+        response.headers_mut().insert(SESSION_ID, value);
+    }
+    Ok(response)
+}
+
+/// Sends a request to the session's child, starting one if there is none.
+async fn send(
+    endpoint: &Endpoint,
+    session: &Arc<Session>,
+    caller: &Principal,
+    message: &Message,
+    id: &RawId,
+    accept: Accept,
+) -> Result<(Arc<Bridge>, Pending), SessionError> {
+    for _ in 0..TRIES {
+        let bridge = endpoint.0.registry.bridge(session, caller).await?;
+        if let Ok(pending) = bridge.request(message, id.clone(), accept.events).await {
+            return Ok((bridge, pending));
+        }
+        let outcome = bridge.ended().await;
+        if outcome.is_childs_doing() {
+            return Err(SessionError::Start(outcome.explain().into()));
+        }
+        // Stopped under our hands: the session goes on with another child.
+        session.forget(&bridge);
+    }
+    Err(SessionError::ShuttingDown)
+}
+
+/// GET: the session's own stream.
+async fn listen(
+    State(endpoint): State<Endpoint>,
+    Extension(caller): Extension<Principal>,
+    headers: HeaderMap,
+) -> Response {
+    let open = || {
+        endpoint.check_origin(&headers)?;
+        // 405 is the one refusal that every client takes for «no such stream here».
+        if !headers.contains_key(SESSION_ID) {
+            return Err(Refusal::method());
+        }
+        if !Accept::of(&headers).events {
+            return Err(Refusal::not_acceptable("text/event-stream"));
+        }
+        let session = endpoint.session(&headers, &caller)?.ok_or_else(Refusal::no_session_id)?;
+        Ok(answer::listen(session.listener.open()))
+    };
+    open().unwrap_or_else(IntoResponse::into_response)
+}
+
+/// DELETE: the client ends its session.
+async fn end(
+    State(endpoint): State<Endpoint>,
+    Extension(caller): Extension<Principal>,
+    headers: HeaderMap,
+) -> Response {
+    let end = || {
+        endpoint.check_origin(&headers)?;
+        let session = endpoint.session(&headers, &caller)?.ok_or_else(Refusal::no_session_id)?;
+        endpoint.0.registry.end(&session, "client-ended");
+        Ok(StatusCode::NO_CONTENT.into_response())
+    };
+    end().unwrap_or_else(|refusal: Refusal| refusal.into_response())
+}

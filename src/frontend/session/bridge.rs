@@ -1,0 +1,367 @@
+//! One running child and the traffic with it.
+//!
+//! Three tasks a child: one writes its standard input, one reads its standard output and routes what it says, one
+//! drains its standard error into the log. A request costs a place among those in flight, one entry in the table and
+//! one line on the pipe; no task is started for it. Everything that comes out of the child is redacted before it is
+//! looked at, and capped.
+
+mod stderr;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, debug, info, warn};
+
+use super::calls::{Calls, Entry, Event, Route};
+use super::lines::{LineError, Lines, Overlong};
+use super::listener::Listener;
+use super::redact::Redactor;
+use super::spawner::{Backend, Ended, ReadEnd, Stopper, WriteEnd};
+use crate::frontend::jsonrpc::{Message, RawId, Spliced};
+use crate::ipc::message::Exit;
+use crate::limits::{MAX_IN_FLIGHT, MAX_STREAM_BACKLOG};
+use crate::secret::UpstreamToken;
+
+/// Lines waiting for a child that does not read; then the client waits too.
+const TO_CHILD: usize = 16;
+/// Pieces below this are joined before they are written; above, the copy would cost more than a system call.
+const JOIN_BELOW: usize = 64 * 1024;
+/// How long after the end of its output a child's exit status is waited for, and the other way round.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What the bridge needs to know besides the backend.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Bytes in one line of the child.
+    pub max_line: usize,
+    /// Where its numbers start, see [`Calls::new`].
+    pub first_number: u64,
+    /// The log's context.
+    pub span: Span,
+}
+
+/// How a bridge came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The child ended on its own.
+    Exited(Exit),
+    /// The child ended its output, or broke the rules, and was stopped for it.
+    Misbehaved(&'static str),
+    /// The broker stopped it.
+    Stopped,
+    /// The supervisor is gone, and the child with it.
+    SupervisorLost,
+}
+
+impl Outcome {
+    /// Whether the child is to blame, so that its session ends with it.
+    pub const fn is_childs_doing(self) -> bool {
+        matches!(self, Self::Exited(_) | Self::Misbehaved(_))
+    }
+
+    /// What the client of a pending request is told.
+    pub fn explain(self) -> String {
+        match self {
+            Self::Exited(exit) => format!("the forgejo-mcp process ended ({exit}) before it answered"),
+            Self::Misbehaved(what) => format!("the forgejo-mcp process was stopped: {what}"),
+            Self::Stopped => "the forgejo-mcp process was stopped before it answered".to_owned(),
+            Self::SupervisorLost => "the supervisor of the forgejo-mcp process is gone; try again".to_owned(),
+        }
+    }
+}
+
+/// The bridge is closed; its outcome says why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the child is gone")]
+pub struct Closed;
+
+/// A request on its way: what the client gets, and the number to give it up by.
+#[derive(Debug)]
+pub struct Pending {
+    /// The broker's number of the request.
+    pub number: u64,
+    /// Ends after [`Event::Answer`] or [`Event::Cancelled`]; without either when the stream was dropped.
+    pub events: mpsc::Receiver<Event>,
+}
+
+/// A running child. Dropping the last handle stops it.
+#[derive(Debug)]
+pub struct Bridge {
+    shared: Arc<Shared>,
+    to_child: mpsc::Sender<Spliced>,
+    places: Arc<Semaphore>,
+    outcome: watch::Receiver<Option<Outcome>>,
+    /// The process, for the log and the operator only.
+    pub pid: u32,
+}
+
+struct Shared {
+    calls: Mutex<Calls>,
+    listener: Arc<Listener>,
+    redactor: Redactor,
+    stopper: Box<dyn Stopper>,
+    stop: CancellationToken,
+    tail: stderr::Tail,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Bridge {
+    /// Takes over a backend.
+    pub fn start(backend: Backend, token: &UpstreamToken, listener: Arc<Listener>, terms: &Terms) -> Self {
+        let Backend { stdin, stdout, stderr, ended, stopper, pid, .. } = backend;
+        let (to_child, from_clients) = mpsc::channel(TO_CHILD);
+        let (tell, outcome) = watch::channel(None);
+        let shared = Arc::new(Shared {
+            calls: Mutex::new(Calls::new(terms.first_number, Instant::now())),
+            listener,
+            redactor: Redactor::new(token),
+            stopper,
+            stop: CancellationToken::new(),
+            tail: stderr::Tail::default(),
+        });
+        let span = terms.span.clone();
+        tokio::spawn(write(stdin, from_clients, shared.stop.clone()).instrument(span.clone()));
+        let errors = tokio::spawn(stderr::drain(stderr, Arc::clone(&shared)).instrument(span.clone()));
+        let reader = Reader { shared: Arc::clone(&shared), to_child: to_child.downgrade() };
+        tokio::spawn(reader.keep(stdout, ended, errors, terms.max_line, tell).instrument(span));
+        Self { shared, to_child, places: Arc::new(Semaphore::new(MAX_IN_FLIGHT)), outcome, pid }
+    }
+
+    /// Sends a request; waits for a place among those in flight and for the child to read.
+    pub async fn request(&self, request: &Message, id: RawId, takes_notes: bool) -> Result<Pending, Closed> {
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| Closed)?;
+        // A place on the pipe first: once the request is in the table it is on the pipe too, whatever becomes of the
+        // caller in between.
+        let slot = self.to_child.reserve().await.map_err(|_| Closed)?;
+        let (to, events) = mpsc::channel(MAX_STREAM_BACKLOG);
+        let (number, line) = {
+            let mut calls = self.shared.calls.lock();
+            if self.outcome.borrow().is_some() {
+                return Err(Closed);
+            }
+            calls.enter(request, id, Entry { to, takes_notes, place }, Instant::now())
+        };
+        slot.send(line);
+        Ok(Pending { number, events })
+    }
+
+    /// Sends a client's notification. A cancellation is renumbered; one that names nothing in flight goes nowhere.
+    pub async fn notify(&self, notification: &Message) -> Result<(), Closed> {
+        let line = if notification.method() == Some("notifications/cancelled") {
+            match self.shared.calls.lock().cancel(notification) {
+                Some(line) => line,
+                None => return Ok(()),
+            }
+        } else {
+            Spliced::whole(notification.text().clone())
+        };
+        self.to_child.send(line).await.map_err(|_| Closed)
+    }
+
+    /// Sends a client's answer to a request of the child; `false` where the child asked nothing of the kind.
+    pub async fn answer(&self, response: &Message) -> Result<bool, Closed> {
+        let line = self.shared.calls.lock().answer(response);
+        match line {
+            Some(line) => self.to_child.send(line).await.map(|()| true).map_err(|_| Closed),
+            None => Ok(false),
+        }
+    }
+
+    /// Gives up on a request and tells the child so.
+    pub fn abandon(&self, number: u64, why: &'static str) {
+        let line = self.shared.calls.lock().abandon(number, why);
+        if let Some(line) = line {
+            // A child that does not read is not told; the answer it may still give is dropped.
+            let _ = self.to_child.try_send(line);
+        }
+    }
+
+    /// Gives up on all requests older than `deadline`.
+    pub fn expire(&self, deadline: Duration) {
+        for line in self.shared.calls.lock().expire(deadline, Instant::now()) {
+            let _ = self.to_child.try_send(line);
+        }
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> usize {
+        self.shared.calls.lock().in_flight()
+    }
+
+    /// Since when nothing has been in flight; `None` while something is.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let calls = self.shared.calls.lock();
+        (calls.in_flight() == 0).then(|| calls.touched())
+    }
+
+    /// Closes the child's standard input and begins its stop ladder.
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
+
+    /// Resolves when the child is gone.
+    pub async fn ended(&self) -> Outcome {
+        let mut outcome = self.outcome.clone();
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.unwrap_or(Outcome::SupervisorLost),
+            Err(_) => Outcome::SupervisorLost,
+        }
+    }
+
+    /// The end of what the child wrote on standard error, redacted.
+    pub fn last_words(&self) -> String {
+        self.shared.tail.text()
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+impl Shared {
+    fn stop(&self) {
+        if !self.stop.is_cancelled() {
+            self.stop.cancel();
+            self.stopper.stop();
+        }
+    }
+}
+
+/// Writes lines until told to stop; then closes the pipe by dropping it.
+async fn write(mut stdin: WriteEnd, mut lines: mpsc::Receiver<Spliced>, stop: CancellationToken) {
+    loop {
+        let line = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            line = lines.recv() => match line {
+                Some(line) => line,
+                None => return,
+            },
+        };
+        let written = tokio::select! {
+            biased;
+            // A child that does not read must not keep its own stop from beginning.
+            () = stop.cancelled() => return,
+            written = write_line(&mut stdin, line) => written,
+        };
+        if let Err(error) = written {
+            // The reader sees the end of the output and tells the clients.
+            debug!(error = %error, "the child does not read its input any more");
+            return;
+        }
+    }
+}
+
+async fn write_line(stdin: &mut WriteEnd, line: Spliced) -> std::io::Result<()> {
+    if line.len() < JOIN_BELOW {
+        let mut joined = Vec::with_capacity(line.len() + 1);
+        for part in line.into_parts() {
+            joined.extend_from_slice(&part);
+        }
+        joined.push(b'\n');
+        return stdin.write_all(&joined).await;
+    }
+    for part in line.into_parts() {
+        stdin.write_all(&part).await?;
+    }
+    stdin.write_all(b"\n").await
+}
+
+struct Reader {
+    shared: Arc<Shared>,
+    /// Weak, so that the writer ends when the clients' side is gone.
+    to_child: mpsc::WeakSender<Spliced>,
+}
+
+impl Reader {
+    /// Reads the child until it is gone, then answers what is pending and tells the outcome, in this order.
+    async fn keep(
+        self,
+        stdout: ReadEnd,
+        mut ended: tokio::sync::oneshot::Receiver<Ended>,
+        errors: tokio::task::JoinHandle<()>,
+        max_line: usize,
+        tell: watch::Sender<Option<Outcome>>,
+    ) {
+        let mut lines = Lines::new(stdout, max_line, Overlong::Fail);
+        let mut exit = None;
+        let misbehaved = loop {
+            let line = tokio::select! {
+                biased;
+                line = lines.next() => line,
+                end = &mut ended => {
+                    exit = Some(end.unwrap_or(Ended::SupervisorLost));
+                    // What it wrote before it ended is in the pipe; a descendant may hold the pipe open for ever.
+                    let rest = async { while let Ok(Some(line)) = lines.next().await { self.route(line); } };
+                    let _ = timeout(LAST_WORDS, rest).await;
+                    break None;
+                }
+            };
+            match line {
+                Ok(Some(line)) => self.route(line),
+                Ok(None) => break Some("it closed its output"),
+                Err(LineError::TooLong(cap)) => {
+                    warn!(cap, reason = "line-too-long", "the child wrote a line beyond the cap and is stopped");
+                    break Some("it wrote a message beyond the size limit");
+                }
+                Err(error) => {
+                    warn!(error = %error, "the child's output cannot be read; it is stopped");
+                    break Some("its output could not be read");
+                }
+            }
+        };
+        let asked = self.shared.stop.is_cancelled();
+        if exit.is_none() {
+            exit = timeout(LAST_WORDS, &mut ended).await.ok().map(|end| end.unwrap_or(Ended::SupervisorLost));
+        }
+        // Its standard error explains the end; it is read out first, but not waited for without bound.
+        let _ = timeout(LAST_WORDS, errors).await;
+        let outcome = match (asked, exit, misbehaved) {
+            (true, _, _) => Outcome::Stopped,
+            (false, Some(Ended::SupervisorLost), _) => Outcome::SupervisorLost,
+            (false, Some(Ended::Exit(exit)), None | Some("it closed its output")) => Outcome::Exited(exit),
+            (false, _, Some(what)) => Outcome::Misbehaved(what),
+            (false, None, None) => Outcome::Misbehaved("it closed its output"),
+        };
+        self.shared.stop();
+        let failed = {
+            // Under the lock, so that no request enters the table after it was emptied.
+            let mut calls = self.shared.calls.lock();
+            tell.send_replace(Some(outcome));
+            calls.fail_all(&outcome.explain())
+        };
+        info!(outcome = ?outcome, failed_requests = failed, "child ended");
+    }
+
+    fn route(&self, line: Bytes) {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        let line = self.shared.redactor.clean(line);
+        let route = self.shared.calls.lock().from_child(line, Instant::now());
+        match route {
+            Route::Delivered => {}
+            Route::Listener(message) => self.shared.listener.send(message),
+            Route::Child(message) => {
+                if let Some(to_child) = self.to_child.upgrade() {
+                    // Not awaited: a child that floods pings without reading must not stop its own reader.
+                    let _ = to_child.try_send(message);
+                }
+            }
+            Route::Dropped(reason) => debug!(reason, "a message of the child was dropped"),
+        }
+    }
+}

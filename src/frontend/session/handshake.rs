@@ -1,0 +1,134 @@
+//! `initialize` with a fresh child: the client's own when a session opens, the recorded one when a child replaces
+//! another.
+//!
+//! The client of a session never sees that its child is a new one: the recorded parameters are replayed, and only
+//! what differs from the recorded answer is worth a word.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::bridge::Bridge;
+use super::calls::Event;
+use super::listener::Listener;
+use super::registry::SessionError;
+use crate::frontend::jsonrpc::{Message, Spliced};
+
+/// What a child answered to `initialize`.
+#[derive(Debug)]
+pub(super) struct Answered {
+    /// The whole message, with the id of the request.
+    pub(super) text: Spliced,
+    /// The `result`, if it was none of the errors.
+    pub(super) welcome: Option<Welcome>,
+}
+
+/// A successful answer.
+#[derive(Debug)]
+pub(super) struct Welcome {
+    /// The version that the child chose.
+    pub(super) version: String,
+    /// The whole `result`, for the record.
+    pub(super) result: String,
+}
+
+/// Sends `initialize` and waits for the answer, at most `limit`.
+pub(super) async fn initialize(bridge: &Bridge, request: &Message, limit: Duration) -> Result<Answered, SessionError> {
+    let Some(id) = request.id().cloned() else { return Err(SessionError::start_failed("initialize has no id", "")) };
+    let exchange = async {
+        let mut pending = bridge.request(request, id, false).await.ok()?;
+        while let Some(event) = pending.events.recv().await {
+            if let Event::Answer(text) = event {
+                return Some(text);
+            }
+        }
+        None
+    };
+    let Ok(answer) = timeout(limit, exchange).await else {
+        return Err(SessionError::start_failed("it did not answer initialize in time", &bridge.last_words()));
+    };
+    // A child that died is answered for by the bridge; that error is not the child's own.
+    let died = async { bridge.ended().await };
+    let Some(text) = answer else {
+        return Err(SessionError::start_failed(&died.await.explain(), &bridge.last_words()));
+    };
+    if let Ok(outcome) = timeout(Duration::ZERO, died).await {
+        return Err(SessionError::start_failed(&outcome.explain(), &bridge.last_words()));
+    }
+    let welcome = welcome(text.to_bytes());
+    Ok(Answered { text, welcome })
+}
+
+fn welcome(answer: Bytes) -> Option<Welcome> {
+    #[derive(Deserialize)]
+    struct Chosen {
+        #[serde(rename = "protocolVersion")]
+        version: String,
+    }
+    let message = Message::parse(answer).ok()?;
+    let result = message.result()?;
+    let chosen: Chosen = serde_json::from_str(result).ok()?;
+    Some(Welcome { version: chosen.version, result: result.to_owned() })
+}
+
+/// Replays a recorded handshake with a fresh child and tells the client, where it listens, what has changed.
+pub(super) async fn replay(
+    bridge: &Bridge,
+    params: &str,
+    recorded: &str,
+    listener: &Listener,
+    limit: Duration,
+) -> Result<(), SessionError> {
+    let request = format!(r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{params}}}"#);
+    let request = Message::parse(request.into())
+        .map_err(|_| SessionError::start_failed("the recorded initialize is damaged", ""))?;
+    let answered = initialize(bridge, &request, limit).await?;
+    let Some(welcome) = answered.welcome else {
+        return Err(SessionError::start_failed("it refused the recorded initialize", &bridge.last_words()));
+    };
+    let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+    if let Ok(initialized) = Message::parse(initialized) {
+        // A child that is gone already is noticed by the request that waits for it.
+        let _ = bridge.notify(&initialized).await;
+    }
+    for list in changed_lists(recorded, &welcome.result) {
+        let text = format!(r#"{{"jsonrpc":"2.0","method":"notifications/{list}/list_changed"}}"#);
+        listener.send(Spliced::whole(text.into()));
+    }
+    Ok(())
+}
+
+/// The lists whose capability differs between two `initialize` results; logs what differs.
+fn changed_lists(recorded: &str, now: &str) -> Vec<&'static str> {
+    let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
+    let (recorded, now) = (parse(recorded), parse(now));
+    let version = |result: &Value| result.get("protocolVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (was, is) = (version(&recorded), version(&now));
+    if was != is {
+        warn!(reason = "protocol-version-changed", was, is, "a restarted child speaks another protocol version");
+    }
+    let (before, after) = (recorded.get("capabilities"), now.get("capabilities"));
+    if before == after {
+        return Vec::new();
+    }
+    warn!(reason = "capabilities-changed", "a restarted child has other capabilities");
+    let of = |all: Option<&Value>, list: &str| all.and_then(|all| all.get(list)).cloned();
+    ["tools", "prompts", "resources"].into_iter().filter(|list| of(before, list) != of(after, list)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lists_whose_capability_changed_are_announced() {
+        let before = r#"{"capabilities":{"tools":{"listChanged":true},"resources":{}}}"#;
+        let after = r#"{"capabilities":{"tools":{"listChanged":true},"prompts":{}}}"#;
+        assert_eq!(changed_lists(before, after), ["prompts", "resources"]);
+        assert!(changed_lists(before, before).is_empty());
+    }
+}

@@ -1,0 +1,173 @@
+//! The children of sessions: started in turn, watched until they are gone, started again on demand.
+
+use std::sync::Arc;
+
+use rand::Rng;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::{error, info, info_span, warn};
+
+use super::{Child, Inner, Place, Principal, Registry, Session, SessionError};
+use crate::frontend::session::bridge::{Bridge, Terms};
+use crate::frontend::session::listener::Listener;
+use crate::frontend::session::places::Full;
+use crate::frontend::session::spawner::Order;
+use crate::frontend::session::{handshake, id};
+
+/// A child that runs and has said nothing yet.
+pub(super) struct Started {
+    pub(super) bridge: Arc<Bridge>,
+    pub(super) place: Place,
+}
+
+impl Registry {
+    /// Starts a child for a user, when it is their turn and there is room.
+    pub(super) async fn start(&self, principal: &Principal, listener: Arc<Listener>) -> Result<Started, SessionError> {
+        let inner = &self.0;
+        if inner.closing.is_cancelled() {
+            return Err(SessionError::ShuttingDown);
+        }
+        let _turn = inner.turns.wait(principal.tenant).await.map_err(|_| SessionError::StartsWaiting)?;
+        let place = self.child_place(principal).await?;
+        let order =
+            Order { tenant: principal.tenant, label: principal.login.clone(), token: principal.upstream.clone() };
+        let spawned = timeout(inner.policy.start_timeout, inner.spawner.spawn(order)).await;
+        let backend = match spawned {
+            Ok(backend) => backend.map_err(SessionError::Spawn)?,
+            Err(_) => return Err(SessionError::start_failed("the supervisor did not start it in time", "")),
+        };
+        let span = info_span!(
+            "child", tenant = %principal.tenant, login = %principal.login, grant = %principal.grant,
+            child_pid = backend.pid, uid = backend.uid
+        );
+        let terms = Terms {
+            max_line: inner.policy.max_line,
+            // Below 2^48, so that no JSON reader loses digits; far from the numbers of an earlier child.
+            first_number: u64::from(rand::rng().next_u32()) << 16,
+            span,
+        };
+        let bridge = Arc::new(Bridge::start(backend, &principal.upstream, listener, &terms));
+        Ok(Started { bridge, place })
+    }
+
+    /// A place for one more child. A user at their cap loses their own longest-idle child; at the cap on all, the
+    /// longest-idle child of anybody goes. Only children go, never sessions.
+    async fn child_place(&self, principal: &Principal) -> Result<Place, SessionError> {
+        let inner = &self.0;
+        let full = match inner.child_places.take(principal.tenant) {
+            Ok(place) => return Ok(place),
+            Err(full) => full,
+        };
+        let error = match full {
+            Full::User => SessionError::ChildrenOfUser,
+            Full::Total => SessionError::ChildrenTotal,
+        };
+        let Some((session, bridge)) = inner.longest_idle_child(principal, full) else { return Err(error) };
+        if session.chill(&bridge) {
+            info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "made-room", "child stopped");
+            bridge.stop();
+        }
+        drop(bridge);
+        // Its place is free when it is gone, which the stop ladder bounds.
+        let place = timeout(inner.policy.start_timeout, inner.child_places.wait(principal.tenant)).await;
+        place.map_err(|_| error)
+    }
+
+    /// The child that serves the session: the running one, or a new one that has been through the recorded
+    /// handshake. Of many callers one starts it, in a task of its own, and all wait for it.
+    pub async fn bridge(&self, session: &Arc<Session>, principal: &Principal) -> Result<Arc<Bridge>, SessionError> {
+        let mut outcome = {
+            let mut child = session.child.lock();
+            match &*child {
+                Child::Live(bridge) => return Ok(Arc::clone(bridge)),
+                Child::Ended => return Err(SessionError::Unknown),
+                Child::Starting(outcome) => outcome.clone(),
+                Child::Cold => {
+                    let (tell, outcome) = watch::channel(None);
+                    *child = Child::Starting(outcome.clone());
+                    let (registry, session, principal) = (self.clone(), Arc::clone(session), principal.clone());
+                    self.0.tasks.spawn(async move {
+                        let woken = registry.wake(&session, &principal).await;
+                        tell.send_replace(Some(woken));
+                    });
+                    outcome
+                }
+            }
+        };
+        let woken = outcome.wait_for(Option::is_some).await.map_err(|_| SessionError::ShuttingDown)?;
+        woken.clone().unwrap_or(Err(SessionError::ShuttingDown))
+    }
+
+    /// Starts a child for a session that has none and puts it in place, unless the session has ended meanwhile.
+    async fn wake(&self, session: &Arc<Session>, principal: &Principal) -> Result<Arc<Bridge>, SessionError> {
+        let started = self.replayed(session, principal).await;
+        let mut child = session.child.lock();
+        if matches!(*child, Child::Ended) {
+            return Err(SessionError::Unknown);
+        }
+        match started {
+            Ok(Started { bridge, place }) => {
+                *child = Child::Live(Arc::clone(&bridge));
+                drop(child);
+                self.watch(session, Arc::clone(&bridge), place);
+                Ok(bridge)
+            }
+            Err(error) => {
+                *child = Child::Cold;
+                drop(child);
+                warn!(session = %id::tag(&session.digest), tenant = %session.tenant, error = %error, "no child for a session");
+                Err(error)
+            }
+        }
+    }
+
+    /// A child that has been through the recorded handshake.
+    pub(super) async fn replayed(&self, session: &Session, principal: &Principal) -> Result<Started, SessionError> {
+        let record = self.0.records.find(&session.digest).await.map_err(|e| {
+            error!(error = %e, "a session's record could not be read");
+            SessionError::Storage
+        })?;
+        let record = record.ok_or(SessionError::Unknown)?;
+        let started = self.start(principal, Arc::clone(&session.listener)).await?;
+        let limit = self.0.policy.start_timeout;
+        handshake::replay(&started.bridge, &record.initialize, &record.answer, &session.listener, limit).await?;
+        Ok(started)
+    }
+
+    /// Watches a child until it is gone; its place is given back then, and not before.
+    pub(super) fn watch(&self, session: &Arc<Session>, bridge: Arc<Bridge>, place: Place) {
+        let (registry, session) = (self.clone(), Arc::clone(session));
+        self.0.tasks.spawn(async move {
+            let outcome = bridge.ended().await;
+            let served = session.chill(&bridge);
+            drop(bridge);
+            drop(place);
+            if served && outcome.is_childs_doing() && !registry.0.policy.respawn {
+                registry.end(&session, "child-ended");
+            }
+        });
+    }
+
+    /// Stops the session's child and keeps the session.
+    pub(super) fn stop_child(session: &Session, bridge: &Arc<Bridge>, reason: &'static str) {
+        if session.chill(bridge) {
+            info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason, "child stopped");
+            bridge.stop();
+        }
+    }
+}
+
+impl Inner {
+    /// The child that has been without requests for longest, of the user or of anybody.
+    fn longest_idle_child(&self, principal: &Principal, full: Full) -> Option<(Arc<super::Session>, Arc<Bridge>)> {
+        let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
+        let candidates =
+            sessions.into_iter().filter(|session| full == Full::Total || session.tenant == principal.tenant);
+        let idle = candidates.filter_map(|session| {
+            let bridge = session.live()?;
+            let since = bridge.idle_since()?;
+            Some((since, session, bridge))
+        });
+        idle.min_by_key(|(since, ..)| *since).map(|(_, session, bridge)| (session, bridge))
+    }
+}

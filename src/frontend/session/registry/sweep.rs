@@ -1,0 +1,43 @@
+//! The reaper: what has been idle for too long goes, children first, sessions much later.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::error;
+
+use super::{Registry, Session};
+
+impl Registry {
+    /// One sweep. Requests in flight and running answers count as activity; an open stream of the session alone does
+    /// not. Late requests are given up here too, so that an abandoned one does not keep a child alive for ever.
+    pub async fn sweep(&self) {
+        let (policy, now) = (&self.0.policy, self.0.clock.now());
+        let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();
+        for session in &sessions {
+            if let Some(bridge) = session.live() {
+                bridge.expire(policy.request_timeout);
+                let idle = bridge.idle_since().map(|since| Instant::now().saturating_duration_since(since));
+                if idle.is_some_and(|idle| idle >= policy.child_idle) {
+                    Self::stop_child(session, &bridge, "child-idle");
+                }
+            }
+            if !session.is_busy() && now.since(session.last_used()) >= policy.session_idle {
+                self.end(session, "session-idle");
+            }
+        }
+        self.save_uses().await;
+    }
+
+    /// Writes when sessions were last used, all at once.
+    pub(super) async fn save_uses(&self) {
+        let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();
+        let uses: Vec<_> =
+            sessions.iter().filter_map(|session| Some((session.digest, session.unsaved_use()?))).collect();
+        if uses.is_empty() {
+            return;
+        }
+        if let Err(error) = self.0.records.touch(&uses).await {
+            error!(error = %error, "the last use of sessions could not be stored");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Grants, their access tokens, and the upstream credential behind each.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Store, StoreError};
+use crate::clock::UnixTime;
+use crate::frontend::principal::{GrantId, Scopes};
+use crate::frontend::token::TokenHash;
+use crate::frontend::vault::Sealed;
+use crate::ipc::message::{Label, TenantId};
+
+/// A grant that was just given, with its first token.
+#[derive(Debug)]
+pub struct NewGrant {
+    /// Names it from now on.
+    pub grant: GrantId,
+    /// The client it is given to.
+    pub client_id: String,
+    /// Who gives it.
+    pub tenant: TenantId,
+    /// Their login now.
+    pub login: Label,
+    /// What it allows.
+    pub scopes: Scopes,
+    /// Names the upstream credential; the text that sealed it.
+    pub credential_id: String,
+    /// The user's Forgejo token.
+    pub credential: Sealed,
+    /// The access token.
+    pub token: TokenHash,
+    /// Now.
+    pub created_at: UnixTime,
+    /// Of the access token.
+    pub expires_at: UnixTime,
+}
+
+/// An access token and all that stands behind it.
+#[derive(Debug)]
+pub struct TokenRow {
+    /// Its grant.
+    pub grant: GrantId,
+    /// The grant's client.
+    pub client_id: String,
+    /// The grant's user.
+    pub tenant: TenantId,
+    /// Their login.
+    pub login: Label,
+    /// What the grant allows.
+    pub scopes: Scopes,
+    /// Names the credential.
+    pub credential_id: String,
+    /// The credential.
+    pub credential: Sealed,
+    /// When the token ends.
+    pub expires_at: UnixTime,
+    /// Whether the grant was revoked.
+    pub revoked: bool,
+}
+
+/// A grant as the operator sees it.
+#[derive(Debug)]
+pub struct Grant {
+    /// Names it.
+    pub grant: GrantId,
+    /// Its client.
+    pub client_id: String,
+    /// Its user's login.
+    pub login: Label,
+    /// What it allows.
+    pub scopes: Scopes,
+    /// When it was given.
+    pub created_at: UnixTime,
+    /// When it was last used, as far as that was written.
+    pub last_used_at: Option<UnixTime>,
+    /// When the last of its tokens ends.
+    pub expires_at: Option<UnixTime>,
+    /// When it was revoked.
+    pub revoked_at: Option<UnixTime>,
+}
+
+impl Store {
+    /// Writes a grant with its user, client, credential and token, all or none.
+    pub async fn insert_grant(&self, new: &NewGrant) -> Result<(), StoreError> {
+        let failed = || StoreError::query("storing a grant");
+        let tenant = i64::try_from(new.tenant.get()).map_err(|_| StoreError::Damaged("storing a grant"))?;
+        let now = new.created_at.secs();
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        let statements = [
+            sqlx::query(
+                "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
+                 ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at",
+            )
+            .bind(tenant)
+            .bind(new.login.as_str())
+            .bind(now),
+            sqlx::query(
+                "INSERT INTO clients (client_id, name, created_at) VALUES ($1, $1, $2) ON CONFLICT (client_id) DO NOTHING",
+            )
+            .bind(&new.client_id)
+            .bind(now),
+            sqlx::query(
+                "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, updated_at) \
+                 VALUES ($1, $2, 'pat', $3, $4, $5)",
+            )
+            .bind(&new.credential_id)
+            .bind(tenant)
+            .bind(&new.credential.key_id)
+            .bind(&new.credential.bytes)
+            .bind(now),
+            sqlx::query(
+                "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(new.grant.as_str())
+            .bind(&new.client_id)
+            .bind(tenant)
+            .bind(&new.credential_id)
+            .bind(new.scopes.as_str())
+            .bind(now),
+            sqlx::query("INSERT INTO access_tokens (token_hash, grant_id, created_at, expires_at) VALUES ($1, $2, $3, $4)")
+                .bind(new.token.0.as_slice())
+                .bind(new.grant.as_str())
+                .bind(now)
+                .bind(new.expires_at.secs()),
+        ];
+        for statement in statements {
+            statement.execute(&mut *transaction).await.map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+
+    /// What stands behind a token.
+    pub async fn find_token(&self, token: &TokenHash) -> Result<Option<TokenRow>, StoreError> {
+        let row = sqlx::query(
+            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
+             c.access_sealed, t.expires_at FROM access_tokens t JOIN grants g ON g.id = t.grant_id \
+             JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id \
+             WHERE t.token_hash = $1",
+        )
+        .bind(token.0.as_slice())
+        .fetch_optional(&self.0)
+        .await
+        .map_err(StoreError::query("reading a token"))?;
+        row.as_ref().map(token_row).transpose()
+    }
+
+    /// All grants, the newest first.
+    pub async fn grants(&self) -> Result<Vec<Grant>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.created_at, g.last_used_at, g.revoked_at, u.login, \
+             (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id) AS expires_at \
+             FROM grants g JOIN users u ON u.tenant = g.tenant ORDER BY g.created_at DESC, g.id",
+        )
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query("reading the grants"))?;
+        rows.iter().map(grant).collect()
+    }
+
+    /// Revokes a grant; whether it was there and not revoked.
+    pub async fn revoke_grant(&self, grant: &GrantId, reason: &'static str, now: UnixTime) -> Result<bool, StoreError> {
+        let done =
+            sqlx::query("UPDATE grants SET revoked_at = $1, revoked_reason = $2 WHERE id = $3 AND revoked_at IS NULL")
+                .bind(now.secs())
+                .bind(reason)
+                .bind(grant.as_str())
+                .execute(&self.0)
+                .await
+                .map_err(StoreError::query("revoking a grant"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Writes when grants were last used, all or none.
+    pub async fn touch_grants(&self, uses: &[(GrantId, UnixTime)]) -> Result<(), StoreError> {
+        let failed = || StoreError::query("storing the last use of grants");
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        for (grant, at) in uses {
+            sqlx::query("UPDATE grants SET last_used_at = $1 WHERE id = $2")
+                .bind(at.secs())
+                .bind(grant.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+}
+
+const READING: &str = "reading a grant";
+
+fn text(row: &SqliteRow, name: &str) -> Result<String, StoreError> {
+    row.try_get(name).map_err(StoreError::query(READING))
+}
+
+fn time(row: &SqliteRow, name: &str) -> Result<Option<UnixTime>, StoreError> {
+    let secs: Option<i64> = row.try_get(name).map_err(StoreError::query(READING))?;
+    Ok(secs.map(UnixTime::from_secs))
+}
+
+fn login(row: &SqliteRow) -> Result<Label, StoreError> {
+    Label::parse(text(row, "login")?).map_err(|_| StoreError::Damaged(READING))
+}
+
+fn token_row(row: &SqliteRow) -> Result<TokenRow, StoreError> {
+    let tenant: i64 = row.try_get("tenant").map_err(StoreError::query(READING))?;
+    let tenant = u64::try_from(tenant).ok().and_then(|id| TenantId::new(id).ok());
+    let bytes = row.try_get("access_sealed").map_err(StoreError::query(READING))?;
+    Ok(TokenRow {
+        grant: GrantId::new(text(row, "id")?),
+        client_id: text(row, "client_id")?,
+        tenant: tenant.ok_or(StoreError::Damaged(READING))?,
+        login: login(row)?,
+        scopes: Scopes::parse(&text(row, "scopes")?),
+        credential_id: text(row, "credential_id")?,
+        credential: Sealed { key_id: text(row, "key_id")?, bytes },
+        expires_at: time(row, "expires_at")?.ok_or(StoreError::Damaged(READING))?,
+        revoked: time(row, "revoked_at")?.is_some(),
+    })
+}
+
+fn grant(row: &SqliteRow) -> Result<Grant, StoreError> {
+    Ok(Grant {
+        grant: GrantId::new(text(row, "id")?),
+        client_id: text(row, "client_id")?,
+        login: login(row)?,
+        scopes: Scopes::parse(&text(row, "scopes")?),
+        created_at: time(row, "created_at")?.ok_or(StoreError::Damaged(READING))?,
+        last_used_at: time(row, "last_used_at")?,
+        expires_at: time(row, "expires_at")?,
+        revoked_at: time(row, "revoked_at")?,
+    })
+}

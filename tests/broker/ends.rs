@@ -1,0 +1,125 @@
+//! Every request is answered exactly once, however its child ends.
+
+use axum::http::StatusCode;
+use forgejo_mcp_broker::frontend::principal::Principal;
+use forgejo_mcp_broker::ipc::message::Exit;
+use serde_json::json;
+use std::time::Duration;
+
+use crate::desk::{Desk, body, call, caller, initialize, policy};
+
+/// Asks until the session is unknown; each other answer shows that its end is still on the way.
+pub(crate) async fn until_unknown(desk: &Desk, caller: &Principal, id: &str) {
+    while desk.registry.find(id, caller).is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_crashes_answers_every_pending_request_with_its_own_id_and_ends_the_session() {
+    let mut desk = Desk::new(policy()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = desk.open(&alice).await;
+    let number = desk.posting(&alice, Some(&id), call(7, "a"));
+    let text = desk.posting(&alice, Some(&id), call("7", "b"));
+    child.hears().await.expect("one");
+    child.hears().await.expect("the other");
+    child.ends(Exit::Signal(9));
+    for (calling, own) in [(number, json!(7)), (text, json!("7"))] {
+        let response = calling.await.expect("no panic");
+        assert_eq!(response.status(), StatusCode::OK);
+        let answer = body(response).await;
+        assert_eq!(answer["id"], own);
+        assert!(answer["error"]["message"].as_str().expect("a message").contains("signal 9"));
+    }
+    until_unknown(&desk, &alice, &id).await;
+    assert_eq!(desk.registry.counts(), (0, 0));
+}
+
+#[tokio::test]
+async fn what_a_child_said_before_it_ended_is_not_lost() {
+    let mut desk = Desk::new(policy()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = desk.open(&alice).await;
+    let calling = desk.posting(&alice, Some(&id), call(1, "last"));
+    child.answers(json!({"last": "words"})).await;
+    child.ends(Exit::Code(0));
+    assert_eq!(body(calling.await.expect("no panic")).await["result"]["last"], "words");
+}
+
+#[tokio::test]
+async fn a_line_beyond_the_cap_stops_the_child() {
+    let mut policy = policy();
+    policy.max_line = 1000;
+    let mut desk = Desk::new(policy).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = desk.open(&alice).await;
+    let calling = desk.posting(&alice, Some(&id), call(1, "big"));
+    child.hears().await.expect("the call");
+    child.says_raw(&"x".repeat(2000)).await;
+    child.is_stopped().await;
+    assert!(
+        body(calling.await.expect("no panic")).await["error"]["message"].as_str().expect("text").contains("size limit")
+    );
+    until_unknown(&desk, &alice, &id).await;
+}
+
+#[tokio::test]
+async fn a_lost_supervisor_fails_what_is_pending_and_keeps_the_session() {
+    let mut desk = Desk::new(policy()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = desk.open(&alice).await;
+    let calling = desk.posting(&alice, Some(&id), call(1, "x"));
+    child.hears().await.expect("the call");
+    child.loses_the_supervisor();
+    assert!(body(calling.await.expect("no panic")).await["error"].is_object());
+    let again = desk.posting(&alice, Some(&id), call(2, "x"));
+    let mut next = desk.child().await;
+    next.welcomes().await;
+    next.hears().await.expect("initialized");
+    next.answers(json!({"back": true})).await;
+    assert_eq!(body(again.await.expect("no panic")).await["result"]["back"], true);
+}
+
+#[tokio::test]
+async fn shutdown_lets_requests_finish_stops_every_child_and_keeps_the_records() {
+    let mut desk = Desk::new(policy()).await;
+    let alice = caller(1, "g1");
+    let (id, mut busy) = desk.open(&alice).await;
+    let (_, mut idle) = desk.open(&alice).await;
+    let calling = desk.posting(&alice, Some(&id), call(1, "x"));
+    let heard = busy.hears().await.expect("the call");
+    let registry = desk.registry.clone();
+    let stopping = tokio::spawn(async move { registry.shut_down(Duration::from_secs(30)).await });
+    busy.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {"done": true}})).await;
+    assert_eq!(body(calling.await.expect("no panic")).await["result"]["done"], true);
+    busy.is_stopped().await;
+    idle.is_stopped().await;
+    stopping.await.expect("no panic");
+    assert_eq!(desk.registry.counts().1, 0);
+    assert_eq!(desk.post(&alice, None, initialize()).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    let mut after = Desk::over(policy(), desk.records.clone()).await;
+    let again = after.posting(&alice, Some(&id), call(2, "x"));
+    let mut next = after.child().await;
+    assert_eq!(next.welcomes().await["params"], initialize()["params"], "the recorded initialize");
+    next.hears().await.expect("initialized");
+    next.answers(json!({})).await;
+    assert_eq!(again.await.expect("no panic").status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_answers_what_does_not_finish_in_time_with_an_error() {
+    let mut desk = Desk::new(policy()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = desk.open(&alice).await;
+    let calling = desk.posting(&alice, Some(&id), call("slow", "x"));
+    child.hears().await.expect("the call");
+    let registry = desk.registry.clone();
+    let stopping = tokio::spawn(async move { registry.shut_down(Duration::from_secs(3)).await });
+    child.is_stopped().await;
+    let answer = body(calling.await.expect("no panic")).await;
+    assert_eq!(answer["id"], "slow");
+    assert!(answer["error"].is_object());
+    stopping.await.expect("no panic");
+}
