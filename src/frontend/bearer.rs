@@ -274,6 +274,8 @@ where
         Box::pin(async move {
             match principals.authenticate(request.headers()).await {
                 Ok(principal) => {
+                    // Nothing behind this layer has a use for the token.
+                    request.headers_mut().remove(AUTHORIZATION);
                     request.extensions_mut().insert(principal);
                     inner.call(request).await
                 }

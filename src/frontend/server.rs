@@ -154,8 +154,8 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
     let connections = accept::Connections::new(config.max_connections);
     let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
-    lifecycle::ready();
     info!(listen = %address, public_url = %config.public_url, "ready");
+    lifecycle::ready();
 
     stop.asked().await;
     lifecycle::stopping();

@@ -16,6 +16,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
     UnixCredentials, accept4, bind, connect, getsockopt, listen, recvmsg, sendmsg, socket, socketpair, sockopt,
 };
+use nix::unistd::geteuid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
@@ -192,9 +193,9 @@ impl Listener {
         Ok(Self { socket: register(fd)?, path: None })
     }
 
-    /// Binds `path` with the given mode, replacing what a dead predecessor left there. The socket appears under its
-    /// name only when it is ready: it is bound under another and renamed.
-    pub fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
+    /// Binds `path` for one user, who alone may connect (mode 0600), replacing what a dead predecessor left there. The
+    /// socket appears under its name only when it is ready: it is bound under another and renamed.
+    pub fn bind(path: &Path, owner: u32) -> Result<Self, SocketError> {
         use std::os::unix::fs::PermissionsExt;
         let mut fresh = path.as_os_str().to_owned();
         fresh.push(".new");
@@ -204,8 +205,12 @@ impl Listener {
         let address = UnixAddr::new(&fresh).map_err(SocketError::system("naming the socket"))?;
         bind(fd.as_raw_fd(), &address).map_err(SocketError::system("bind"))?;
         listen(&fd, Backlog::MAXCONN).map_err(SocketError::system("listen"))?;
-        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode))
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))
             .map_err(|e| SocketError::System("chmod", e))?;
+        // Only root can give a file away; anybody else is the broker's user themselves.
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&fresh, Some(owner), None).map_err(|e| SocketError::System("chown", e))?;
+        }
         std::fs::rename(&fresh, path).map_err(|e| SocketError::System("rename", e))?;
         Ok(Self { socket: register(fd)?, path: Some(path.to_owned()) })
     }

@@ -29,8 +29,6 @@ use crate::limits::MAX_QUEUED_REPLIES;
 const EVENTS: usize = 64;
 /// When a uid that was not clean is looked at again.
 const CLEAN_AGAIN: Duration = Duration::from_secs(2);
-/// The mode of a socket that is bound here; under systemd the socket unit says it.
-const SOCKET_MODE: u32 = 0o600;
 /// `MESSAGE_ID` of a refusal in the journal (journal-fields: systemd.journal-fields(7)).
 const REFUSED: &str = "5f8d3a0e9c1b4e7f8a2d6c4b1e90f753";
 /// `MESSAGE_ID` of a closed connection.
@@ -89,7 +87,7 @@ async fn serve(
     listen: Option<PathBuf>,
     stop: Stop,
 ) -> Result<(), ServerError> {
-    let listener = listener(&mut inherited, listen)?;
+    let listener = listener(&mut inherited, listen, config.broker)?;
     let (sender, mut events) = mpsc::channel(EVENTS);
     let mut server = Server::prepare(config, sender)?;
     let signals = tokio::task::spawn_local(stop.clone().on_signals());
@@ -121,12 +119,12 @@ async fn serve(
     Ok(())
 }
 
-fn listener(inherited: &mut ListenFd, path: Option<PathBuf>) -> Result<Listener, ServerError> {
+fn listener(inherited: &mut ListenFd, path: Option<PathBuf>, broker: u32) -> Result<Listener, ServerError> {
     let hint = "a SOCK_SEQPACKET socket (ListenSequentialPacket=)";
     let socket = inherited.take_custom(0, libc::AF_UNIX, libc::SOCK_SEQPACKET, hint).map_err(ServerError::Inherited)?;
     match (socket, path) {
         (Some(socket), _) => Ok(Listener::adopt(socket)?),
-        (None, Some(path)) => Ok(Listener::bind(&path, SOCKET_MODE)?),
+        (None, Some(path)) => Ok(Listener::bind(&path, broker)?),
         (None, None) => Err(ServerError::NoSocket),
     }
 }

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
+use futures_util::StreamExt;
 use serde_json::json;
 
 use crate::bridging::next_event;
@@ -78,7 +79,6 @@ async fn what_belongs_to_no_request_goes_to_the_sessions_own_stream() {
     // A second stream replaces the first.
     let second = desk.send(&alice, listen()).await;
     assert_eq!(second.status(), StatusCode::OK);
-    use futures_util::StreamExt;
     assert!(stream.next().await.is_none(), "the first has ended");
     desk.registry.end_grant(&alice.grant, "test");
     assert!(events(second).await.is_empty(), "and the second ends with the session");

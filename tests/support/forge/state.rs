@@ -1,0 +1,351 @@
+//! What the stub forge remembers: users, tokens, applications, grants, and how it is told to misbehave.
+//!
+//! Nothing here is secure or means to be: passwords lie in the open, "bcrypt" is `==`, and the tokens' signatures only
+//! look like RS256. What is kept faithfully is the order of events: counters, expiry, reuse.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use forgejo_mcp_broker::clock::{Clock, UnixTime};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+
+/// Seconds an access token lives unless told otherwise: Forgejo's `ACCESS_TOKEN_EXPIRATION_TIME`.
+const ACCESS_TTL: i64 = 3600;
+/// Seconds a refresh token lives: Forgejo's 730 hours.
+const REFRESH_TTL: i64 = 730 * 3600;
+
+/// One forge. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub(crate) struct Forge {
+    inner: Arc<Mutex<State>>,
+    changed: Arc<Notify>,
+}
+
+/// Everything behind the lock.
+pub(crate) struct State {
+    /// The time, on which expiry depends; moved by [`State::advance`].
+    clock: Clock,
+    advanced: i64,
+    /// The root URL without a trailing slash: issuer, avatars, links.
+    pub(crate) root: String,
+    pub(crate) users: Vec<User>,
+    pub(crate) tokens: HashMap<String, PersonalToken>,
+    pub(crate) apps: Vec<App>,
+    pub(crate) grants: Vec<Grant>,
+    pub(crate) codes: HashMap<String, Code>,
+    /// Browser sessions: cookie to user id.
+    pub(crate) sessions: HashMap<String, i64>,
+    pub(crate) issues: Vec<Issue>,
+    pub(crate) mode: Mode,
+    pub(crate) requests: Vec<Seen>,
+    serial: u64,
+}
+
+/// A user. `id` never changes, the rest can.
+pub(crate) struct User {
+    pub(crate) id: i64,
+    pub(crate) login: String,
+    pub(crate) password: String,
+    pub(crate) admin: bool,
+    pub(crate) active: bool,
+    pub(crate) prohibit_login: bool,
+}
+
+impl User {
+    /// Why the API refuses this user, if it does. OAuth endpoints never ask.
+    pub(crate) fn locked(&self) -> bool {
+        !self.active || self.prohibit_login
+    }
+}
+
+/// A personal access token.
+pub(crate) struct PersonalToken {
+    pub(crate) user: i64,
+    pub(crate) scopes: String,
+}
+
+/// An OAuth application.
+pub(crate) struct App {
+    pub(crate) id: i64,
+    pub(crate) owner: i64,
+    pub(crate) name: String,
+    pub(crate) client_id: String,
+    pub(crate) secret: String,
+    pub(crate) confidential: bool,
+    pub(crate) redirects: Vec<String>,
+}
+
+/// What a user granted an application: at most one per (user, application), with one counter for all its tokens.
+pub(crate) struct Grant {
+    pub(crate) id: i64,
+    pub(crate) user: i64,
+    pub(crate) app: i64,
+    /// Fixed by the first authorisation.
+    pub(crate) scope: String,
+    pub(crate) nonce: String,
+    /// Raised by every code exchange and every refresh; a refresh token is good only at its own value.
+    pub(crate) counter: i64,
+}
+
+/// An authorisation code, good once and for ever.
+pub(crate) struct Code {
+    pub(crate) grant: i64,
+    pub(crate) redirect_uri: String,
+    pub(crate) challenge: String,
+    pub(crate) method: String,
+}
+
+/// An issue somebody filed through the API.
+pub(crate) struct Issue {
+    pub(crate) repo: String,
+    pub(crate) number: i64,
+    pub(crate) title: String,
+    pub(crate) author: String,
+}
+
+/// How the forge misbehaves. Everything but `/stub/` is subject to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Mode {
+    /// Accept requests and never answer until the mode changes.
+    pub(crate) hang: bool,
+    /// Answer every request with this status.
+    pub(crate) fail: Option<u16>,
+    /// Let the token endpoint do its work, counter and all, and then close without an answer.
+    pub(crate) lose_answer: bool,
+    /// Seconds a new access token lives.
+    pub(crate) access_ttl: Option<i64>,
+}
+
+/// One request as `/stub/requests` tells it: no header, no body, no query.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// The login whose token came along, if it was a good one.
+    pub(crate) user: Option<String>,
+}
+
+/// The claims of Forgejo's OAuth tokens.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Claims {
+    pub(crate) gnt: i64,
+    /// 0 access, 1 refresh.
+    pub(crate) tt: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cnt: Option<i64>,
+    pub(crate) exp: i64,
+    pub(crate) iat: i64,
+}
+
+impl Forge {
+    /// A forge without users, on the given clock. `root` is set by whoever binds its listener.
+    pub(crate) fn new(clock: Clock) -> Self {
+        let state = State {
+            clock,
+            advanced: 0,
+            root: String::new(),
+            users: Vec::new(),
+            tokens: HashMap::new(),
+            apps: Vec::new(),
+            grants: Vec::new(),
+            codes: HashMap::new(),
+            sessions: HashMap::new(),
+            issues: Vec::new(),
+            mode: Mode::default(),
+            requests: Vec::new(),
+            serial: 0,
+        };
+        Self { inner: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()) }
+    }
+
+    /// Runs `work` alone with the state.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.inner.lock())
+    }
+
+    /// Puts a new mode in force and wakes the requests that hang.
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        self.inner.lock().mode = mode;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits for as long as the mode says to hang.
+    pub(crate) async fn unhung(&self) {
+        loop {
+            // Made before the look, so that a change between the look and the wait is not missed.
+            let changed = self.changed.notified();
+            if !self.inner.lock().mode.hang {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl State {
+    /// The forge's time in seconds.
+    pub(crate) fn now(&self) -> i64 {
+        UnixTime::secs(self.clock.now()).saturating_add(self.advanced)
+    }
+
+    /// Moves this forge's time on; the clock it was given stays.
+    pub(crate) fn advance(&mut self, span: Duration) {
+        self.advanced = self.advanced.saturating_add(i64::try_from(span.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// A word nobody had before: unique, and the same from run to run.
+    pub(crate) fn fresh(&mut self, prefix: &str) -> String {
+        self.serial += 1;
+        let digest = Sha256::digest(format!("{}{prefix}{}", self.root, self.serial).as_bytes());
+        format!("{prefix}{}", hex(digest.get(..20).unwrap_or_default()))
+    }
+
+    /// Adds a user. The first id is 1.
+    pub(crate) fn add_user(&mut self, login: &str, password: &str, admin: bool) -> i64 {
+        let id = self.users.last().map_or(1, |user| user.id + 1);
+        let (login, password) = (login.to_owned(), password.to_owned());
+        self.users.push(User { id, login, password, admin, active: true, prohibit_login: false });
+        id
+    }
+
+    /// Adds a personal access token with space-separated scopes; none means all.
+    pub(crate) fn add_token(&mut self, login: &str, scopes: &str) -> Option<String> {
+        let user = self.user_by_login(login)?.id;
+        let token = self.fresh("");
+        self.tokens.insert(token.clone(), PersonalToken { user, scopes: effective(scopes) });
+        Some(token)
+    }
+
+    /// Registers an application and gives back its id.
+    pub(crate) fn add_app(&mut self, owner: i64, name: &str, confidential: bool, redirects: Vec<String>) -> i64 {
+        let id = self.apps.last().map_or(1, |app| app.id + 1);
+        let word = self.fresh("");
+        let client_id =
+            [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| word.get(range).unwrap_or_default()).join("-");
+        let secret = self.fresh("gto_");
+        self.apps.push(App { id, owner, name: name.to_owned(), client_id, secret, confidential, redirects });
+        id
+    }
+
+    /// Purges a user: tokens, sessions, applications and grants go too.
+    pub(crate) fn remove_user(&mut self, id: i64) {
+        self.users.retain(|user| user.id != id);
+        self.tokens.retain(|_, token| token.user != id);
+        self.sessions.retain(|_, user| *user != id);
+        self.grants.retain(|grant| grant.user != id);
+        self.apps.retain(|app| app.owner != id);
+    }
+
+    pub(crate) fn user(&self, id: i64) -> Option<&User> {
+        self.users.iter().find(|user| user.id == id)
+    }
+
+    pub(crate) fn user_by_login(&self, login: &str) -> Option<&User> {
+        self.users.iter().find(|user| user.login.eq_ignore_ascii_case(login))
+    }
+
+    pub(crate) fn app(&self, id: i64) -> Option<&App> {
+        self.apps.iter().find(|app| app.id == id)
+    }
+
+    pub(crate) fn app_by_client(&self, client_id: &str) -> Option<&App> {
+        self.apps.iter().find(|app| app.client_id == client_id)
+    }
+
+    pub(crate) fn grant(&mut self, id: i64) -> Option<&mut Grant> {
+        self.grants.iter_mut().find(|grant| grant.id == id)
+    }
+
+    /// Raises the grant's counter and writes the token answer, keys in Forgejo's order, newline at the end.
+    pub(crate) fn issue_pair(&mut self, grant: i64) -> Option<String> {
+        let now = self.now();
+        let exp = self.mode.access_ttl.unwrap_or(ACCESS_TTL);
+        let root = self.root.clone();
+        let held = self.grant(grant)?;
+        held.counter += 1;
+        let (user, app, counter, nonce) = (held.user, held.app, held.counter, held.nonce.clone());
+        let openid = held.scope.split(' ').any(|scope| scope == "openid");
+        let access = sign(&root, &json!(Claims { gnt: grant, tt: 0, cnt: None, exp: now + exp, iat: now }));
+        let refresh =
+            sign(&root, &json!(Claims { gnt: grant, tt: 1, cnt: Some(counter), exp: now + REFRESH_TTL, iat: now }));
+        let id_token = if openid {
+            let aud = &self.app(app)?.client_id;
+            let login = &self.user(user)?.login;
+            let claims = json!({"iss": root, "sub": user.to_string(), "aud": [aud], "exp": now + exp, "iat": now,
+                "nonce": nonce, "name": login, "preferred_username": login});
+            format!(r#","id_token":"{}""#, sign(&root, &claims))
+        } else {
+            String::new()
+        };
+        Some(format!(
+            "{{\"access_token\":\"{access}\",\"token_type\":\"bearer\",\"expires_in\":{exp},\"refresh_token\":\"{refresh}\"{id_token}}}\n"
+        ))
+    }
+
+    /// The claims of one of our OAuth tokens, unless it is foreign or expired.
+    pub(crate) fn claims(&self, token: &str) -> Result<Claims, Unreadable> {
+        let payload = token.split('.').nth(1).ok_or(Unreadable::Malformed)?;
+        let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| Unreadable::Malformed)?;
+        let payload: Value = serde_json::from_slice(&payload).map_err(|_| Unreadable::Malformed)?;
+        if sign(&self.root, &payload) != token {
+            return Err(Unreadable::Malformed);
+        }
+        let claims: Claims = serde_json::from_value(payload).map_err(|_| Unreadable::Malformed)?;
+        if claims.exp <= self.now() { Err(Unreadable::Expired) } else { Ok(claims) }
+    }
+}
+
+/// Why an OAuth token cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    Malformed,
+    Expired,
+}
+
+/// A JWT whose signature has the size of RS256 and is made of hashes: the same claims give the same token.
+fn sign(root: &str, claims: &Value) -> String {
+    let head = URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256","kid":"stub","typ":"JWT"}"#);
+    let body = URL_SAFE_NO_PAD.encode(claims.to_string());
+    let mut signature = Vec::with_capacity(256);
+    for block in 0_u8..8 {
+        signature.extend_from_slice(&Sha256::digest(format!("{root}{block}{head}.{body}").as_bytes()));
+    }
+    format!("{head}.{body}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+/// The scopes that count: the valid ones that are not OIDC's; `all` where none is left.
+pub(crate) fn effective(asked: &str) -> String {
+    const GROUPS: [&str; 9] =
+        ["activitypub", "admin", "misc", "notification", "organization", "package", "issue", "repository", "user"];
+    let valid = |scope: &&str| {
+        *scope == "all"
+            || *scope == "public-only"
+            || scope
+                .split_once(':')
+                .is_some_and(|(right, group)| ["read", "write"].contains(&right) && GROUPS.contains(&group))
+    };
+    let kept: Vec<&str> = asked.split(' ').filter(valid).collect();
+    if kept.is_empty() { "all".to_owned() } else { kept.join(" ") }
+}
+
+/// Whether effective `scopes` hold `needed` (`read:user`); write includes read.
+pub(crate) fn allows(scopes: &str, needed: &str) -> bool {
+    scopes.split(' ').any(|scope| {
+        scope == "all"
+            || scope == needed
+            || scope.strip_prefix("write:").is_some_and(|group| needed.strip_prefix("read:") == Some(group))
+    })
+}
+
+/// Bytes in lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |word, byte| word + &format!("{byte:02x}"))
+}

@@ -1,0 +1,257 @@
+//! The quickstart's second half, after `packaging/quickstart` has built everything: sets the stage, runs a session for
+//! each user, shows what runs as whom, and stays.
+
+#![expect(clippy::print_stdout, reason = "this program talks to a person")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::{Value, json};
+
+#[path = "session.rs"]
+#[expect(dead_code, reason = "shared with the end-to-end tests")]
+mod session;
+#[path = "stage.rs"]
+#[expect(dead_code, reason = "shared with the end-to-end tests")]
+mod stage;
+
+use session::{Result, Session};
+use stage::{Program, Setting, Stage};
+
+/// What `packaging/quickstart` hands on.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Where the programs were built.
+    #[arg(long)]
+    binaries: PathBuf,
+    /// Where everything goes.
+    #[arg(long)]
+    dir: PathBuf,
+    /// The child.
+    #[arg(long)]
+    child: PathBuf,
+    /// An existing Forgejo.
+    #[arg(long)]
+    forgejo: Option<String>,
+    /// Forgejo tokens, one a line.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: String,
+    #[arg(long, value_delimiter = ',', default_value = "alice,bob")]
+    users: Vec<String>,
+    #[arg(long)]
+    config: Option<PathBuf>,
+    #[arg(long)]
+    once: bool,
+}
+
+struct User {
+    login: String,
+    token: String,
+    session: Session,
+    pid: u32,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(options)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "quickstart: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<()> {
+    let _ = fs::remove_dir_all(&options.dir);
+    let mut setting = Setting::new(&options.binaries, &options.dir, Program::real(&options.child));
+    setting.listen.clone_from(&options.listen);
+    setting.forgejo = options.forgejo.as_ref().map(|url| url.trim_end_matches('/').to_owned());
+    if let Some(file) = &options.config {
+        (setting.broker, setting.supervisor) = split(file)?;
+    }
+    if setting.privileged && !stage::others_may_enter(&options.child) {
+        println!("   {} lies where only you may go, so no other uid could start it:", options.child.display());
+        println!("   running WITHOUT isolation, as without root");
+        setting.privileged = false;
+    }
+    match &setting.forgejo {
+        Some(url) => println!("-- Forgejo: {url}"),
+        None => {
+            println!("-- Forgejo: a demo forge on this machine. It is the tests' stub of Forgejo's API, not Forgejo");
+        }
+    }
+    println!("-- starting supervisor and broker");
+    let privileged = setting.privileged;
+    let stage = Stage::set(setting)?;
+    if !privileged {
+        println!("   NOT ISOLATED: without root all children run under your own uid and can read each other's tokens");
+    }
+    let mut users = Vec::new();
+    for (login, forgejo_token) in forgejo_users(&stage, &options).await? {
+        let token = stage.broker_token(&login, &forgejo_token, &["--client", "quickstart"])?;
+        let before: Vec<u32> = stage.children().iter().map(|child| child.pid).collect();
+        let session = Session::open(&stage.url, &token).await?;
+        let pid = stage.children().into_iter().map(|child| child.pid).find(|pid| !before.contains(pid));
+        users.push(User { login, token, session, pid: pid.unwrap_or_default() });
+    }
+    println!("-- one session and one process a user; the same tools, each with its own user's answers");
+    show_calls(&mut users).await?;
+    println!("-- what runs");
+    print!("{}", table(&stage, &users));
+    let env = options.dir.join("env");
+    write_env(&env, &stage, &users)?;
+    if let Some(first) = users.first() {
+        println!("-- add it to an MCP client, for example as {} (tokens of all users: {})", first.login, env.display());
+        println!(
+            "   claude mcp add --transport http forgejo {}/mcp --header \"Authorization: Bearer {}\"",
+            stage.url, first.token
+        );
+    }
+    if options.once {
+        println!("-- done (--once)");
+    } else {
+        println!("-- running; Ctrl-C ends it");
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = term.recv() => {}
+        }
+        println!("\n-- stopping");
+    }
+    for user in &users {
+        user.session.end().await?;
+    }
+    drop(stage);
+    Ok(())
+}
+
+/// `[broker]` and `[supervisor]` of one file, for each program its own.
+fn split(file: &Path) -> Result<(String, String)> {
+    let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let mut table: toml::Table = text.parse().map_err(|e| format!("{}: {e}", file.display()))?;
+    let mut take = |key: &str| match table.remove(key) {
+        Some(toml::Value::Table(inner)) => inner,
+        _ => toml::Table::new(),
+    };
+    let (broker, supervisor) = (take("broker"), take("supervisor"));
+    if let Some(key) = table.keys().next() {
+        return Err(format!("{}: {key}: must be below [broker] or [supervisor]", file.display()).into());
+    }
+    Ok((toml_text(&broker), toml_text(&supervisor)))
+}
+
+/// A table as TOML: plain values first, then tables.
+fn toml_text(table: &toml::Table) -> String {
+    fn write(out: &mut String, path: &str, table: &toml::Table) {
+        for (key, value) in table.iter().filter(|(_, value)| !value.is_table()) {
+            let _ = writeln!(out, "{key:?} = {value}");
+        }
+        for (key, value) in table {
+            if let toml::Value::Table(inner) = value {
+                let path = if path.is_empty() { format!("{key:?}") } else { format!("{path}.{key:?}") };
+                let _ = writeln!(out, "[{path}]");
+                write(out, &path, inner);
+            }
+        }
+    }
+    let mut out = String::new();
+    write(&mut out, "", table);
+    out
+}
+
+/// Logins and Forgejo tokens: of the demo forge, or of the file, whose tokens say whose they are.
+async fn forgejo_users(stage: &Stage, options: &Options) -> Result<Vec<(String, String)>> {
+    if options.forgejo.is_none() {
+        return options.users.iter().map(|login| Ok((login.clone(), stage.forge_token(login)?))).collect();
+    }
+    let file = options.token_file.as_ref().ok_or("--forgejo needs --token-file FILE with one Forgejo token a line")?;
+    let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let mut users = Vec::new();
+    for token in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let answer = session::http().get(format!("{}/api/v1/user", stage.forgejo)).bearer_auth(token).send().await?;
+        if !answer.status().is_success() {
+            return Err(format!("{}: Forgejo does not accept a token: {}", file.display(), answer.status()).into());
+        }
+        let user: Value = serde_json::from_str(&answer.text().await?)?;
+        let login = user.get("login").and_then(Value::as_str).ok_or("Forgejo's answer is no user")?;
+        users.push((login.to_owned(), token.to_owned()));
+    }
+    if users.is_empty() { Err(format!("{}: holds no token", file.display()).into()) } else { Ok(users) }
+}
+
+/// Calls real tools for each user. Which ones there are depends on the child.
+async fn show_calls(users: &mut [User]) -> Result<()> {
+    let mut answers: Vec<String> = Vec::new();
+    for user in users.iter_mut() {
+        let tools = user.session.tools().await?;
+        println!("   {}: {} tools", user.login, tools.len());
+        let mut answered = String::new();
+        for tool in ["whoami", "get_my_user_info", "list_my_repos"] {
+            if tools.iter().any(|name| name == tool) {
+                let text = user.session.text(tool, json!({})).await?;
+                println!("   {}: {tool} -> {}", user.login, shortened(&text));
+                answered.push_str(&text);
+            }
+        }
+        if !answered.contains(&user.login) {
+            return Err(format!("the answers for {} do not name them: {answered}", user.login).into());
+        }
+        if answers.contains(&answered) {
+            return Err("two users got the same answers".into());
+        }
+        answers.push(answered);
+    }
+    Ok(())
+}
+
+fn shortened(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.chars().count() > 150 { line.chars().take(150).chain(['…']).collect() } else { line }
+}
+
+fn table(stage: &Stage, users: &[User]) -> String {
+    let mut out = String::new();
+    let row = |out: &mut String, cells: [&str; 8]| {
+        let [pid, uid, what, user, files, procs, data, cage] = cells;
+        let _ = writeln!(out, "   {pid:>8} {uid:>6} {what:<12} {user:<12} {files:>6} {procs:>6} {data:>11} {cage}");
+    };
+    row(&mut out, ["PID", "UID", "PROCESS", "USER", "FILES", "PROCS", "DATA", "CAGE"]);
+    let programs = [&stage.supervisor, &stage.broker];
+    let all = stage::processes();
+    for running in programs.into_iter().flatten() {
+        if let Some(process) = all.iter().find(|process| process.pid == running.pid()) {
+            let (pid, uid) = (process.pid.to_string(), process.uid().to_string());
+            row(&mut out, [&pid, &uid, running.name, "-", "", "", "", ""]);
+        }
+    }
+    for child in stage.children() {
+        let login = users.iter().find(|user| user.pid == child.pid).map_or("?", |user| user.login.as_str());
+        let limit = |name: &str| child.limit(name).1;
+        let (pid, uid) = (child.pid.to_string(), child.uid().to_string());
+        let (files, procs, data) = (limit("Max open files"), limit("Max processes"), limit("Max data size"));
+        let cage = format!("no_new_privs={} seccomp={}", child.field("NoNewPrivs"), child.field("Seccomp"));
+        row(&mut out, [&pid, &uid, "forgejo-mcp", login, &files, &procs, &data, &cage]);
+    }
+    out
+}
+
+fn write_env(file: &Path, stage: &Stage, users: &[User]) -> Result<()> {
+    let mut text = format!("URL={}/mcp\nFORGEJO_URL={}\n", stage.url, stage.forgejo);
+    for user in users {
+        let name: String =
+            user.login.to_ascii_uppercase().chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+        let _ = writeln!(text, "TOKEN_{name}={}", user.token);
+    }
+    let mut open = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file)?;
+    Ok(open.write_all(text.as_bytes())?)
+}

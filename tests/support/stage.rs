@@ -1,0 +1,430 @@
+//! The real programs on one stage: stub forge, supervisor and broker as processes of their own, for end-to-end tests
+//! and the quickstart.
+//!
+//! Everything lives below one directory and is gone when the stage is dropped. As root the supervisor is privileged
+//! and the broker runs under a uid of its own, as on a real host; otherwise `--unprivileged` is passed and said.
+//! Whoever includes this file may use a part of it only.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+/// The broker's uid on the stage: just below the children's range, so nobody's.
+pub(crate) const BROKER_UID: u32 = 73_727;
+/// How long a program may take to say that it is ready.
+const READY: Duration = Duration::from_secs(30);
+
+/// What went wrong on the stage, for a person.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// The child that the supervisor is to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    /// `forgejo-mcp`, `forgejo-mcp-rs` or `custom`.
+    pub(crate) profile: &'static str,
+    pub(crate) path: PathBuf,
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Program {
+    /// A real child by its path; its name says which preset fits.
+    pub(crate) fn real(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let profile = if name.contains("mcp-rs") { "forgejo-mcp-rs" } else { "forgejo-mcp" };
+        Self { profile, path: path.to_owned(), arguments: Vec::new() }
+    }
+
+    /// The stand-in, which takes its token as goern's program does.
+    pub(crate) fn stand_in(path: &Path, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|&a| a.to_owned()).collect();
+        Self { profile: "forgejo-mcp", path: path.to_owned(), arguments }
+    }
+
+    fn toml(&self) -> String {
+        let arguments: Vec<String> = self.arguments.iter().map(|a| format!("{a:?}")).collect();
+        let (profile, path, arguments) = (self.profile, self.path.display(), arguments.join(", "));
+        format!("[child]\nprofile = \"{profile}\"\nprogram = \"{path}\"\narguments = [{arguments}]\n")
+    }
+}
+
+/// How the stage is to be set.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    /// Where the programs are.
+    pub(crate) binaries: PathBuf,
+    /// An empty or missing directory.
+    pub(crate) dir: PathBuf,
+    pub(crate) child: Program,
+    /// An existing Forgejo; else the stub is started.
+    pub(crate) forgejo: Option<String>,
+    pub(crate) listen: String,
+    /// TOML laid over the supervisor's own configuration.
+    pub(crate) supervisor: String,
+    /// TOML laid over the broker's own configuration.
+    pub(crate) broker: String,
+    /// Whether to run as on a real host, with uids.
+    pub(crate) privileged: bool,
+    /// The first of the sixteen uids of the children; stages that run at once need their own, because a supervisor
+    /// kills whatever runs under its uids when it starts.
+    pub(crate) first_uid: u32,
+}
+
+impl Setting {
+    pub(crate) fn new(binaries: &Path, dir: &Path, child: Program) -> Self {
+        let (binaries, dir) = (binaries.to_owned(), dir.to_owned());
+        let listen = "127.0.0.1:0".to_owned();
+        let privileged = geteuid().is_root();
+        Self {
+            binaries,
+            dir,
+            child,
+            forgejo: None,
+            listen,
+            supervisor: String::new(),
+            broker: String::new(),
+            privileged,
+            first_uid: 73_728,
+        }
+    }
+}
+
+/// One program, killed when dropped. Its output is in a file.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) name: &'static str,
+    pub(crate) log: PathBuf,
+    child: Child,
+}
+
+impl Running {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// Asks for an orderly end and waits for it.
+    pub(crate) fn stop(&mut self) -> io::Result<ExitStatus> {
+        self.signal(Signal::SIGTERM);
+        self.child.wait()
+    }
+
+    pub(crate) fn output(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _ = self.stop();
+        }
+    }
+}
+
+/// The programs, in the order in which they end.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) broker: Option<Running>,
+    pub(crate) supervisor: Option<Running>,
+    pub(crate) forge: Option<Running>,
+    /// Of Forgejo.
+    pub(crate) forgejo: String,
+    /// Of the broker, such as `http://127.0.0.1:4321`.
+    pub(crate) url: String,
+    pub(crate) setting: Setting,
+    /// Holds the sockets where the directory's own path is too long for one.
+    sockets: PathBuf,
+    short: Option<tempfile::TempDir>,
+}
+
+impl Stage {
+    pub(crate) fn set(setting: Setting) -> Result<Self> {
+        fs::create_dir_all(&setting.dir)?;
+        // A socket's path has at most 107 bytes (unix(7)).
+        let (sockets, short) = if setting.dir.as_os_str().len() <= 70 {
+            (setting.dir.clone(), None)
+        } else {
+            let short = tempfile::Builder::new().prefix("fmb").tempdir()?;
+            fs::set_permissions(short.path(), fs::Permissions::from_mode(0o755))?;
+            (short.path().to_owned(), Some(short))
+        };
+        let broker_dirs = [setting.dir.join("broker"), sockets.join("admin")];
+        for dir in &broker_dirs {
+            fs::create_dir_all(dir)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+            if setting.privileged {
+                chown(dir, Some(BROKER_UID), Some(BROKER_UID))?;
+            }
+        }
+        let url = String::new();
+        let forgejo = setting.forgejo.clone().unwrap_or_default();
+        let mut stage = Self { broker: None, supervisor: None, forge: None, forgejo, url, setting, sockets, short };
+        if stage.setting.forgejo.is_none() {
+            stage.start_forge()?;
+        }
+        stage.start_supervisor()?;
+        stage.start_broker()?;
+        Ok(stage)
+    }
+
+    fn start_forge(&mut self) -> Result<()> {
+        let log = self.setting.dir.join("forge.log");
+        let program = self.setting.binaries.join("examples/stub-forgejo");
+        let mut command = Command::new(program);
+        command.stdout(Stdio::piped()).stderr(File::create(&log)?).stdin(Stdio::null());
+        let mut child = die_with_us(&mut command).spawn()?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        self.forge = Some(Running { name: "the demo forge", log, child });
+        let url = line.trim().strip_prefix("LISTENING ").ok_or("the demo forge did not start")?;
+        url.clone_into(&mut self.forgejo);
+        Ok(())
+    }
+
+    pub(crate) fn start_supervisor(&mut self) -> Result<()> {
+        let broker = if self.setting.privileged { BROKER_UID } else { geteuid().as_raw() };
+        let uids = self.setting.first_uid;
+        let own = format!(
+            "broker_user = {broker}\n[uids]\nfirst = {uids}\ncount = 16\n[forgejo]\nurl = \"{}\"\n{}",
+            self.forgejo,
+            self.setting.child.toml()
+        );
+        let files = self.configure("supervisor", &own, &self.setting.supervisor)?;
+        let mut command = Command::new(self.setting.binaries.join("forgejo-mcp-supervisor"));
+        command.args(files).arg("--listen").arg(self.socket());
+        if !self.setting.privileged {
+            command.arg("--unprivileged");
+        }
+        self.supervisor = Some(self.start("supervisor", &mut command)?);
+        Ok(())
+    }
+
+    pub(crate) fn start_broker(&mut self) -> Result<()> {
+        let (socket, admin) = (self.socket(), self.admin());
+        let database = self.setting.dir.join("broker/broker.db");
+        let own = format!(
+            "public_url = \"http://{}\"\nlisten = \"{}\"\n[forgejo]\nurl = \"{}\"\n[supervisor]\nsocket = \"{}\"\n\
+             [store]\npath = \"{}\"\n[admin]\nsocket = \"{}\"\n",
+            self.setting.listen,
+            self.setting.listen,
+            self.forgejo,
+            socket.display(),
+            database.display(),
+            admin.display()
+        );
+        let files = self.configure("broker", &own, &self.setting.broker)?;
+        let mut command = Command::new(self.setting.binaries.join("forgejo-mcp-broker"));
+        command.args(files);
+        if self.setting.privileged {
+            command.uid(BROKER_UID).gid(BROKER_UID);
+        }
+        let broker = self.start("broker", &mut command)?;
+        let output = broker.output();
+        let listen = output.split("listen=").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let listen = listen.ok_or("the broker did not say where it listens")?;
+        self.url = format!("http://{listen}");
+        // The next start takes the same address: clients do not look for a new one.
+        listen.clone_into(&mut self.setting.listen);
+        self.broker = Some(broker);
+        Ok(())
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.sockets.join("supervisor.sock")
+    }
+
+    pub(crate) fn admin(&self) -> PathBuf {
+        self.sockets.join("admin/admin.sock")
+    }
+
+    /// Writes the configuration files; the arguments that name them.
+    fn configure(&self, name: &str, own: &str, over: &str) -> Result<Vec<String>> {
+        let mut arguments = Vec::new();
+        for (file, text) in [(format!("{name}.toml"), own), (format!("{name}-extra.toml"), over)] {
+            let path = self.setting.dir.join(file);
+            fs::write(&path, text)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+            arguments.extend(["--config".to_owned(), path.display().to_string()]);
+        }
+        Ok(arguments)
+    }
+
+    /// Starts a program and waits until it says that it is ready, or dies.
+    fn start(&self, name: &'static str, command: &mut Command) -> Result<Running> {
+        let log = self.setting.dir.join(format!("{name}.log"));
+        let notify = self.sockets.join(format!("{name}.notify"));
+        let _ = fs::remove_file(&notify);
+        let ready = UnixDatagram::bind(&notify)?;
+        fs::set_permissions(&notify, fs::Permissions::from_mode(0o666))?;
+        let output = File::options().create(true).append(true).open(&log)?;
+        command.env("NOTIFY_SOCKET", &notify).env_remove("JOURNAL_STREAM").env("NO_COLOR", "1");
+        command.stdout(output.try_clone()?).stderr(output).stdin(Stdio::null());
+        let child = die_with_us(command).spawn()?;
+        let mut running = Running { name, log, child };
+        let deadline = std::time::Instant::now() + READY;
+        // Short waits, so that a program that dies is noticed; datagrams tell of readiness, not of death.
+        ready.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let mut said = [0; 256];
+        loop {
+            match ready.recv(&mut said) {
+                Ok(length) if said.get(..length).is_some_and(|said| said.starts_with(b"READY=1")) => break,
+                _ if running.child.try_wait()?.is_some() => {
+                    return Err(format!("the {name} did not start:\n{}", running.output()).into());
+                }
+                _ if std::time::Instant::now() > deadline => {
+                    return Err(format!("the {name} is not ready after {READY:?}:\n{}", running.output()).into());
+                }
+                _ => {}
+            }
+        }
+        fs::remove_file(&notify)?;
+        Ok(running)
+    }
+
+    /// A Forgejo token of the stub's for a user, who is made if missing.
+    pub(crate) fn forge_token(&self, login: &str) -> Result<String> {
+        self.stub("/stub/users", &format!(r#"{{"login":"{login}"}}"#))?;
+        let scopes = "write:user write:repository write:issue write:organization write:notification";
+        let answer = self.stub("/stub/tokens", &format!(r#"{{"login":"{login}","scopes":"{scopes}"}}"#))?;
+        let answer: serde_json::Value = serde_json::from_str(&answer)?;
+        Ok(answer.get("token").and_then(|token| token.as_str()).ok_or("the stub gave no token")?.to_owned())
+    }
+
+    /// Pulls one of the stub's strings: POST with a JSON body.
+    pub(crate) fn stub(&self, path: &str, body: &str) -> Result<String> {
+        self.pull("POST", path, body)
+    }
+
+    /// Takes something of the stub's away.
+    pub(crate) fn stub_delete(&self, path: &str) -> Result<String> {
+        self.pull("DELETE", path, "")
+    }
+
+    fn pull(&self, method: &str, path: &str, body: &str) -> Result<String> {
+        let address = self.forgejo.trim_start_matches("http://");
+        let mut stream = std::net::TcpStream::connect(address)?;
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+             connection: close\r\n\r\n{body}"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("the stub's answer broke off")?;
+        if head.starts_with("HTTP/1.1 2") { Ok(body.to_owned()) } else { Err(format!("{path}: {head}").into()) }
+    }
+
+    /// The operator's tool on this stage.
+    pub(crate) fn ctl(&self) -> Command {
+        let mut command = Command::new(self.setting.binaries.join("forgejo-mcp-brokerctl"));
+        command.arg("--socket").arg(self.admin());
+        command
+    }
+
+    /// The broker's token for a user, made from their Forgejo token.
+    pub(crate) fn broker_token(&self, login: &str, forgejo_token: &str, more: &[&str]) -> Result<String> {
+        let mut command = self.ctl();
+        command.args(["token", "create", "--user", login]).args(more);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            writeln!(stdin, "{forgejo_token}")?;
+        }
+        let output = child.wait_with_output()?;
+        if output.status.success() {
+            return Ok(String::from_utf8(output.stdout)?.trim().to_owned());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned().into())
+    }
+
+    /// The processes that the supervisor has started and that are still there.
+    pub(crate) fn children(&self) -> Vec<Process> {
+        let parent = self.supervisor.as_ref().map_or(0, Running::pid);
+        processes().into_iter().filter(|process| process.field("PPid") == parent.to_string()).collect()
+    }
+
+    /// All that the programs have written.
+    pub(crate) fn output(&self) -> String {
+        let running = [&self.broker, &self.supervisor, &self.forge];
+        running.into_iter().flatten().map(Running::output).collect()
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // In this order: the broker stops its children, the supervisor has nothing left to stop.
+        drop(self.broker.take());
+        drop(self.supervisor.take());
+        drop(self.forge.take());
+        drop(self.short.take());
+    }
+}
+
+/// A process as /proc shows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) status: String,
+}
+
+impl Process {
+    /// A line of /proc/PID/status, trimmed.
+    pub(crate) fn field(&self, name: &str) -> String {
+        let line = self.status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    pub(crate) fn uid(&self) -> u32 {
+        self.field("Uid").split(' ').next().and_then(|uid| uid.parse().ok()).unwrap_or_default()
+    }
+
+    pub(crate) fn file(&self, name: &str) -> Vec<u8> {
+        fs::read(format!("/proc/{}/{name}", self.pid)).unwrap_or_default()
+    }
+
+    /// Soft and hard limit of a line of /proc/PID/limits.
+    pub(crate) fn limit(&self, name: &str) -> (String, String) {
+        let limits = String::from_utf8_lossy(&self.file("limits")).into_owned();
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let mut words = line.split_whitespace().map(str::to_owned);
+        (words.next().unwrap_or_default(), words.next().unwrap_or_default())
+    }
+}
+
+/// Every process that can be seen, zombies aside.
+pub(crate) fn processes() -> Vec<Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let read = |pid: u32| Some(Process { pid, status: fs::read_to_string(format!("/proc/{pid}/status")).ok()? });
+    pids.filter_map(read).filter(|process| !process.field("State").starts_with('Z')).collect()
+}
+
+/// Whether somebody else may reach what is in `dir`: every directory above must let them through.
+pub(crate) fn others_may_enter(dir: &Path) -> bool {
+    dir.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.mode() & 0o001 != 0))
+}
+
+/// A test runner that is killed must not leave programs behind.
+fn die_with_us(command: &mut Command) -> &mut Command {
+    // A group of its own: Ctrl-C is for us, who then stop everything in order.
+    command.process_group(0)
+}
