@@ -1,80 +1,70 @@
-//! Starting and stopping as the service manager sees it. A leaf, used by both programs.
+//! The life of a service under systemd or by hand: signals, readiness, watchdog. A leaf that both programs use.
 //!
-//! The first SIGTERM or SIGINT asks for an orderly stop, the second ends the process at once. Readiness, stopping and
-//! the watchdog go to systemd (`sd_notify(3)`) where it listens.
+//! `NOTIFY_SOCKET` is trusted as whoever started the program set it (`sd_notify(3)`); without it nothing is told.
 
-use std::time::Duration;
+use std::io;
 
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The wish to stop; clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct Stop(CancellationToken);
+/// `EX_OK`.
+pub const EX_OK: u8 = 0;
+/// `EX_UNAVAILABLE` (sysexits.h): something that is needed is not there.
+pub const EX_UNAVAILABLE: u8 = 69;
+/// `EX_SOFTWARE`: something failed that should not.
+pub const EX_SOFTWARE: u8 = 70;
+/// `EX_OSERR`: the system refused something that is needed.
+pub const EX_OSERR: u8 = 71;
+/// `EX_NOPERM`: started without the rights that are needed.
+pub const EX_NOPERM: u8 = 77;
+/// `EX_CONFIG`: the configuration is wrong.
+pub const EX_CONFIG: u8 = 78;
 
-impl Stop {
-    /// Nobody wishes to stop yet.
-    pub fn new() -> Self {
-        Self::default()
+/// SIGTERM and SIGINT. The first asks for a drain, the second for an end at once; what that means is the caller's.
+#[derive(Debug)]
+pub struct StopSignals {
+    term: Signal,
+    int: Signal,
+}
+
+impl StopSignals {
+    /// Catches both from now on. Needs a running tokio runtime.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
-    /// Wishes to stop.
-    pub fn ask(&self) {
-        self.0.cancel();
-    }
-
-    /// Resolves when somebody wishes to stop.
-    pub async fn asked(&self) {
-        self.0.cancelled().await;
-    }
-
-    /// Asks for the stop on the first SIGTERM or SIGINT; resolves on the second.
-    ///
-    /// Errors where the handlers cannot be installed.
-    pub async fn on_signals(self) -> std::io::Result<()> {
-        let mut term = signal(SignalKind::terminate())?;
-        let mut int = signal(SignalKind::interrupt())?;
+    /// The next one's name. Safe to cancel.
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
         }
-        info!("stopping: a signal asks for it");
-        self.ask();
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        warn!("stopping at once: a second signal");
-        Ok(())
     }
 }
 
-/// Tells the service manager that the service is ready.
-pub fn ready() {
-    tell(&[NotifyState::Ready]);
+/// Tells systemd that the service is ready, and one line about it.
+pub fn ready(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// Tells the service manager that the service is stopping.
+/// Tells systemd that the service has begun to stop.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Tells the service manager, at half the interval that it asks for, that the runtime still turns. Never returns
-/// where a watchdog is wanted, and at once where none is.
+/// Tells systemd that the service still runs, twice in each `WatchdogSec=`; ends never. Runs in the program's main loop,
+/// so that a loop that hangs is noticed.
 pub async fn watchdog() {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
-    let mut ticks = tokio::time::interval((interval / 2).max(Duration::from_millis(1)));
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut every = tokio::time::interval((limit / 2).max(std::time::Duration::from_millis(1)));
     loop {
-        ticks.tick().await;
+        every.tick().await;
         tell(&[NotifyState::Watchdog]);
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
-    // Without a service manager there is nobody to tell; with one, a failure shows as a start timeout there.
-    if let Err(e) = sd_notify::notify(state) {
-        warn!(error = %e, "the service manager could not be told");
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager could not be told");
     }
 }

@@ -1,100 +1,230 @@
-//! The supervisor: the privileged half. One thread, four capabilities, no HTTP, no JSON, no SQL.
+//! The privileged half: starts and stops children, each user's under a uid of their own.
 //!
-//! It trusts its own root-owned configuration and the kernel. It trusts the broker for one thing only: which user a
-//! child is for, and that user's token, because the broker has that already. Everything else that the broker says is
-//! checked in [`core`], where all refusals live; nothing that a child says ever passes through this process.
-//!
-//! [`server`] is the loop, [`core`] decides, [`spawn`] forks, [`child`] follows one child to its end; [`uid`],
-//! [`rlimit`], [`cgroup`] and [`sandbox`] are what keeps children apart.
+//! It assumes that the broker is fully compromised. What it trusts is its own root-owned policy
+//! ([`config`]); what a frame can ask for is bounded by [`ipc::message`](crate::ipc::message), and every refusal is
+//! in [`core`]. It parses no HTTP, no JSON and no SQL, and has one thread: `fork` copies only the calling one, and a
+//! lock that another held would stay locked in the child. Hence no `tokio::fs` and no `spawn_blocking` here.
 
 pub mod cgroup;
-pub mod child;
+pub mod children;
 pub mod config;
-mod connection;
+pub mod connection;
 pub mod core;
+pub mod machine;
+pub mod profile;
 pub mod rlimit;
 pub mod sandbox;
-pub mod server;
 #[allow(unsafe_code, clippy::allow_attributes)]
 pub mod spawn;
+pub mod sweep;
 pub mod uid;
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tracing::{error, info};
+use nix::unistd::{Group, Uid};
 
-use crate::config_file::Section;
-use crate::{lifecycle, telemetry};
+use crate::ipc::message::Isolation;
+use crate::ipc::socket::{self, Listener};
+use crate::lifecycle::{self, EX_CONFIG, EX_NOPERM, EX_OK, EX_OSERR, EX_SOFTWARE, StopSignals};
+use crate::limits::MAX_SUPERVISOR_CONNECTIONS;
+use crate::supervisor::config::Config;
+use crate::supervisor::core::{Core, Event, Policy};
+use crate::supervisor::machine::{Machine, Setup};
+use crate::supervisor::uid::Pool;
+use crate::telemetry::message_id;
 
-/// Exit codes of sysexits.h.
-mod exit {
-    pub(super) const UNAVAILABLE: u8 = 69;
-    pub(super) const SOFTWARE: u8 = 70;
-    pub(super) const NOPERM: u8 = 77;
-    pub(super) const CONFIG: u8 = 78;
-}
-
-/// Starts isolated forgejo-mcp processes on behalf of forgejo-mcp-broker.
+/// Starts and stops the forgejo-mcp of each user for forgejo-mcp-broker, each under a uid of its own.
+///
+/// Takes its listening socket from systemd (`ListenSequentialPacket=`) or makes one with --listen. SIGTERM stops all
+/// children and ends it; a second one does so at once.
 #[derive(Debug, Parser)]
 #[command(name = "forgejo-mcp-supervisor", version)]
-pub struct Options {
-    /// Configuration file; may be repeated, later files are laid over earlier ones.
-    #[arg(long, value_name = "FILE", default_value = "/etc/forgejo-mcp-broker/supervisor.toml")]
+pub struct Args {
+    /// Configuration file; repeated, later ones are laid over earlier ones
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
     config: Vec<PathBuf>,
-    /// Listen on this path instead of a socket from the service manager (for development).
+    /// Listen at this path instead of on a socket from systemd
     #[arg(long, value_name = "PATH")]
     listen: Option<PathBuf>,
-    /// Run without root: children keep this process's uid and are NOT isolated from each other.
+    /// Group of the socket made by --listen, by name or number; it may then connect
+    #[arg(long, value_name = "GROUP", requires = "listen")]
+    listen_group: Option<String>,
+    /// File mode of the socket made by --listen, octal; default 0600, with --listen-group 0660
+    #[arg(long, value_name = "MODE", requires = "listen", value_parser = octal)]
+    listen_mode: Option<u32>,
+    /// Run without root: children keep this user's uid and are not isolated from each other
     #[arg(long)]
     unprivileged: bool,
-    /// Check the configuration and exit.
+    /// Check the configuration and exit: 0 if it is good, 78 if not
     #[arg(long)]
     check: bool,
 }
 
-/// `main` of the supervisor.
-pub fn main() -> ExitCode {
-    let options = Options::parse();
-    telemetry::init();
-    // Before any descriptor is opened: the sockets of the service manager are found by number.
+fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| "must be like 0660".to_owned())
+}
+
+/// The whole program. The exit codes are those of sysexits.h.
+pub fn run(args: Args) -> ExitCode {
+    // Before anything else: it takes the variables out of the environment, which must not race with readers.
     let inherited = listenfd::ListenFd::from_env();
-    let root = nix::unistd::geteuid().is_root();
-    if !root && !options.unprivileged && !options.check {
-        error!(
-            "not started as root: without root no child can get a uid of its own. Start it as root (or by systemd), \
-             or say --unprivileged to run children without isolation"
-        );
-        return ExitCode::from(exit::NOPERM);
-    }
-    let privileged = root && !options.unprivileged;
-    let config = match config::Config::read(Section::open(&options.config), &options.config, privileged) {
+    let config = match Config::load(&args.config, args.unprivileged) {
         Ok(config) => config,
-        Err(problems) => {
-            error!("the configuration has problems:\n{problems}");
-            return ExitCode::from(exit::CONFIG);
-        }
+        Err(error) => return fail(EX_CONFIG, &error),
     };
-    if options.check {
-        info!("the configuration is good");
-        return ExitCode::SUCCESS;
+    if args.check {
+        return ExitCode::from(EX_OK);
     }
-    // A core file would hold tokens; and nobody with our uid may read our memory.
-    rlimit::no_core_files();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            error!(error = %e, "the runtime cannot be built");
-            return ExitCode::from(exit::SOFTWARE);
+    match (Uid::effective().is_root(), args.unprivileged) {
+        (false, false) => {
+            let what = "not root: start it by its systemd unit or as root, or with --unprivileged if children need \
+                        not be isolated from each other";
+            return fail(EX_NOPERM, &what);
         }
+        // The one combination that is worse than either: children would run as root.
+        (true, true) => return fail(EX_NOPERM, &"--unprivileged is not for root: children would run as root"),
+        _ => {}
+    }
+    if let Some(what) = config.uids.and_then(config::uid_in_use) {
+        return fail(EX_CONFIG, &format!("uids: the range is not free: {what}"));
+    }
+    crate::telemetry::init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let outcome = match runtime {
+        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, serve(args, config, inherited)),
+        Err(error) => Err((EX_OSERR, format!("starting the runtime: {error}"))),
     };
-    let stop = lifecycle::Stop::new();
-    match runtime.block_on(server::run(config, inherited, options.listen, stop)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            error!(error = %e, cause = e.cause(), "the supervisor cannot go on");
-            ExitCode::from(exit::UNAVAILABLE)
+    match outcome {
+        Ok(()) => ExitCode::from(EX_OK),
+        Err((code, what)) => fail(code, &what),
+    }
+}
+
+fn fail(code: u8, what: &dyn Display) -> ExitCode {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(io::stderr(), "forgejo-mcp-supervisor: {what}");
+    ExitCode::from(code)
+}
+
+async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Result<(), (u8, String)> {
+    let os = |what: &str, e: &dyn Display| (EX_OSERR, format!("{what}: {e}"));
+    spawn::protect_self().map_err(|e| os("protecting the supervisor's own memory", &e))?;
+    let mut signals = StopSignals::new().map_err(|e| os("catching signals", &e))?;
+    let machine = assemble(config)?;
+    let listener = listen(&args, inherited)?;
+
+    machine.clean_range();
+    let accepting = tokio::task::spawn_local(accept(listener, machine.clone()));
+    tokio::task::spawn_local(lifecycle::watchdog());
+    lifecycle::ready("waiting for the broker");
+
+    let signal = signals.next().await;
+    tracing::info!(reason = signal, "stopping all children");
+    lifecycle::stopping();
+    accepting.abort();
+    machine.feed(Event::Drain);
+    // Twice the longest grace that the policy can give, and some: what goes past that hangs in the kernel.
+    let longest = Duration::from_secs(130);
+    tokio::select! {
+        () = machine.idle() => return Ok(()),
+        _ = signals.next() => {}
+        () = tokio::time::sleep(longest) => {}
+    }
+    machine.kill_all();
+    if tokio::time::timeout(Duration::from_secs(5), machine.idle()).await.is_err() {
+        return Err((EX_SOFTWARE, "some children did not end".to_owned()));
+    }
+    Ok(())
+}
+
+/// Probes what the machine has, says what is missing, and puts the parts together.
+fn assemble(config: Config) -> Result<Machine, (u8, String)> {
+    let cgroups = cgroup::Cgroups::open(config.cgroup_root.as_deref()).map_err(|e| (EX_CONFIG, e.to_string()))?;
+    let sandbox = sandbox::Sandbox::new(&config.sandbox, &config.profile.program, spawn::seccomp_works())
+        .map_err(|e| (EX_SOFTWARE, e.to_string()))?;
+    let isolation = Isolation {
+        own_uid: config.uids.is_some(),
+        cgroup: cgroups.is_some(),
+        landlock: sandbox.ruleset.is_some(),
+        seccomp: !sandbox.filters.is_empty(),
+    };
+    say_what_is_missing(isolation, cgroups.as_ref());
+    let policy = Policy {
+        broker: config.broker,
+        own: Uid::current(),
+        connections: MAX_SUPERVISOR_CONNECTIONS,
+        children: config.caps.children,
+        children_per_tenant: config.caps.children_per_tenant,
+        spawns_per_second: config.caps.spawns_per_second,
+        spawn_burst: config.caps.spawn_burst,
+        isolation,
+    };
+    let core = Core::new(policy, config.uids.map(Pool::new), Instant::now());
+    Ok(Machine::new(Setup { config, cgroups, sandbox: Arc::new(sandbox) }, core))
+}
+
+fn say_what_is_missing(isolation: Isolation, cgroups: Option<&cgroup::Cgroups>) {
+    let warn = |what: &str| tracing::warn!(MESSAGE_ID = message_id::NOT_ISOLATED, "not isolated: {what}");
+    if !isolation.own_uid {
+        warn("all children run under the supervisor's own uid and can reach each other");
+    }
+    match cgroups {
+        None => warn("no cgroup: memory, processes and CPU are limited by rlimits alone"),
+        Some(cgroups) => {
+            for name in ["memory", "pids", "cpu"] {
+                if !cgroups.controllers().iter().any(|have| have == name) {
+                    warn(&format!("the cgroup has no {name} controller; its limits do not hold"));
+                }
+            }
+        }
+    }
+    if !isolation.landlock {
+        warn("no Landlock: children can open whatever file modes allow");
+    }
+    if !isolation.seccomp {
+        warn("no seccomp: children can make every system call");
+    }
+}
+
+fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Listener, (u8, String)> {
+    if let Some(path) = &args.listen {
+        let group = match &args.listen_group {
+            None => None,
+            Some(name) => match (name.parse(), Group::from_name(name)) {
+                (Ok(gid), _) => Some(gid),
+                (_, Ok(Some(group))) => Some(group.gid.as_raw()),
+                _ => return Err((EX_CONFIG, format!("--listen-group: there is no group `{name}`"))),
+            },
+        };
+        let mode = args.listen_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 });
+        return Listener::bind(path, mode, group)
+            .map_err(|e| (EX_OSERR, format!("listening at {}: {e}", path.display())));
+    }
+    let taken = socket::take_inherited(&mut inherited, 0).and_then(|fd| fd.map(Listener::inherited).transpose());
+    match taken {
+        Ok(Some(listener)) => Ok(listener),
+        Ok(None) => Err((EX_CONFIG, "no socket from systemd: use the socket unit, or --listen PATH".to_owned())),
+        Err(e) => Err((EX_OSERR, format!("taking over the socket from systemd: {e}"))),
+    }
+}
+
+async fn accept(listener: Listener, machine: Machine) {
+    loop {
+        match listener.accept().await {
+            Ok(socket) => {
+                tokio::task::spawn_local(connection::serve(machine.clone(), socket));
+            }
+            Err(error) => {
+                // Out of descriptors or memory: only time helps, and spinning would take it from everybody.
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
         }
     }
 }

@@ -1,35 +1,50 @@
-//! Where log lines go. A leaf, used by both programs.
+//! Where log lines go: the journal where standard error is the journal, else standard error. A leaf.
 //!
-//! Under systemd they go to the journal as fields (`tenant`, `session`, `grant`, `uid`, `child_pid`, `reason`,
-//! `duration_ms`), else to standard error as text. `RUST_LOG` filters, `info` by default. A line never holds a token:
-//! secrets have no `Display` and a `Debug` that says nothing.
+//! Field names are stable and go to the journal in capitals: `TENANT`, `SESSION`, `GRANT`, `UID`,
+//! `CHILD_PID`, `REASON`, `DURATION_MS`. `RUST_LOG` filters; the default is `info`.
 
-use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
 
-/// Installs the subscriber; the first call in a process counts.
-pub fn init() {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
-    let registry = tracing_subscriber::registry().with(filter);
-    if stderr_is_the_journal()
-        && let Ok(journal) = tracing_journald::layer()
-    {
-        // Without the default `F_` in front: `journalctl TENANT=42` is what an operator types.
-        let _ = registry.with(journal.with_field_prefix(None)).try_init();
-        return;
-    }
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi).with_target(false);
-    let _ = registry.with(text).try_init();
+/// Stable `MESSAGE_ID`s for `journalctl MESSAGE_ID=…` (sd-journal's message catalog).
+pub mod message_id {
+    /// The supervisor refused a request; `REASON` is the code of the refusal.
+    pub const REFUSED: &str = "6f0c7a2e0a5b4a0e9a5d8c1f3b7e2d41";
+    /// The supervisor closed a connection; `REASON` is the code of the farewell.
+    pub const HUNG_UP: &str = "b1d4e6f80c2a4d1e8f3a5b7c9d0e1f23";
+    /// A child was started.
+    pub const CHILD_STARTED: &str = "3c9e5a7b1d2f4e6a8b0c2d4e6f8a0b1c";
+    /// A child has ended.
+    pub const CHILD_ENDED: &str = "d7a9b1c3e5f74a8b9c0d1e2f3a4b5c6d";
+    /// Something of the isolation is missing here.
+    pub const NOT_ISOLATED: &str = "5e8d2c4b6a7f4e3d9c1b0a8f7e6d5c4b";
+    /// Processes under a uid did not go away.
+    pub const UID_QUARANTINED: &str = "92f1e3d5c7b94a6b8d0e2f4a6c8b0d1e";
 }
 
-/// Whether standard error is the stream that systemd connected to the journal (systemd.exec(5), `JOURNAL_STREAM`).
+/// Installs the subscriber; once, at the start of a program. A second call changes nothing.
+pub fn init() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let journal = if stderr_is_the_journal() { tracing_journald::layer().ok() } else { None };
+    let outcome = if let Some(journal) = journal {
+        // Without the prefix, or MESSAGE_ID would be F_MESSAGE_ID and mean nothing to the journal.
+        tracing_subscriber::registry().with(filter).with(journal.with_field_prefix(None)).try_init()
+    } else {
+        let text = fmt::layer().compact().with_writer(std::io::stderr).with_ansi(false);
+        tracing_subscriber::registry().with(filter).with(text).try_init()
+    };
+    if outcome.is_err() {
+        tracing::debug!("a subscriber is installed already");
+    }
+}
+
+/// systemd names the device and inode of the journal's stream in `JOURNAL_STREAM` (systemd.exec(5)); a redirected
+/// standard error no longer matches.
 fn stderr_is_the_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    let Ok(stat) = nix::sys::stat::fstat(std::io::stderr().as_fd()) else { return false };
-    stream == format!("{}:{}", stat.st_dev, stat.st_ino)
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(meta) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    named == format!("{}:{}", meta.dev(), meta.ino())
 }

@@ -1,7 +1,8 @@
-//! The privileged half; see `forgejo_mcp_broker::supervisor`.
+//! The privileged half: see `forgejo_mcp_broker::supervisor`.
 
-use std::process::ExitCode;
+use clap::Parser;
+use forgejo_mcp_broker::supervisor;
 
-fn main() -> ExitCode {
-    forgejo_mcp_broker::supervisor::main()
+fn main() -> std::process::ExitCode {
+    supervisor::run(supervisor::Args::parse())
 }

@@ -14,7 +14,8 @@ use listenfd::ListenFd;
 use rand::rngs::SysRng;
 use tokio::net::TcpListener;
 use tokio::time::{Duration, MissedTickBehavior, interval};
-use tracing::{error, info};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 
 use super::admin::{self, Admin, AdminError};
 use super::bearer::{Challenge, Principals, RequireBearer};
@@ -27,16 +28,9 @@ use super::upstream::{ClientError, Forgejo};
 use super::vault::{Vault, VaultError};
 use crate::clock::Clock;
 use crate::config_file::Section;
-use crate::lifecycle::Stop;
+use crate::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
 use crate::limits::REAP_EVERY;
 use crate::{lifecycle, telemetry};
-
-/// Exit codes of sysexits.h.
-mod exit {
-    pub(super) const UNAVAILABLE: u8 = 69;
-    pub(super) const SOFTWARE: u8 = 70;
-    pub(super) const CONFIG: u8 = 78;
-}
 
 /// How long ended sessions stay in the store, for an operator who asks what became of one.
 const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
@@ -89,7 +83,7 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             error!("the configuration has problems:\n{problems}");
-            return ExitCode::from(exit::CONFIG);
+            return ExitCode::from(EX_CONFIG);
         }
     };
     if options.check {
@@ -100,14 +94,14 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => {
             error!(error = %e, "the runtime cannot be built");
-            return ExitCode::from(exit::SOFTWARE);
+            return ExitCode::from(EX_SOFTWARE);
         }
     };
     match runtime.block_on(run(config, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             error!(error = %e, cause = %causes(&e), "the broker cannot start");
-            ExitCode::from(exit::UNAVAILABLE)
+            ExitCode::from(EX_UNAVAILABLE)
         }
     }
 }
@@ -120,6 +114,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 /// Serves until asked to stop.
 pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerError> {
     let listener = listener(&mut inherited, &config)?;
+    let mut signals = StopSignals::new().map_err(ServerError::Signals)?;
     let clock = Clock::system();
     let store = Store::open(&config.database).await?;
     let vault = Arc::new(open_vault(&config)?);
@@ -137,7 +132,7 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
         .route("/mcp", endpoint.routes().layer(RequireBearer::new(principals.clone())))
         .merge(health::routes(store.clone(), supervisor.clone()));
 
-    let stop = Stop::new();
+    let stop = CancellationToken::new();
     let admin = Admin {
         store: store.clone(),
         vault,
@@ -148,17 +143,18 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
         clock: clock.clone(),
     };
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
-    let signals = tokio::spawn(stop.clone().on_signals());
     tokio::spawn(lifecycle::watchdog());
     let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), store.clone(), clock));
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
     let connections = accept::Connections::new(config.max_connections);
     let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
     info!(listen = %address, public_url = %config.public_url, "ready");
-    lifecycle::ready();
+    lifecycle::ready("serving");
 
-    stop.asked().await;
+    let signal = signals.next().await;
+    info!(reason = signal, "stopping");
     lifecycle::stopping();
+    stop.cancel();
     let orderly = async {
         // New connections wait in the socket for the next broker, or are refused; those that are open go on.
         let _ = accepting.await;
@@ -170,7 +166,7 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     };
     tokio::select! {
         () = orderly => {}
-        second = signals => second.unwrap_or(Ok(())).map_err(ServerError::Signals)?,
+        signal = signals.next() => warn!(reason = signal, "stopping at once"),
     }
     info!("the broker ends");
     Ok(())

@@ -1,47 +1,50 @@
-//! A packet's bytes into a message, or a refusal: the only file that names bincode.
+//! Turns a message into a frame and a frame into a message. The only file that names bincode.
 //!
-//! The bytes may come from a compromised peer. Decoding is bounded by [`MAX_FRAME`] in its type, allocates no more
-//! than the packet could fill, and demands that the message ends where the packet ends.
-//!
-//! The layout is bincode's legacy one (fixed-width little-endian integers, as bincode 1 wrote it): should bincode
-//! have to go, any crate that writes those bytes replaces it in this file alone.
+//! The frame is not trusted: a length inside it that goes past [`MAX_FRAME`] fails before anything is allocated, and
+//! bytes behind the message are an error. The layout is bincode 1's (`legacy`: little endian, fixed width), pinned by
+//! golden tests, so that another crate can write the same bytes the day this one has to go.
 
-use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use crate::limits::MAX_FRAME;
 
-const LAYOUT: Configuration<LittleEndian, Fixint, Limit<MAX_FRAME>> =
-    bincode::config::legacy().with_limit::<MAX_FRAME>();
-
-/// Why bytes are no message, or a message makes no frame.
+/// Why a message did not become a frame, or a frame a message. Holds nothing of the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// Truncated, an unknown variant, a length beyond the frame, a value outside its type.
-    #[error("the frame does not decode")]
+pub enum CodecError {
+    /// The message needs more than [`MAX_FRAME`] bytes.
+    #[error("a message does not fit a frame of {MAX_FRAME} bytes")]
+    EncodeTooLong,
+    /// The frame has more than [`MAX_FRAME`] bytes.
+    #[error("a frame has more than {MAX_FRAME} bytes")]
+    FrameTooLong,
+    /// The bytes are no message of the expected type.
+    #[error("a frame does not decode")]
     Undecodable,
-    /// Bytes behind the message.
-    #[error("the frame has {0} bytes behind its message")]
-    TrailingBytes(usize),
-    /// The message is longer than a frame may be.
-    #[error("the message does not fit a frame of {MAX_FRAME} bytes")]
-    TooLong,
+    /// A message, and more bytes behind it.
+    #[error("a frame has bytes behind its message")]
+    TrailingBytes,
 }
 
-/// A message as bytes; cleared when dropped, because it may hold a token.
-pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, FrameError> {
-    let bytes = bincode::serde::encode_to_vec(message, LAYOUT).map_err(|_| FrameError::TooLong)?;
-    let bytes = Zeroizing::new(bytes);
-    if bytes.len() > MAX_FRAME { Err(FrameError::TooLong) } else { Ok(bytes) }
+fn layout() -> impl bincode::config::Config {
+    bincode::config::legacy().with_limit::<MAX_FRAME>()
 }
 
-/// The message that fills `bytes` exactly.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
-    let (message, used) = bincode::serde::decode_from_slice(bytes, LAYOUT).map_err(|_| FrameError::Undecodable)?;
-    match bytes.len().saturating_sub(used) {
-        0 => Ok(message),
-        rest => Err(FrameError::TrailingBytes(rest)),
+/// The frame of a message. Cleared on drop, because a `Spawn` carries a token; written into a buffer of its final
+/// size, because a vector that grows would leave copies behind.
+pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, CodecError> {
+    let mut frame = Zeroizing::new(vec![0; MAX_FRAME]);
+    let length = bincode::serde::encode_into_slice(message, frame.as_mut_slice(), layout())
+        .map_err(|_| CodecError::EncodeTooLong)?;
+    frame.truncate(length);
+    Ok(frame)
+}
+
+/// The message of a frame; the whole frame must be the message.
+pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, CodecError> {
+    if frame.len() > MAX_FRAME {
+        return Err(CodecError::FrameTooLong);
     }
+    let (message, used) = bincode::serde::decode_from_slice(frame, layout()).map_err(|_| CodecError::Undecodable)?;
+    if used == frame.len() { Ok(message) } else { Err(CodecError::TrailingBytes) }
 }

@@ -1,98 +1,180 @@
-//! A cgroup for each tenant, below a cgroup v2 directory that was delegated to the supervisor.
+//! One cgroup2 directory a tenant, with the tenant's limits, and one below it a child, so that a child can be killed
+//! with all that it started and without its tenant's other children.
 //!
-//! It bounds what all children of a tenant use together and makes killing them certain (`cgroup.kill`). What the
-//! kernel or the delegation does not offer is done without: a missing controller leaves its limit out, no delegation
-//! leaves cgroups out altogether, and [`Isolation`](crate::ipc::message::Isolation) says so.
+//! Trusts the directory that it was given to be the supervisor's own to fill. Limits are set where the controllers
+//! are; a machine without them still gets `cgroup.kill` (cgroup-v2.rst).
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::Pid;
 
-use super::rlimit::Limits;
-use super::uid::ChildUid;
+use crate::ipc::message::{ChildId, TenantId};
+use crate::supervisor::rlimit::Limits;
+use crate::supervisor::spawn;
 
-/// Controllers that carry a limit here.
+const TENANT: &str = "tenant-";
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
-/// The period of `cpu.max` in microseconds; the kernel's default.
-const PERIOD: u64 = 100_000;
+/// Where the supervisor itself stays: a cgroup with controllers must hold no process (`DelegateSubgroup=` of the unit
+/// names it, on systemd before 254 the supervisor makes it).
+const OWN: &str = "supervisor";
 
-/// The directory below which tenants get theirs.
-#[derive(Debug, Clone)]
-pub struct Root(PathBuf);
+/// The directory that holds the tenants'.
+#[derive(Debug)]
+pub struct Cgroups {
+    root: PathBuf,
+    controllers: Vec<String>,
+}
 
-impl Root {
-    /// Takes the configured directory, or looks for the one that systemd delegated: with `DelegateSubgroup=supervisor`
-    /// this process sits in `supervisor`, beside which children may have theirs (systemd.resource-control(5)).
-    ///
-    /// `Ok(None)` where none is configured and none was delegated; an error where the configured one cannot be used.
-    pub fn find(configured: Option<&Path>) -> io::Result<Option<Self>> {
-        let root = match configured {
-            Some(root) => root.to_owned(),
-            None => match delegated() {
-                Some(root) => root,
-                None => return Ok(None),
-            },
+/// Why the directory named in the policy cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the cgroup {} cannot be used: {source}", .root.display())]
+pub struct CgroupError {
+    root: PathBuf,
+    source: io::Error,
+}
+
+impl Cgroups {
+    /// Uses the directory that the policy names, else one that systemd delegated to this service, else none.
+    /// Whatever an earlier supervisor left in it is killed and removed.
+    pub fn open(configured: Option<&Path>) -> Result<Option<Self>, CgroupError> {
+        let Some(root) = configured.map(Path::to_owned).or_else(delegated) else { return Ok(None) };
+        let probe = || {
+            fs::read_to_string(root.join("cgroup.controllers")).and_then(|known| {
+                for name in CONTROLLERS.iter().filter(|name| known.split_whitespace().any(|k| k == **name)) {
+                    // Refused where processes sit in the directory itself; what is on is read back below.
+                    let _ = fs::write(root.join("cgroup.subtree_control"), format!("+{name}"));
+                }
+                fs::read_to_string(root.join("cgroup.subtree_control"))
+            })
         };
-        if statfs(&root)?.filesystem_type() != CGROUP2_SUPER_MAGIC {
-            return Err(io::Error::other(format!("{} is not on a cgroup v2 file system", root.display())));
+        let enabled = probe().map_err(|source| CgroupError { root: root.clone(), source })?;
+        let controllers = enabled.split_whitespace().map(str::to_owned).collect();
+        let cgroups = Self { root, controllers };
+        for tenant in children_of(&cgroups.root).filter(|dir| name_starts_with(dir, TENANT)) {
+            // Best effort: what cannot be removed now has a process that does not die yet, and harms nobody.
+            let _ = fs::write(tenant.join("cgroup.kill"), "1");
+            remove_tree(&tenant);
         }
-        // Controllers reach the tenants' groups only when switched on here, each by itself: one that is missing must
-        // not take the others along.
-        for controller in CONTROLLERS {
-            let _ = write(&root.join("cgroup.subtree_control"), &format!("+{controller}"));
-        }
-        Ok(Some(Self(root)))
+        Ok(Some(cgroups))
     }
 
-    fn of(&self, uid: ChildUid) -> PathBuf {
-        self.0.join(format!("tenant-{uid}"))
+    /// The controllers that enforce limits; the others' limits do not hold.
+    pub fn controllers(&self) -> &[String] {
+        &self.controllers
     }
 
-    /// Makes the tenant's group with its limits; its `cgroup.procs`, open for a child to move itself in.
-    pub fn enter(&self, uid: ChildUid, limits: &Limits) -> io::Result<OwnedFd> {
-        let group = self.of(uid);
-        match fs::create_dir(&group) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
-        let quota = limits.cpu_percent.saturating_mul(PERIOD / 100);
-        let settings = [
-            ("memory.max", limits.memory_max.to_string()),
-            ("memory.swap.max", limits.swap_max.to_string()),
-            ("memory.oom.group", "0".to_owned()),
-            ("pids.max", limits.pids_max.to_string()),
-            ("cpu.max", format!("{quota} {PERIOD}")),
-            ("cpu.weight", limits.cpu_weight.to_string()),
-        ];
-        for (file, value) in settings {
-            match write(&group.join(file), &value) {
-                // No such controller here.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                written => written?,
+    /// Makes the child's directory, and the tenant's with its limits.
+    pub fn leaf(&self, tenant: TenantId, child: ChildId, limits: &Limits) -> io::Result<Leaf> {
+        let dir = self.tenant(tenant);
+        make_dir(&dir)?;
+        for (file, value) in limits.cgroup_files() {
+            let controller = file.split('.').next().unwrap_or_default();
+            if self.controllers.iter().any(|c| c == controller) {
+                match fs::write(dir.join(file), value) {
+                    // memory.swap.max: a kernel without swap accounting.
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => {}
+                }
             }
         }
-        Ok(OpenOptions::new().write(true).open(group.join("cgroup.procs"))?.into())
+        let leaf = Leaf { dir: dir.join(format!("child-{}", child.0)) };
+        make_dir(&leaf.dir)?;
+        Ok(leaf)
     }
 
-    /// Kills everything in the tenant's group and removes it; what is left is removed by the next call.
-    pub fn clear(&self, uid: ChildUid) {
-        let group = self.of(uid);
-        // A group that never was, or a kernel before 5.14 without cgroup.kill: the uid's processes are killed too.
-        let _ = write(&group.join("cgroup.kill"), "1");
-        let _ = fs::remove_dir(&group);
+    /// Removes the tenant's directory with all below it, as far as no process is left there.
+    pub fn remove(&self, tenant: TenantId) -> bool {
+        remove_tree(&self.tenant(tenant))
+    }
+
+    fn tenant(&self, tenant: TenantId) -> PathBuf {
+        self.root.join(format!("{TENANT}{tenant}"))
     }
 }
 
-fn write(file: &Path, value: &str) -> io::Result<()> {
-    OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
+/// One child's directory; removed when dropped, as far as no process is left there.
+#[derive(Debug)]
+pub struct Leaf {
+    dir: PathBuf,
 }
 
+impl Leaf {
+    /// What the child writes `0` to.
+    pub fn procs(&self) -> io::Result<File> {
+        OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))
+    }
+
+    /// Kills all that is in it at once, also what left the child's process group. Names what was there, so that its
+    /// end can be awaited.
+    pub fn kill(&self) -> Vec<Pid> {
+        let procs = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        // Fails only before Linux 5.14; then the uid's cleaning is what kills.
+        let _ = fs::write(self.dir.join("cgroup.kill"), "1");
+        procs.lines().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+    }
+}
+
+impl Drop for Leaf {
+    fn drop(&mut self) {
+        // Refused while a process is left; the tenant's directory is removed with all below it later.
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn children_of(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
+}
+
+fn name_starts_with(dir: &Path, prefix: &str) -> bool {
+    dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix))
+}
+
+/// Whether the directory is gone. The files of a cgroup go with it, so only directories are removed.
+fn remove_tree(dir: &Path) -> bool {
+    for child in children_of(dir) {
+        remove_tree(&child);
+    }
+    match fs::remove_dir(dir) {
+        Ok(()) => true,
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// The cgroup that systemd delegated to this service, with the supervisor moved out of the way.
 fn delegated() -> Option<PathBuf> {
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let parent = path.strip_suffix("/supervisor")?;
-    Some(Path::new("/sys/fs/cgroup").join(parent))
+    let own = own_cgroup()?;
+    if own.file_name().is_some_and(|name| name == OWN) {
+        return own.parent().filter(|parent| spawn::is_delegated(parent)).map(Path::to_owned);
+    }
+    if !spawn::is_delegated(&own) {
+        return None;
+    }
+    let aside = own.join(OWN);
+    make_dir(&aside).ok()?;
+    fs::write(aside.join("cgroup.procs"), "0").ok()?;
+    Some(own)
+}
+
+/// This process's cgroup2 directory: cgroups(7) on `/proc/self/cgroup`, proc(5) on `mountinfo`.
+fn own_cgroup() -> Option<PathBuf> {
+    let table = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = table.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        let below = Path::new(path).strip_prefix(root).ok()?;
+        after.starts_with("cgroup2 ").then(|| Path::new(point).join(below))
+    })
 }

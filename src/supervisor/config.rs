@@ -1,220 +1,236 @@
-//! The supervisor's configuration: everything that a frame cannot express.
+//! The supervisor's policy: everything that the broker cannot say.
 //!
-//! The file is trusted because only root can write it, and that is checked. It names the program that is started,
-//! for whom the socket is, which uids are free to use, and every limit.
+//! The files belong to root: run as root, a file that somebody else owns or may write is refused, and so is such a
+//! program. What stands in them is trusted, but still parsed here into types, and every problem is told at once.
 
-mod profile;
-
-use std::collections::HashMap;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{Uid, User};
+use toml::Value;
 
-pub use self::profile::Profile;
-use super::core::Caps;
-use super::rlimit::Limits;
-use super::uid::Range;
 use crate::config_file::{ConfigError, Section};
-use crate::ipc::message::TenantId;
+use crate::supervisor::profile::{self, Profile};
+use crate::supervisor::rlimit::{Limits, LimitsTable};
+use crate::supervisor::uid::UidRange;
 
-/// All of it.
-#[derive(Debug, Clone)]
+/// Where the policy is when `--config` does not say.
+pub const DEFAULT_FILE: &str = "/etc/forgejo-mcp-broker/supervisor.toml";
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The whole policy.
+#[derive(Debug)]
 pub struct Config {
-    /// Whether children get uids of their own.
-    pub privileged: bool,
-    /// The uid that may connect: the broker's.
-    pub broker: u32,
-    /// The program that is started.
+    /// Who may connect.
+    pub broker: Uid,
+    /// What a child is.
     pub profile: Profile,
-    /// The uids that belong to the supervisor.
-    pub uids: Range,
-    /// Caps on children.
+    /// The uids of the children; `None` where they keep the supervisor's.
+    pub uids: Option<UidRange>,
+    /// `[caps]`.
     pub caps: Caps,
-    /// Limits of a child.
-    pub limits: Limits,
-    /// Limits of the children of single users, by Forgejo's id.
-    pub limits_of: HashMap<TenantId, Limits>,
-    /// How long a child may take to end.
-    pub graces: Graces,
-    /// What else holds a child.
-    pub sandbox: Sandbox,
-    /// The cgroup below which each user gets one; looked for where it is `None`.
+    /// `[limits]`.
+    pub limits: LimitsTable,
+    /// `[stop]`.
+    pub stop: Ladder,
+    /// `[sandbox]`.
+    pub sandbox: SandboxPolicy,
+    /// `[cgroup] root`: a cgroup2 directory that is the supervisor's to fill.
     pub cgroup_root: Option<PathBuf>,
 }
 
-/// The rungs of the stop ladder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Graces {
-    /// Between the end of its input and SIGTERM.
-    pub eof: Duration,
-    /// Between SIGTERM and SIGKILL.
-    pub term: Duration,
+/// How many.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    /// Children at once.
+    pub children: u32,
+    /// Children of one tenant at once.
+    pub children_per_tenant: u32,
+    /// Starts a second in the long run.
+    pub spawns_per_second: u32,
+    /// Starts at once after a quiet time.
+    pub spawn_burst: u32,
 }
 
-/// Landlock and seccomp.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sandbox {
-    /// Whether to restrict the file system.
+/// The waits of the stop ladder.
+#[derive(Debug, Clone, Copy)]
+pub struct Ladder {
+    /// Between the end of standard input and SIGTERM.
+    pub eof_grace: Duration,
+    /// Between SIGTERM and SIGKILL.
+    pub term_grace: Duration,
+}
+
+/// What the sandbox adds.
+#[derive(Debug, Clone)]
+pub struct SandboxPolicy {
+    /// Whether to use Landlock where the kernel has it.
     pub landlock: bool,
-    /// What a child may read besides the system's own files.
-    pub read: Vec<PathBuf>,
-    /// Whether to filter system calls.
+    /// Whether to install the seccomp filters.
     pub seccomp: bool,
+    /// What a child may read besides the system's directories and its own program.
+    pub read: Vec<PathBuf>,
 }
 
 impl Config {
-    /// Reads it; all problems at once. `files` are checked for their owner where `privileged`.
-    pub fn read(mut root: Section, files: &[PathBuf], privileged: bool) -> Result<Self, ConfigError> {
-        if privileged {
+    /// Reads the files in order, later ones laid over earlier ones.
+    pub fn load(files: &[PathBuf], unprivileged: bool) -> Result<Self, ConfigError> {
+        let root = Section::open(files);
+        if !unprivileged {
             for file in files {
-                if let Err(what) = only_root_writes(file) {
+                if let Err(what) = owned_by_root(file) {
                     root.complain("", format!("{}: {what}", file.display()));
                 }
             }
         }
-        let broker = broker(&mut root, privileged);
-        let mut forgejo = root.section("forgejo");
-        let url = forgejo_url(&mut forgejo);
-        forgejo.close();
-        let profile = Profile::read(root.section("child"), url, privileged);
-        let uids = uids(root.section("uids"), privileged);
-        let caps = caps(root.section("caps"));
-        let mut limits_section = root.section("limits");
-        let mut users = limits_section.section("users");
-        let limits = Limits::read(limits_section, &Limits::default());
-        let mut limits_of = HashMap::new();
-        for key in users.keys() {
-            match key.parse().ok().and_then(|id| TenantId::new(id).ok()) {
-                Some(tenant) => {
-                    limits_of.insert(tenant, Limits::read(users.section(&key), &limits));
-                }
-                None => users.complain(&key, "must be a Forgejo user's number (`id` in the API)"),
-            }
+        Self::read(root, unprivileged)
+    }
+
+    /// Reads an opened configuration; what the machine must have (users, the program) is looked up.
+    pub fn read(mut root: Section, unprivileged: bool) -> Result<Self, ConfigError> {
+        let broker = root.value("broker_user", user);
+        if broker.is_none() && !unprivileged {
+            root.complain("broker_user", "is missing: the user (name or uid) that may connect");
         }
-        let graces = graces(root.section("stop"));
-        let sandbox = sandbox(root.section("sandbox"));
+        let profile = profile::read(&mut root);
+        if let Err(what) = executable(&profile.program, unprivileged) {
+            root.complain("child.program", format!("{}: {what}", profile.program.display()));
+        }
+        let uids = uids(&mut root);
+        let caps = caps(&mut root);
+        let limits = LimitsTable::read(&mut root, profile.least_address_space);
+        let mut stop = root.section("stop");
+        let ladder = Ladder {
+            eof_grace: stop.duration("eof_grace", SECOND, Duration::ZERO..=60 * SECOND),
+            term_grace: stop.duration("term_grace", 2 * SECOND, Duration::ZERO..=60 * SECOND),
+        };
+        stop.close();
+        let mut sandbox = root.section("sandbox");
+        let policy = SandboxPolicy {
+            landlock: sandbox.flag("landlock", true),
+            seccomp: sandbox.flag("seccomp", true),
+            read: absolute_paths(&mut sandbox, "read"),
+        };
+        sandbox.close();
         let mut cgroup = root.section("cgroup");
         let cgroup_root = cgroup.optional_path("root");
         cgroup.close();
         root.finish()?;
-        // Without problems every required value is there; the fallbacks are never used.
         Ok(Self {
-            privileged,
-            broker: broker.unwrap_or(u32::MAX),
-            profile: profile.unwrap_or_default(),
-            uids: uids.unwrap_or_default(),
+            broker: broker.unwrap_or_else(Uid::current),
+            profile,
+            uids: uids.filter(|_| !unprivileged),
             caps,
             limits,
-            limits_of,
-            graces,
-            sandbox,
+            stop: ladder,
+            sandbox: policy,
             cgroup_root,
         })
     }
 
-    /// The limits of a user's children.
-    pub fn limits_for(&self, tenant: TenantId) -> &Limits {
-        self.limits_of.get(&tenant).unwrap_or(&self.limits)
+    /// The limits that hold for children of this Forgejo user.
+    pub fn limits_of(&self, tenant: crate::ipc::message::TenantId) -> &Limits {
+        self.limits.of(tenant)
     }
 }
 
-fn broker(root: &mut Section, privileged: bool) -> Option<u32> {
-    if !root.has("broker_user") && !privileged {
-        return Some(Uid::effective().as_raw());
-    }
-    if !root.has("broker_user") {
-        root.complain("broker_user", "is missing: name the user that forgejo-mcp-broker runs as");
-    }
-    root.value("broker_user", |value| {
-        if let Some(uid) = value.as_integer() {
-            return u32::try_from(uid).map_err(|_| "is no uid".to_owned());
-        }
-        let name = value.as_str().ok_or("must be a user's name or uid")?;
-        match User::from_name(name) {
-            Ok(Some(user)) => Ok(user.uid.as_raw()),
-            Ok(None) => Err(format!("there is no user `{name}`")),
-            Err(e) => Err(format!("the user `{name}` cannot be looked up: {e}")),
-        }
-    })
+fn caps(root: &mut Section) -> Caps {
+    let mut caps = root.section("caps");
+    let read = Caps {
+        children: caps.integer("children", 256, 1..=16_384),
+        children_per_tenant: caps.integer("children_per_tenant", 8, 1..=1024),
+        spawns_per_second: caps.integer("spawns_per_second", 20, 1..=1000),
+        spawn_burst: caps.integer("spawn_burst", 40, 1..=10_000),
+    };
+    caps.close();
+    read
 }
 
-fn forgejo_url(forgejo: &mut Section) -> Option<String> {
-    if !forgejo.has("url") {
-        forgejo.complain("url", "is missing: the address of the Forgejo instance, such as \"https://git.example.org\"");
-    }
-    forgejo.value("url", |value| {
-        let url = value.as_str().unwrap_or_default();
-        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
-        let plain = !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic());
-        if plain {
-            Ok(url.trim_end_matches('/').to_owned())
-        } else {
-            Err("must be an http or https address".to_owned())
-        }
-    })
-}
-
-fn uids(mut section: Section, privileged: bool) -> Option<Range> {
-    // Above the ranges of users and of DynamicUser=, below those of /etc/subuid (systemd's UIDS-GIDS document).
-    let first = section.integer("first", 73_728_u32, 1..=u32::MAX - 1);
-    let count = section.integer("count", 16_384_u32, 1..=1_000_000);
-    let range = Range::new(first, count);
-    match &range {
-        None => section.complain("count", "goes beyond the last uid"),
-        Some(range) if privileged => {
-            for what in range.foreign_names() {
-                section.complain("first", what);
-            }
-        }
-        Some(_) => {}
-    }
+fn uids(root: &mut Section) -> Option<UidRange> {
+    let mut section = root.section("uids");
+    let first = section.integer("first", 73_728, 1..=u32::MAX);
+    let count = section.integer("count", 16_384, 1..=u32::MAX);
+    let range = UidRange::new(first, count).map_err(|e| section.complain("first", format!("the range {e}"))).ok();
     section.close();
     range
 }
 
-fn caps(mut section: Section) -> Caps {
-    let caps = Caps {
-        children: section.integer("children", 256, 1..=100_000),
-        children_per_tenant: section.integer("children_per_tenant", 16, 1..=10_000),
-        spawns_per_second: section.integer("spawns_per_second", 20, 1..=10_000),
-        spawn_burst: section.integer("spawn_burst", 40, 1..=10_000),
-    };
-    section.close();
-    caps
-}
-
-fn graces(mut section: Section) -> Graces {
-    let range = Duration::ZERO..=Duration::from_mins(5);
-    let graces = Graces {
-        eof: section.duration("eof_grace", Duration::from_secs(2), range.clone()),
-        term: section.duration("term_grace", Duration::from_secs(3), range),
-    };
-    section.close();
-    graces
-}
-
-fn sandbox(mut section: Section) -> Sandbox {
-    let landlock = section.flag("landlock", true);
-    let seccomp = section.flag("seccomp", true);
-    let read: Vec<PathBuf> = section.texts("read", &[]).into_iter().map(PathBuf::from).collect();
-    if let Some(path) = read.iter().find(|path| !path.is_absolute()) {
-        section.complain("read", format!("must hold absolute paths, not `{}`", path.display()));
+/// Whether somebody else has a uid of the range: the first of them that is found.
+///
+/// All of `/etc/passwd` and `/etc/subuid` is compared. Of the other sources of NSS only the ends and the middle of
+/// the range are asked for: asking for each uid would be 16384 round trips to a directory server.
+pub fn uid_in_use(range: UidRange) -> Option<String> {
+    let lines = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    for line in lines("/etc/passwd").lines() {
+        let mut fields = line.split(':');
+        let name = fields.next().unwrap_or_default();
+        if let Some(uid) = fields.nth(1).and_then(|uid| uid.parse().ok()).and_then(|uid| range.get(uid)) {
+            return Some(format!("{name} has uid {}", uid.get()));
+        }
     }
-    section.close();
-    Sandbox { landlock, read, seccomp }
+    for line in lines("/etc/subuid").lines() {
+        let mut fields = line.split(':');
+        let name = fields.next().unwrap_or_default();
+        let mut number = || fields.next().and_then(|n| n.parse::<u32>().ok());
+        if let (Some(first), Some(count)) = (number(), number())
+            && first <= range.sweeper().get()
+            && first.saturating_add(count) > range.first()
+        {
+            return Some(format!("/etc/subuid gives {first} and {count} more to {name}"));
+        }
+    }
+    let last = range.sweeper().get();
+    let middle = range.first() + (last - range.first()) / 2;
+    [range.first(), middle, last].into_iter().find_map(|uid| {
+        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten()?;
+        Some(format!("{} has uid {uid}", user.name))
+    })
 }
 
-/// Whether nobody but root can change what the file holds.
-fn only_root_writes(file: &Path) -> Result<(), String> {
-    // A file that cannot be read is a problem already.
-    let Ok(meta) = std::fs::metadata(file) else { return Ok(()) };
+fn user(value: Value) -> Result<Uid, String> {
+    match value {
+        Value::Integer(uid) => {
+            u32::try_from(uid).map(Uid::from_raw).map_err(|_| "must be the name of a user or a uid".to_owned())
+        }
+        Value::String(name) => match User::from_name(&name) {
+            Ok(Some(user)) => Ok(user.uid),
+            Ok(None) => Err(format!("there is no user `{name}`")),
+            Err(e) => Err(format!("the user `{name}` cannot be looked up: {e}")),
+        },
+        _ => Err("must be the name of a user or a uid".to_owned()),
+    }
+}
+
+fn absolute_paths(section: &mut Section, key: &str) -> Vec<PathBuf> {
+    let paths: Vec<PathBuf> = section.texts(key, &[]).into_iter().map(PathBuf::from).collect();
+    for path in paths.iter().filter(|path| path.is_relative()) {
+        section.complain(key, format!("must hold absolute paths, not `{}`", path.display()));
+    }
+    paths
+}
+
+/// A file that decides what root does must be root's alone.
+fn owned_by_root(path: &Path) -> Result<(), String> {
+    // A file that cannot be read was complained about when it was opened.
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
     if meta.uid() != 0 {
-        return Err(format!("belongs to uid {}, not to root; run `chown root {}`", meta.uid(), file.display()));
+        return Err(format!("must be owned by root and is owned by uid {}", meta.uid()));
     }
-    if meta.permissions().mode() & 0o022 != 0 {
-        return Err(format!("can be written by others than root; run `chmod go-w {}`", file.display()));
+    if meta.mode() & 0o022 != 0 {
+        return Err(format!("must be writable by root alone, but has mode {:04o}", meta.mode() & 0o7777));
     }
     Ok(())
+}
+
+fn executable(path: &Path, unprivileged: bool) -> Result<(), String> {
+    if path.as_os_str().is_empty() {
+        return Ok(()); // already complained about
+    }
+    let meta = std::fs::metadata(path).map_err(|e| format!("cannot be looked at: {e}"))?;
+    if !meta.is_file() || meta.mode() & 0o111 == 0 {
+        return Err("is not an executable file".to_owned());
+    }
+    if unprivileged { Ok(()) } else { owned_by_root(path) }
 }

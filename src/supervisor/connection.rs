@@ -1,88 +1,87 @@
-//! One connection of the broker: packets in, packets out, in a task of its own.
+//! One connection of the broker: packets in, answers out, with backpressure.
 //!
-//! The next packet is read only when the loop has taken the last one and every answer so far is sent, so a peer that
-//! does not read its answers is not listened to either.
+//! Trusts no byte of a packet. As long as an answer waits to be sent, nothing further is read, so a peer that does
+//! not read can make the supervisor hold no more than it already does.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::core::{ConnectionId, Event};
-use crate::ipc::codec::FrameError;
-use crate::ipc::message::{Farewell, Reply, Request};
-use crate::ipc::socket::{Connection, Packet, SocketError};
+use crate::ipc::codec;
+use crate::ipc::socket::{ReceiveError, Socket};
 use crate::limits::HELLO_DEADLINE;
+use crate::supervisor::core::{ConnId, Event};
+use crate::supervisor::machine::{Machine, Outbox};
 
-/// How long the last packet may take to a peer that is being hung up on.
-const LAST_PACKET: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long a peer may take to read its goodbye.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A packet to send.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) reply: Reply,
-    pub(super) descriptors: Vec<OwnedFd>,
+/// Serves one connection until it is closed.
+pub async fn serve(machine: Machine, socket: Socket) {
+    let Ok(peer) = socket.peer_uid() else { return };
+    let (conn, outbox) = machine.connected(peer);
+    converse(&machine, conn, &socket, &outbox).await;
+    machine.gone(conn);
 }
 
-/// Converses until either side ends it; tells the loop so.
-pub(super) async fn converse(
-    id: ConnectionId,
-    connection: Connection,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-    events: mpsc::Sender<Event>,
-) {
-    let mut greeted = false;
+async fn converse(machine: &Machine, conn: ConnId, socket: &Socket, outbox: &Outbox) {
+    let hello_by = Instant::now() + HELLO_DEADLINE;
+    let mut hello_overdue = false;
     loop {
-        let received = tokio::select! {
-            biased;
-            out = outgoing.recv() => match out {
-                Some(out) => {
-                    let last = matches!(out.reply, Reply::Goodbye { .. });
-                    greeted |= matches!(out.reply, Reply::Welcome { .. });
-                    let sent = async {
-                        let descriptors: Vec<_> = out.descriptors.iter().map(AsFd::as_fd).collect();
-                        connection.send(&out.reply, &descriptors).await
-                    };
-                    let sent = if last { timeout(LAST_PACKET, sent).await.unwrap_or(Err(SocketError::Closed)) } else { sent.await };
-                    if last || sent.is_err() {
-                        break;
-                    }
-                    continue;
-                }
-                None => break,
-            },
-            received = listen(&connection, greeted) => received,
-        };
-        let event = match received {
-            Ok(Packet { message, descriptors }) if descriptors.is_empty() => {
-                Event::Received { connection: id, request: message }
+        if outbox.leaving.get() {
+            let by = Instant::now() + GOODBYE_PATIENCE;
+            while timeout_at(by, send_first(socket, outbox)).await.is_ok_and(|sent| sent) {}
+            return;
+        }
+        if !outbox.queue.borrow().is_empty() {
+            tokio::select! {
+                sent = send_first(socket, outbox) => if !sent { return },
+                () = outbox.changed.notified() => {}
             }
-            Err(SocketError::Closed | SocketError::System(..)) => break,
-            other => Event::Misused { connection: id, how: misuse(&other) },
-        };
-        if events.send(event).await.is_err() {
-            break;
+            continue;
+        }
+        tokio::select! {
+            received = socket.receive() => match received {
+                Ok(None) | Err(ReceiveError::Io(_)) => return,
+                Ok(Some(packet)) if !packet.fds.is_empty() => machine.feed(Event::Smuggled(conn)),
+                Err(ReceiveError::DescriptorsLost) => machine.feed(Event::Smuggled(conn)),
+                Err(ReceiveError::TooLong) => machine.feed(Event::Garbled(conn)),
+                Ok(Some(packet)) => machine.feed(match codec::decode(&packet.frame) {
+                    Ok(request) => Event::Said(conn, request),
+                    Err(_) => Event::Garbled(conn),
+                }),
+            },
+            () = outbox.changed.notified() => {}
+            () = sleep_until(hello_by), if !hello_overdue => {
+                hello_overdue = true;
+                machine.feed(Event::HelloOverdue(conn));
+            }
         }
     }
-    let _ = events.send(Event::Disconnected { connection: id }).await;
 }
 
-async fn listen(connection: &Connection, greeted: bool) -> Result<Packet<Request>, SocketError> {
-    if greeted {
-        return connection.receive().await;
-    }
-    match timeout(HELLO_DEADLINE, connection.receive()).await {
-        Ok(received) => received,
-        Err(_) => Err(SocketError::Frame(FrameError::Undecodable)),
-    }
+/// Sends the first packet in the queue and takes it off; `false` when there is none or the peer is gone.
+async fn send_first(socket: &Socket, outbox: &Outbox) -> bool {
+    let Some(first) = outbox.queue.borrow_mut().pop_front() else { return false };
+    let mut back = PutBack { outbox, packet: Some(first) };
+    let Some(packet) = &back.packet else { return false };
+    let fds: Vec<_> = packet.fds.iter().map(AsFd::as_fd).collect();
+    let sent = socket.send(&packet.frame, &fds).await.is_ok();
+    back.packet = None;
+    sent
 }
 
-/// What is wrong with a packet. Its descriptors are closed when it is dropped.
-fn misuse(received: &Result<Packet<Request>, SocketError>) -> Farewell {
-    debug!(packet = ?received.as_ref().err(), "a packet is refused");
-    match received {
-        Ok(_) | Err(SocketError::TooManyDescriptors) => Farewell::UnexpectedDescriptors,
-        Err(_) => Farewell::BadFrame,
+/// Puts a packet back when its sending is cancelled: it is sent whole or not at all.
+struct PutBack<'a> {
+    outbox: &'a Outbox,
+    packet: Option<super::machine::Outgoing>,
+}
+
+impl Drop for PutBack<'_> {
+    fn drop(&mut self) {
+        if let Some(packet) = self.packet.take() {
+            self.outbox.queue.borrow_mut().push_front(packet);
+        }
     }
 }

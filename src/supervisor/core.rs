@@ -1,143 +1,133 @@
-//! Every refusal of the supervisor, in one state machine without I/O.
+//! Every decision of the supervisor, and so every refusal: `(state, event, now) -> effects`, without I/O.
 //!
-//! `server` tells it what has happened and carries out what it answers: `(state, event, now) -> effects`. It assumes
-//! that the broker is fully compromised; what keeps that harmless is that no [`Request`] can say more than its type
-//! allows, and that everything it can say is bounded here.
+//! It trusts that its caller carries out the effects in order and reports what really happened; it trusts nothing
+//! that a connection says. A child belongs to the connection that asked for it: no other can name it, and when the
+//! connection goes, its children are stopped.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::uid::{ChildUid, Pool};
+use nix::unistd::Uid;
+
 use crate::ipc::message::{
     ChildId, Exit, Farewell, Isolation, Label, PROTOCOL, Refusal, Reply, Request, StartStep, Status, TenantId, Ticket,
 };
-use crate::limits::MAX_SUPERVISOR_CONNECTIONS;
 use crate::secret::UpstreamToken;
+use crate::supervisor::uid::{ChildUid, Pool};
 
-/// Caps on children.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caps {
-    /// In total.
-    pub children: usize,
-    /// Of one tenant.
-    pub children_per_tenant: usize,
-    /// Starts a second, sustained.
+/// When asking again makes sense where a child has to end first, in milliseconds.
+const RETRY_CHILDREN_MS: u32 = 1000;
+/// When asking again makes sense where a uid has to be cleaned first: cleaning takes milliseconds.
+const RETRY_UID_MS: u32 = 250;
+
+/// The supervisor's number for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// What is allowed.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// The uid that may connect.
+    pub broker: Uid,
+    /// The supervisor's own uid, which children keep where they get none of their own.
+    pub own: Uid,
+    /// Connections at once.
+    pub connections: usize,
+    /// Children at once, running or being stopped.
+    pub children: u32,
+    /// Of these, children of one tenant.
+    pub children_per_tenant: u32,
+    /// Starts a second in the long run; at least 1.
     pub spawns_per_second: u32,
-    /// Starts at once after a rest.
+    /// Starts at once after a quiet time; at least 1.
     pub spawn_burst: u32,
+    /// What is really done to separate children; reported as it is.
+    pub isolation: Isolation,
 }
 
-/// A connection, as `server` numbers them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ConnectionId(pub u64);
-
-/// What has happened.
+/// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// Somebody connected.
-    Connected {
-        /// From now on.
-        connection: ConnectionId,
-        /// By `SO_PEERCRED`.
-        uid: u32,
-    },
-    /// A frame that decoded and carried no descriptors.
-    Received {
-        /// On which connection.
-        connection: ConnectionId,
-        /// What it says.
-        request: Request,
-    },
-    /// A packet that is no frame, or no `Hello` in time.
-    Misused {
-        /// On which connection.
-        connection: ConnectionId,
-        /// How.
-        how: Farewell,
-    },
-    /// The connection is gone.
-    Disconnected {
-        /// Which.
-        connection: ConnectionId,
-    },
-    /// A child runs.
-    Started {
-        /// Which.
-        child: ChildId,
-        /// For the answer's log fields.
-        pid: u32,
-    },
-    /// A child could not be started.
-    NotStarted {
-        /// Which.
-        child: ChildId,
-        /// What failed.
-        step: StartStep,
-        /// Of the system call, 0 for none.
-        errno: i32,
-    },
-    /// A child was reaped.
-    Exited {
-        /// Which.
-        child: ChildId,
-        /// How.
-        exit: Exit,
-    },
-    /// Nothing runs under the uid any more.
-    Cleaned {
-        /// Which.
-        uid: ChildUid,
-    },
+    /// Somebody connected; the kernel says it is this uid.
+    Connected(ConnId, Uid),
+    /// A frame that decoded.
+    Said(ConnId, Request),
+    /// A packet that was too long, did not decode, or had bytes behind the message.
+    Garbled(ConnId),
+    /// A packet that carried descriptors (they are closed already).
+    Smuggled(ConnId),
+    /// No `Hello` came in time.
+    HelloOverdue(ConnId),
+    /// Too many answers wait for this connection.
+    Backlogged(ConnId),
+    /// The connection is closed.
+    Gone(ConnId),
+    /// The child of [`Effect::Start`] runs, with this pid.
+    Started(ChildId, u32),
+    /// It could not be started.
+    NotStarted(ChildId, StartStep, i32),
+    /// A child ended and was reaped.
+    Ended(ChildId, Exit),
+    /// The cleaning of [`Effect::Vacate`] or [`Effect::Clean`] is over; `true` if nothing is left under the uid.
+    Cleaned(ChildUid, bool),
     /// The supervisor is to stop.
     Drain,
 }
 
-/// What is to be done, in this order.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Send a reply; `Spawned` carries the child's pipes.
-    Reply(ConnectionId, Reply),
-    /// Send the last packet and close.
-    Close(ConnectionId, Farewell),
-    /// Start a child, then report [`Event::Started`] or [`Event::NotStarted`].
-    Start(Start),
-    /// Begin the stop ladder.
-    Stop(ChildId),
-    /// Kill everything under the uid, then report [`Event::Cleaned`] once nothing is left.
-    Clean(ChildUid),
-    /// Log a refusal.
-    Refused {
-        /// Whose request.
-        tenant: Option<TenantId>,
-        /// Why.
-        refusal: Refusal,
-    },
+/// Which step of the stop ladder comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rung {
+    /// Standard input is closed: give the child time to notice.
+    Eof,
+    /// Nobody closed standard input: begin with SIGTERM.
+    Term,
 }
 
-/// A start that is allowed.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Start {
-    /// The child's number.
+/// A child to start.
+#[derive(Debug)]
+pub struct StartOrder {
+    /// Its number.
     pub child: ChildId,
-    /// Whose.
+    /// Whose it is.
     pub tenant: TenantId,
     /// For the log.
     pub label: Label,
-    /// For the environment.
+    /// For its environment.
     pub token: UpstreamToken,
-    /// The uid to run under; `None` keeps the supervisor's (`--unprivileged`).
+    /// Its uid; `None`: the supervisor's own.
     pub uid: Option<ChildUid>,
 }
 
+/// What is to be done, in order.
 #[derive(Debug)]
-struct Peer {
-    greeted: bool,
-    children: HashSet<ChildId>,
+pub enum Effect {
+    /// Send this; a `Spawned` takes the child's pipes with it.
+    Send(ConnId, Reply),
+    /// Send `Goodbye` with this reason and close.
+    HangUp(ConnId, Farewell),
+    /// Start a child and report [`Event::Started`] or [`Event::NotStarted`].
+    Start(Box<StartOrder>),
+    /// Begin the stop ladder of a child.
+    Stop(ChildId, Rung),
+    /// The tenant has no child left: remove its cgroup; clean the uid, if it had one, and report [`Event::Cleaned`].
+    Vacate(TenantId, Option<ChildUid>),
+    /// Try again to clean a uid and report [`Event::Cleaned`].
+    Clean(ChildUid),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Connected, has not said `Hello`.
+    Greeting,
+    /// May ask.
+    Ready,
+    /// Was told goodbye; whatever it still says is not heard.
+    Leaving,
 }
 
 #[derive(Debug)]
 struct Child {
-    connection: ConnectionId,
+    conn: ConnId,
     ticket: Ticket,
     tenant: TenantId,
     uid: Option<ChildUid>,
@@ -147,263 +137,254 @@ struct Child {
 /// The state.
 #[derive(Debug)]
 pub struct Core {
-    caps: Caps,
-    broker: u32,
-    isolation: Isolation,
-    peers: HashMap<ConnectionId, Peer>,
-    children: HashMap<ChildId, Child>,
-    of_tenant: HashMap<TenantId, usize>,
-    /// `None` where children keep the supervisor's uid.
-    pool: Option<Pool>,
-    starts: Bucket,
+    policy: Policy,
+    conns: BTreeMap<ConnId, Phase>,
+    children: BTreeMap<ChildId, Child>,
     next_child: u64,
+    /// `None`: everybody runs under the supervisor's uid.
+    pool: Option<Pool>,
+    /// When the bucket of starts will be full again (the virtual scheduling form of the leaky bucket, ITU-T I.371).
+    bucket_full_at: Instant,
     draining: bool,
 }
 
 impl Core {
-    /// Nobody connected, nothing running.
-    pub fn new(caps: Caps, broker: u32, isolation: Isolation, pool: Option<Pool>, now: Instant) -> Self {
+    /// Nothing is connected and nothing runs.
+    pub fn new(policy: Policy, pool: Option<Pool>, now: Instant) -> Self {
         Self {
-            caps,
-            broker,
-            isolation,
-            peers: HashMap::new(),
-            children: HashMap::new(),
-            of_tenant: HashMap::new(),
+            policy,
+            conns: BTreeMap::new(),
+            children: BTreeMap::new(),
+            next_child: 1,
             pool,
-            starts: Bucket::full(caps.spawns_per_second, caps.spawn_burst, now),
-            next_child: 0,
+            bucket_full_at: now,
             draining: false,
         }
     }
 
-    /// The one way in.
-    pub fn on(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+    /// Takes one event and says what is to be done.
+    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         match event {
-            Event::Connected { connection, uid } => self.connected(connection, uid),
-            Event::Received { connection, request } => self.received(connection, request, now),
-            Event::Misused { connection, how } => vec![Effect::Close(connection, how)],
-            Event::Disconnected { connection } => self.disconnected(connection),
-            Event::Started { child, pid } => self.started(child, pid),
-            Event::NotStarted { child, step, errno } => self.not_started(child, step, errno),
-            Event::Exited { child, exit } => self.exited(child, exit),
-            Event::Cleaned { uid } => {
-                if let Some(pool) = &mut self.pool {
-                    pool.cleaned(uid);
-                }
-                Vec::new()
+            Event::Connected(conn, peer) => self.connected(conn, peer),
+            Event::Said(conn, request) => self.said(conn, request, now),
+            Event::Garbled(conn) => self.part(conn, Farewell::BadFrame),
+            Event::Smuggled(conn) => self.part(conn, Farewell::UnexpectedDescriptors),
+            Event::HelloOverdue(conn) => match self.conns.get(&conn) {
+                Some(Phase::Greeting) => self.part(conn, Farewell::HelloExpected),
+                _ => Vec::new(),
+            },
+            Event::Backlogged(conn) => self.part(conn, Farewell::NotReading),
+            Event::Gone(conn) => {
+                self.conns.remove(&conn);
+                self.stop_all(Rung::Eof, |child| child.conn == conn)
             }
-            Event::Drain => self.drain(),
+            Event::Started(child, pid) => self.started(child, pid),
+            Event::NotStarted(child, step, errno) => self.not_started(child, step, errno),
+            Event::Ended(child, exit) => self.ended(child, exit),
+            Event::Cleaned(uid, clean) => {
+                if let Some(pool) = &mut self.pool {
+                    pool.cleaned(uid, clean);
+                }
+                self.when_drained()
+            }
+            Event::Drain => {
+                self.draining = true;
+                let mut effects = self.stop_all(Rung::Term, |_| true);
+                effects.extend(self.when_drained());
+                effects
+            }
         }
     }
 
-    /// Whether no child is left.
-    pub fn is_empty(&self) -> bool {
-        self.children.is_empty()
+    /// Notes at start that something runs under a uid of the range; returns the effect that cleans it.
+    pub fn found_dirty(&mut self, uid: ChildUid) -> Effect {
+        if let Some(pool) = &mut self.pool {
+            pool.found_dirty(uid);
+        }
+        Effect::Clean(uid)
     }
 
-    /// Uids that wait to be clean.
-    pub fn unclean(&self) -> Vec<ChildUid> {
-        self.pool.as_ref().map(Pool::unclean).unwrap_or_default()
+    /// Whether the supervisor was told to stop and nothing is left to wait for.
+    pub fn drained(&self) -> bool {
+        self.draining && self.children.is_empty() && self.pool.as_ref().is_none_or(Pool::settled)
     }
 
-    fn connected(&mut self, connection: ConnectionId, uid: u32) -> Vec<Effect> {
-        // Root may connect too: it could do everything that it could ask for.
-        let farewell = if uid != self.broker && uid != 0 {
+    /// The numbers.
+    pub fn status(&self) -> Status {
+        let tenants: BTreeSet<_> = self.children.values().map(|child| child.tenant).collect();
+        Status {
+            isolation: self.policy.isolation,
+            children: count(self.children.len()),
+            max_children: self.policy.children,
+            tenants: count(tenants.len()),
+            uids_free: self.pool.as_ref().map_or(0, Pool::free),
+            uids_unclean: self.pool.as_ref().map_or(0, Pool::unclean),
+        }
+    }
+
+    fn connected(&mut self, conn: ConnId, peer: Uid) -> Vec<Effect> {
+        let refusal = if peer != self.policy.broker {
             Some(Farewell::PeerNotAllowed)
         } else if self.draining {
             Some(Farewell::ShuttingDown)
-        } else if self.peers.len() >= MAX_SUPERVISOR_CONNECTIONS {
+        } else if self.conns.len() >= self.policy.connections {
             Some(Farewell::TooManyConnections)
         } else {
             None
         };
-        if let Some(farewell) = farewell {
-            return vec![Effect::Close(connection, farewell)];
+        if let Some(reason) = refusal {
+            // Never in `conns`: it owns nothing and can say nothing.
+            return vec![Effect::HangUp(conn, reason)];
         }
-        self.peers.insert(connection, Peer { greeted: false, children: HashSet::new() });
+        self.conns.insert(conn, Phase::Greeting);
         Vec::new()
     }
 
-    fn received(&mut self, connection: ConnectionId, request: Request, now: Instant) -> Vec<Effect> {
-        let Some(peer) = self.peers.get_mut(&connection) else { return Vec::new() };
-        match request {
-            Request::Hello { .. } if peer.greeted => vec![Effect::Close(connection, Farewell::HelloRepeated)],
-            Request::Hello { protocol: PROTOCOL } => {
-                peer.greeted = true;
-                let welcome = Reply::Welcome { protocol: PROTOCOL, isolation: self.isolation };
-                vec![Effect::Reply(connection, welcome)]
-            }
-            Request::Hello { .. } => {
-                vec![Effect::Close(connection, Farewell::UnsupportedProtocol { speaks: PROTOCOL })]
-            }
-            _ if !peer.greeted => vec![Effect::Close(connection, Farewell::HelloExpected)],
-            Request::Spawn { ticket, tenant, label, token } => match self.admit(connection, ticket, tenant, now) {
-                Ok((child, uid)) => vec![Effect::Start(Start { child, tenant, label, token, uid })],
-                Err(refusal) => refused(connection, ticket, Some(tenant), refusal),
-            },
-            Request::Stop { ticket, child } => match self.children.get_mut(&child) {
-                Some(entry) if entry.connection == connection => {
-                    let stop = (!entry.stopping).then_some(Effect::Stop(child));
-                    entry.stopping = true;
-                    let stopping = Effect::Reply(connection, Reply::Stopping { ticket });
-                    std::iter::once(stopping).chain(stop).collect()
-                }
-                _ => refused(connection, ticket, None, Refusal::NoSuchChild),
-            },
-            Request::Status { ticket } => {
-                vec![Effect::Reply(connection, Reply::Status { ticket, status: self.status() })]
+    /// Says goodbye once; the children are stopped now and not when the peer deigns to read it.
+    fn part(&mut self, conn: ConnId, reason: Farewell) -> Vec<Effect> {
+        match self.conns.get_mut(&conn) {
+            None | Some(Phase::Leaving) => Vec::new(),
+            Some(phase) => {
+                *phase = Phase::Leaving;
+                let mut effects = vec![Effect::HangUp(conn, reason)];
+                effects.extend(self.stop_all(Rung::Eof, |child| child.conn == conn));
+                effects
             }
         }
     }
 
-    /// Decides on a start and books it, or says why not.
+    fn said(&mut self, conn: ConnId, request: Request, now: Instant) -> Vec<Effect> {
+        let Some(&phase) = self.conns.get(&conn) else { return Vec::new() };
+        match (phase, request) {
+            (Phase::Leaving, _) => Vec::new(),
+            (Phase::Greeting, Request::Hello { protocol: PROTOCOL }) => {
+                self.conns.insert(conn, Phase::Ready);
+                let isolation = self.policy.isolation;
+                vec![Effect::Send(conn, Reply::Welcome { protocol: PROTOCOL, isolation })]
+            }
+            (Phase::Greeting, Request::Hello { .. }) => {
+                self.part(conn, Farewell::UnsupportedProtocol { speaks: PROTOCOL })
+            }
+            (Phase::Greeting, _) => self.part(conn, Farewell::HelloExpected),
+            (Phase::Ready, Request::Hello { .. }) => self.part(conn, Farewell::HelloRepeated),
+            (Phase::Ready, Request::Spawn { ticket, tenant, label, token }) => {
+                match self.admit(conn, ticket, tenant, now) {
+                    Ok((child, uid)) => {
+                        vec![Effect::Start(Box::new(StartOrder { child, tenant, label, token, uid }))]
+                    }
+                    Err(refusal) => {
+                        let mut effects = vec![Effect::Send(conn, Reply::Refused { ticket, refusal })];
+                        if let (Refusal::NoFreeUid { .. }, Some(pool)) = (refusal, &mut self.pool) {
+                            effects.extend(pool.retry_quarantine().into_iter().map(Effect::Clean));
+                        }
+                        effects
+                    }
+                }
+            }
+            (Phase::Ready, Request::Stop { ticket, child }) => match self.children.get_mut(&child) {
+                Some(entry) if entry.conn == conn => {
+                    let mut effects = vec![Effect::Send(conn, Reply::Stopping { ticket })];
+                    if !std::mem::replace(&mut entry.stopping, true) {
+                        effects.push(Effect::Stop(child, Rung::Eof));
+                    }
+                    effects
+                }
+                _ => vec![Effect::Send(conn, Reply::Refused { ticket, refusal: Refusal::NoSuchChild })],
+            },
+            (Phase::Ready, Request::Status { ticket }) => {
+                vec![Effect::Send(conn, Reply::Status { ticket, status: self.status() })]
+            }
+        }
+    }
+
+    /// Decides on a start, the dear checks last: only an admitted start counts against the rate.
     fn admit(
         &mut self,
-        connection: ConnectionId,
+        conn: ConnId,
         ticket: Ticket,
         tenant: TenantId,
         now: Instant,
     ) -> Result<(ChildId, Option<ChildUid>), Refusal> {
-        // Children end at their own pace; a second is when a look is worth it.
-        const LATER: u32 = 1000;
         if self.draining {
             return Err(Refusal::ShuttingDown);
         }
-        let count = self.of_tenant.get(&tenant).copied().unwrap_or_default();
-        if count >= self.caps.children_per_tenant {
-            return Err(Refusal::ChildrenOfTenant { retry_after_ms: LATER });
+        if count(self.children.len()) >= self.policy.children {
+            return Err(Refusal::ChildrenTotal { retry_after_ms: RETRY_CHILDREN_MS });
         }
-        if self.children.len() >= self.caps.children {
-            return Err(Refusal::ChildrenTotal { retry_after_ms: LATER });
+        let of_tenant = self.children.values().filter(|child| child.tenant == tenant).count();
+        if count(of_tenant) >= self.policy.children_per_tenant {
+            return Err(Refusal::ChildrenOfTenant { retry_after_ms: RETRY_CHILDREN_MS });
         }
-        self.starts.take(now).map_err(|wait| Refusal::SpawnRate { retry_after_ms: millis(wait) })?;
+        let full_at = self.bucket_full_at.max(now);
+        let interval = Duration::from_secs(1) / self.policy.spawns_per_second.max(1);
+        let latest = now + interval * (self.policy.spawn_burst.max(1) - 1);
+        if let Some(wait) = full_at.checked_duration_since(latest).filter(|wait| !wait.is_zero()) {
+            let retry_after_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).saturating_add(1);
+            return Err(Refusal::SpawnRate { retry_after_ms });
+        }
         let uid = match &mut self.pool {
-            Some(pool) => Some(pool.lease(tenant).ok_or(Refusal::NoFreeUid { retry_after_ms: LATER })?),
             None => None,
+            Some(pool) => Some(pool.lease(tenant).ok_or(Refusal::NoFreeUid { retry_after_ms: RETRY_UID_MS })?),
         };
-        self.next_child = self.next_child.saturating_add(1);
+        self.bucket_full_at = full_at + interval;
         let child = ChildId(self.next_child);
-        self.children.insert(child, Child { connection, ticket, tenant, uid, stopping: false });
-        self.of_tenant.insert(tenant, count.saturating_add(1));
-        if let Some(peer) = self.peers.get_mut(&connection) {
-            peer.children.insert(child);
-        }
+        self.next_child += 1;
+        self.children.insert(child, Child { conn, ticket, tenant, uid, stopping: false });
         Ok((child, uid))
     }
 
-    fn started(&mut self, child: ChildId, pid: u32) -> Vec<Effect> {
-        let Some(entry) = self.children.get(&child) else { return Vec::new() };
-        // Without a uid of its own the child has the supervisor's, which the log of the start names.
-        let uid = entry.uid.map_or(u32::MAX, ChildUid::get);
-        let spawned = Reply::Spawned { ticket: entry.ticket, child, pid, uid };
-        vec![Effect::Reply(entry.connection, spawned)]
+    fn started(&mut self, id: ChildId, pid: u32) -> Vec<Effect> {
+        let Some(child) = self.children.get(&id) else { return Vec::new() };
+        let uid = child.uid.map_or(self.policy.own.as_raw(), ChildUid::get);
+        vec![Effect::Send(child.conn, Reply::Spawned { ticket: child.ticket, child: id, pid, uid })]
     }
 
-    fn not_started(&mut self, child: ChildId, step: StartStep, errno: i32) -> Vec<Effect> {
-        let Some(entry) = self.children.get(&child) else { return Vec::new() };
-        let (connection, ticket, tenant) = (entry.connection, entry.ticket, entry.tenant);
-        let mut effects = refused(connection, ticket, Some(tenant), Refusal::StartFailed { step, errno });
-        effects.extend(self.forget(child));
+    fn not_started(&mut self, id: ChildId, step: StartStep, errno: i32) -> Vec<Effect> {
+        let Some(child) = self.children.remove(&id) else { return Vec::new() };
+        let refusal = Refusal::StartFailed { step, errno };
+        let mut effects = vec![Effect::Send(child.conn, Reply::Refused { ticket: child.ticket, refusal })];
+        effects.extend(self.vacate(child.tenant));
         effects
     }
 
-    fn exited(&mut self, child: ChildId, exit: Exit) -> Vec<Effect> {
-        let Some(entry) = self.children.get(&child) else { return Vec::new() };
+    fn ended(&mut self, id: ChildId, exit: Exit) -> Vec<Effect> {
+        let Some(child) = self.children.remove(&id) else { return Vec::new() };
         let mut effects = Vec::new();
-        if self.peers.contains_key(&entry.connection) {
-            effects.push(Effect::Reply(entry.connection, Reply::Exited { child, exit }));
+        if self.conns.get(&child.conn) == Some(&Phase::Ready) {
+            effects.push(Effect::Send(child.conn, Reply::Exited { child: id, exit }));
         }
-        effects.extend(self.forget(child));
+        effects.extend(self.vacate(child.tenant));
+        effects.extend(self.when_drained());
         effects
     }
 
-    /// Takes a child off the books; its uid is cleaned if it was the tenant's last.
-    fn forget(&mut self, child: ChildId) -> Option<Effect> {
-        let entry = self.children.remove(&child)?;
-        if let Some(peer) = self.peers.get_mut(&entry.connection) {
-            peer.children.remove(&child);
+    /// Ends the tenant's lease if it has no child left.
+    fn vacate(&mut self, tenant: TenantId) -> Option<Effect> {
+        if self.children.values().any(|child| child.tenant == tenant) {
+            return None;
         }
-        if let Some(count) = self.of_tenant.get_mut(&entry.tenant) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.of_tenant.remove(&entry.tenant);
+        Some(Effect::Vacate(tenant, self.pool.as_mut().and_then(|pool| pool.release(tenant))))
+    }
+
+    fn stop_all(&mut self, rung: Rung, which: impl Fn(&Child) -> bool) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for (&id, child) in &mut self.children {
+            if which(child) && !std::mem::replace(&mut child.stopping, true) {
+                effects.push(Effect::Stop(id, rung));
             }
         }
-        entry.uid?;
-        self.pool.as_mut()?.release(entry.tenant).map(Effect::Clean)
+        effects
     }
 
-    fn disconnected(&mut self, connection: ConnectionId) -> Vec<Effect> {
-        let Some(peer) = self.peers.remove(&connection) else { return Vec::new() };
-        let mut children: Vec<ChildId> = peer.children.into_iter().collect();
-        children.sort();
-        children.into_iter().filter_map(|child| self.stop(child)).collect()
-    }
-
-    fn drain(&mut self) -> Vec<Effect> {
-        self.draining = true;
-        let mut children: Vec<ChildId> = self.children.keys().copied().collect();
-        children.sort();
-        children.into_iter().filter_map(|child| self.stop(child)).collect()
-    }
-
-    fn stop(&mut self, child: ChildId) -> Option<Effect> {
-        let entry = self.children.get_mut(&child)?;
-        (!std::mem::replace(&mut entry.stopping, true)).then_some(Effect::Stop(child))
-    }
-
-    fn status(&self) -> Status {
-        let (_, free, unclean) = self.pool.as_ref().map(Pool::counts).unwrap_or_default();
-        Status {
-            isolation: self.isolation,
-            children: count(self.children.len()),
-            max_children: count(self.caps.children),
-            tenants: count(self.of_tenant.len()),
-            uids_free: count(free),
-            uids_unclean: count(unclean),
+    fn when_drained(&mut self) -> Vec<Effect> {
+        if !self.drained() {
+            return Vec::new();
         }
+        let conns: Vec<_> = self.conns.keys().copied().collect();
+        conns.into_iter().flat_map(|conn| self.part(conn, Farewell::ShuttingDown)).collect()
     }
 }
 
-fn refused(connection: ConnectionId, ticket: Ticket, tenant: Option<TenantId>, refusal: Refusal) -> Vec<Effect> {
-    vec![Effect::Refused { tenant, refusal }, Effect::Reply(connection, Reply::Refused { ticket, refusal })]
-}
-
-fn count(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-fn millis(span: Duration) -> u32 {
-    u32::try_from(span.as_millis().saturating_add(1)).unwrap_or(u32::MAX)
-}
-
-/// A token bucket.
-#[derive(Debug)]
-struct Bucket {
-    every: Duration,
-    burst: u32,
-    /// When the bucket will be full again; the further ahead, the emptier it is.
-    full_at: Instant,
-}
-
-impl Bucket {
-    fn full(a_second: u32, burst: u32, now: Instant) -> Self {
-        let every = Duration::from_secs(1).checked_div(a_second.max(1)).unwrap_or(Duration::from_secs(1));
-        Self { every, burst: burst.max(1), full_at: now }
-    }
-
-    /// Takes one, or says how long until there is one.
-    fn take(&mut self, now: Instant) -> Result<(), Duration> {
-        let full_at = self.full_at.max(now);
-        let room = self.every.saturating_mul(self.burst.saturating_sub(1));
-        let ahead = full_at.saturating_duration_since(now);
-        match ahead.checked_sub(room) {
-            Some(wait) if wait > Duration::ZERO => Err(wait),
-            _ => {
-                self.full_at = full_at.checked_add(self.every).unwrap_or(full_at);
-                Ok(())
-            }
-        }
-    }
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }

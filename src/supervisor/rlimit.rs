@@ -1,104 +1,144 @@
-//! Limits of a child: resource limits (setrlimit(2)) and what its cgroup is given.
+//! How much one tenant's children may use: resource limits (setrlimit(2)) of each process, and the cgroup's.
 //!
-//! Both ends are set to the same number, because programs raise the soft end to the hard one. Numbers above what
-//! this process itself may have are cut down to that before the fork.
+//! Out of `[limits]` of the policy, with `[limits.users.<Forgejo id>]` laid over it user by user.
 
-use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use tracing::warn;
+use std::collections::HashMap;
+
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::config_file::Section;
+use crate::ipc::message::TenantId;
 
-/// For one user's children. Resource limits count per process, but `processes`, which the kernel counts per uid.
+/// All limits of one tenant. "0 = none" where it says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// `RLIMIT_NOFILE`.
+    /// `RLIMIT_NOFILE`: descriptors of a process. Go lifts the soft to the hard limit, so both are set.
     pub open_files: u64,
-    /// `RLIMIT_NPROC`: threads of all children of the user together. A Go child has 7 to 10.
+    /// `RLIMIT_NPROC`: processes and threads under the tenant's uid; about 10 a child are needed.
     pub processes: u64,
-    /// `RLIMIT_CPU` in seconds; 0 for none.
+    /// `RLIMIT_CPU`, seconds in the life of a process; 0 = none. Only the hard limit stops a Go program.
     pub cpu_seconds: u64,
-    /// `RLIMIT_FSIZE` in bytes. The known programs write no file.
+    /// `RLIMIT_FSIZE`, bytes of a file that it writes; 0 = it writes none.
     pub file_size: u64,
-    /// `RLIMIT_DATA` in bytes; 0 for none.
+    /// `RLIMIT_DATA`, bytes; 0 = none.
     pub data: u64,
-    /// `RLIMIT_AS` in bytes; 0 for none. Go reserves address space that it never uses: below 4 GiB it dies on work
-    /// that fits in far less memory.
+    /// `RLIMIT_AS`, bytes; 0 = none.
     pub address_space: u64,
-    /// `memory.max` of the user's cgroup in bytes.
+    /// `memory.max`, bytes for all of the tenant's children; 0 = none.
     pub memory_max: u64,
-    /// `memory.swap.max` in bytes.
+    /// `memory.swap.max`, bytes.
     pub swap_max: u64,
-    /// `pids.max`.
+    /// `pids.max`: processes and threads of all of the tenant's children; 0 = none.
     pub pids_max: u64,
-    /// `cpu.max` in percent of one processor.
-    pub cpu_percent: u64,
+    /// `cpu.max`, per cent of one CPU; 0 = none.
+    pub cpu_max: u64,
     /// `cpu.weight`, 1 to 10000.
     pub cpu_weight: u64,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        const MIB: u64 = 1024 * 1024;
-        Self {
-            open_files: 256,
-            processes: 256,
-            cpu_seconds: 0,
-            file_size: 0,
-            data: 1024 * MIB,
-            address_space: 0,
-            memory_max: 1024 * MIB,
-            swap_max: 0,
-            pids_max: 256,
-            cpu_percent: 200,
-            cpu_weight: 100,
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+const DEFAULTS: Limits = Limits {
+    open_files: 256,
+    processes: 256,
+    cpu_seconds: 3600,
+    file_size: 0,
+    data: GIB,
+    address_space: 0,
+    memory_max: 512 * MIB,
+    swap_max: 0,
+    pids_max: 256,
+    cpu_max: 100,
+    cpu_weight: 100,
+};
+
+/// The limits of everybody, and of those who have others.
+#[derive(Debug)]
+pub struct LimitsTable {
+    all: Limits,
+    users: HashMap<TenantId, Limits>,
+}
+
+impl LimitsTable {
+    /// Reads `[limits]`; what is wrong is noted in the sections.
+    pub fn read(root: &mut Section, least_address_space: u64) -> Self {
+        let mut section = root.section("limits");
+        let mut users_section = section.section("users");
+        let all = Limits::read(&mut section, &DEFAULTS, least_address_space);
+        let mut users = HashMap::new();
+        for key in users_section.keys() {
+            let mut user = users_section.section(&key);
+            match key.parse().ok().and_then(|id| TenantId::new(id).ok()) {
+                Some(tenant) => {
+                    users.insert(tenant, Limits::read(&mut user, &all, least_address_space));
+                }
+                None => users_section.complain(&key, "must be the number that Forgejo gave the user"),
+            }
+            user.close();
         }
+        users_section.close();
+        section.close();
+        Self { all, users }
+    }
+
+    /// The limits of this tenant.
+    pub fn of(&self, tenant: TenantId) -> &Limits {
+        self.users.get(&tenant).unwrap_or(&self.all)
     }
 }
 
 impl Limits {
-    /// Reads a table of limits; what is absent is as in `base`.
-    pub fn read(mut section: Section, base: &Self) -> Self {
-        const TIB: u64 = 1 << 40;
-        let limits = Self {
-            open_files: section.integer("open_files", base.open_files, 16..=1_048_576),
-            processes: section.integer("processes", base.processes, 4..=100_000),
-            cpu_seconds: section.integer("cpu_seconds", base.cpu_seconds, 0..=31_536_000),
-            file_size: section.size("file_size", base.file_size, 0..=TIB),
-            data: section.size("data", base.data, 0..=TIB),
-            address_space: section.size("address_space", base.address_space, 0..=TIB),
-            memory_max: section.size("memory_max", base.memory_max, 16 << 20..=TIB),
-            swap_max: section.size("swap_max", base.swap_max, 0..=TIB),
-            pids_max: section.integer("pids_max", base.pids_max, 4..=100_000),
-            cpu_percent: section.integer("cpu_percent", base.cpu_percent, 1..=100_000),
-            cpu_weight: section.integer("cpu_weight", base.cpu_weight, 1..=10_000),
-        };
-        section.close();
-        limits
+    fn read(section: &mut Section, default: &Self, least_address_space: u64) -> Self {
+        let address_space = section.size("address_space", default.address_space, 0..=u64::MAX);
+        if address_space != 0 && address_space < least_address_space {
+            let least = bytesize::ByteSize(least_address_space);
+            section.complain("address_space", format!("must be 0 (none) or at least {least} for this child"));
+        }
+        Self {
+            open_files: section.integer("open_files", default.open_files, 16..=1_048_576),
+            processes: section.integer("processes", default.processes, 1..=1_048_576),
+            cpu_seconds: section.integer("cpu_seconds", default.cpu_seconds, 0..=1_000_000_000),
+            file_size: section.size("file_size", default.file_size, 0..=u64::MAX),
+            data: section.size("data", default.data, 0..=u64::MAX),
+            address_space,
+            memory_max: section.size("memory_max", default.memory_max, 0..=u64::MAX),
+            swap_max: section.size("swap_max", default.swap_max, 0..=u64::MAX),
+            pids_max: section.integer("pids_max", default.pids_max, 0..=4_194_304),
+            cpu_max: section.integer("cpu_max", default.cpu_max, 0..=100_000),
+            cpu_weight: section.integer("cpu_weight", default.cpu_weight, 1..=10_000),
+        }
     }
 
-    /// The resource limits as they can be set from here, for the child to set without asking anything.
-    pub fn resources(&self) -> Vec<(Resource, rlim_t)> {
+    /// What to set in a child, soft and hard alike. A value above the supervisor's own hard limit is lowered to it,
+    /// because raising one needs `CAP_SYS_RESOURCE`. Under a uid that others use, too, `RLIMIT_NPROC` would count
+    /// their processes and is left out.
+    pub fn rlimits(&self, own_uid: bool) -> Vec<(Resource, u64)> {
         let wanted = [
-            (Resource::RLIMIT_CORE, Some(0)),
             (Resource::RLIMIT_NOFILE, Some(self.open_files)),
-            (Resource::RLIMIT_NPROC, Some(self.processes)),
+            (Resource::RLIMIT_NPROC, own_uid.then_some(self.processes)),
+            // A core file would hold the token.
+            (Resource::RLIMIT_CORE, Some(0)),
             (Resource::RLIMIT_FSIZE, Some(self.file_size)),
-            (Resource::RLIMIT_CPU, (self.cpu_seconds > 0).then_some(self.cpu_seconds)),
-            (Resource::RLIMIT_DATA, (self.data > 0).then_some(self.data)),
-            (Resource::RLIMIT_AS, (self.address_space > 0).then_some(self.address_space)),
+            (Resource::RLIMIT_CPU, (self.cpu_seconds != 0).then_some(self.cpu_seconds)),
+            (Resource::RLIMIT_DATA, (self.data != 0).then_some(self.data)),
+            (Resource::RLIMIT_AS, (self.address_space != 0).then_some(self.address_space)),
         ];
-        let possible = wanted.into_iter().filter_map(|(resource, limit)| {
-            // Raising a hard limit needs CAP_SYS_RESOURCE, which a container may not have.
-            let hard = getrlimit(resource).map_or(rlim_t::MAX, |(_, hard)| hard);
-            Some((resource, limit?.min(hard)))
-        });
-        possible.collect()
+        let lowered = |resource, value: u64| getrlimit(resource).map_or(value, |(_, hard)| value.min(hard));
+        wanted.into_iter().filter_map(|(r, value)| Some((r, lowered(r, value?)))).collect()
     }
-}
 
-/// No core file of this process: it holds tokens for as long as a child takes to start.
-pub fn no_core_files() {
-    if let Err(e) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
-        warn!(error = %e, "core files cannot be switched off");
+    /// What to write into the tenant's cgroup, as far as its controllers are there.
+    pub fn cgroup_files(&self) -> Vec<(&'static str, String)> {
+        let or_max = |n: u64| if n == 0 { "max".to_owned() } else { n.to_string() };
+        // cgroup-v2.rst: "$MAX $PERIOD" in microseconds.
+        let quota = if self.cpu_max == 0 { "max".to_owned() } else { self.cpu_max.saturating_mul(1000).to_string() };
+        vec![
+            ("memory.max", or_max(self.memory_max)),
+            ("memory.swap.max", self.swap_max.to_string()),
+            ("pids.max", or_max(self.pids_max)),
+            ("cpu.max", format!("{quota} 100000")),
+            ("cpu.weight", self.cpu_weight.to_string()),
+        ]
     }
 }

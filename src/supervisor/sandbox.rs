@@ -1,133 +1,161 @@
-//! Landlock and seccomp, prepared once at start and applied between fork and exec.
+//! What a child may not do, whatever its uid may: Landlock for files, seccomp for system calls.
 //!
-//! Both are a second line behind the uid: a child that is talked into something can write no file, read only what
-//! every program on the machine may read, and reach none of the kernel's wide and rarely needed doors. Children are
-//! programs of any language, so system calls are refused by a list, not allowed by one.
+//! Both are made before the fork, because making them allocates; the child only switches them on (`spawn`). What the
+//! kernel does not have is left out and reported as absent.
+//!
+//! The seccomp filters are a deny list, since a child is any program: they take away what an interpreter of hostile
+//! content has no use for and what most kernel exploits of recent years started with. A listed call fails with
+//! `EPERM`, as it would for a user without rights, so that programs take their fallback.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError,
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    Scope, path_beneath_rules,
 };
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
 };
 
-/// Why the sandbox could not be prepared.
+use crate::supervisor::config::SandboxPolicy;
+
+/// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// Landlock refused the rules.
-    #[error("the Landlock rules cannot be made")]
+    /// A Landlock ruleset was refused for another reason than an old kernel.
+    #[error("making the Landlock ruleset: {0}")]
     Landlock(#[from] RulesetError),
-    /// The filter does not compile.
-    #[error("the seccomp filter cannot be made")]
-    Seccomp(#[from] seccompiler::BackendError),
+    /// The seccomp program does not compile.
+    #[error("compiling the seccomp filter: {0}")]
+    Seccomp(#[from] BackendError),
 }
 
-/// Where every program may read: its own libraries, what name resolution and TLS need, what Go looks up at start.
-const READ: [&str; 10] = [
-    "/usr",
-    "/bin",
-    "/lib",
-    "/lib32",
-    "/lib64",
+/// What is switched on in each child.
+#[derive(Debug, Default)]
+pub struct Sandbox {
+    /// For `landlock_restrict_self(2)`; `None`: not done.
+    pub ruleset: Option<OwnedFd>,
+    /// For `seccomp(2)`, in this order; empty: not done.
+    pub filters: Vec<BpfProgram>,
+}
+
+impl Sandbox {
+    /// Makes what the policy wants and the kernel has.
+    pub fn new(policy: &SandboxPolicy, program: &Path, seccomp_works: bool) -> Result<Self, SandboxError> {
+        let ruleset = if policy.landlock { ruleset(program, &policy.read)? } else { None };
+        let filters = if policy.seccomp && seccomp_works { filters()? } else { Vec::new() };
+        Ok(Self { ruleset, filters })
+    }
+}
+
+/// Read and execute: programs, libraries and what the C library and TLS want to read. A missing one is skipped.
+const EXECUTABLE: [&str; 5] = ["/usr", "/bin", "/sbin", "/lib", "/lib64"];
+/// Read: configuration (file modes still protect what is secret there), the resolver's file behind
+/// `/etc/resolv.conf`, CA bundles, and what runtimes look up about themselves and the machine.
+const READABLE: [&str; 8] = [
     "/etc",
     "/proc",
-    "/sys/fs/cgroup",
-    "/sys/kernel/mm",
+    "/sys",
     "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/run/NetworkManager",
+    "/var/lib/ca-certificates",
+    "/dev/urandom",
 ];
-/// Devices that are opened for reading and writing.
-const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"];
+const WRITABLE: [&str; 2] = ["/dev/null", "/dev/zero"];
 
-/// A Landlock ruleset that allows reading [`READ`], `extra` and the program; `None` where the kernel has no Landlock.
-pub fn landlock(program: &Path, extra: &[PathBuf]) -> Result<Option<OwnedFd>, SandboxError> {
-    let abi = ABI::V5;
-    let read = AccessFs::from_read(abi);
-    let mut rules = Ruleset::default()
+/// The newest access rights that are asked for; older kernels get what they know (best effort).
+const LANDLOCK: ABI = ABI::V6;
+
+fn ruleset(program: &Path, extra: &[PathBuf]) -> Result<Option<OwnedFd>, RulesetError> {
+    let execute = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
+    let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
+    let created = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(abi))?
-        .create()?;
-    let places = READ.iter().map(Path::new).chain(extra.iter().map(PathBuf::as_path));
-    for place in places {
-        // A place that this system does not have needs no rule.
-        if let Ok(place) = PathFd::new(place) {
-            rules = rules.add_rule(PathBeneath::new(place, read))?;
-        }
-    }
-    for device in DEVICES {
-        if let Ok(device) = PathFd::new(device) {
-            rules = rules.add_rule(PathBeneath::new(device, AccessFs::ReadFile | AccessFs::WriteFile))?;
-        }
-    }
-    if let Ok(program) = PathFd::new(program) {
-        rules = rules.add_rule(PathBeneath::new(program, AccessFs::ReadFile | AccessFs::Execute))?;
-    }
-    Ok(rules.into())
+        .handle_access(AccessFs::from_all(LANDLOCK))?
+        // No signals to, and no abstract sockets of, anybody outside; siblings under the same uid are outside.
+        .scope(Scope::from_all(LANDLOCK))?
+        .create()?
+        .add_rules(path_beneath_rules(EXECUTABLE, execute))?
+        .add_rules(path_beneath_rules([program], execute))?
+        .add_rules(path_beneath_rules(READABLE, read))?
+        .add_rules(path_beneath_rules(extra, read))?
+        .add_rules(path_beneath_rules(WRITABLE, AccessFs::ReadFile | AccessFs::WriteFile))?;
+    Ok(created.into())
 }
 
-/// System calls that no MCP server has a use for and that attackers do.
-const REFUSED: [libc::c_long; 52] = [
+/// Denied outright.
+const DENIED: &[libc::c_long] = &[
+    // other processes' memory and descriptors
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
-    libc::SYS_pidfd_getfd,
     libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
     libc::SYS_kcmp,
+    // the mount tree and namespaces
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_pivot_root,
     libc::SYS_chroot,
-    libc::SYS_mount_setattr,
-    libc::SYS_move_mount,
-    libc::SYS_open_tree,
     libc::SYS_fsopen,
-    libc::SYS_fsmount,
     libc::SYS_fsconfig,
+    libc::SYS_fsmount,
     libc::SYS_fspick,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_mount_setattr,
     libc::SYS_unshare,
     libc::SYS_setns,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_name_to_handle_at,
+    // large attack surfaces of the kernel
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_userfaultfd,
-    libc::SYS_fanotify_init,
-    libc::SYS_keyctl,
     libc::SYS_add_key,
     libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_fanotify_init,
+    // the machine
     libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
     libc::SYS_init_module,
     libc::SYS_finit_module,
     libc::SYS_delete_module,
-    libc::SYS_name_to_handle_at,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_quotactl,
+    libc::SYS_reboot,
     libc::SYS_swapon,
     libc::SYS_swapoff,
-    libc::SYS_reboot,
     libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_syslog,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
     libc::SYS_settimeofday,
     libc::SYS_clock_settime,
     libc::SYS_adjtimex,
     libc::SYS_clock_adjtime,
-    libc::SYS_sethostname,
-    libc::SYS_setdomainname,
-    libc::SYS_syslog,
     libc::SYS_vhangup,
-    libc::SYS_lookup_dcookie,
-    libc::SYS_nfsservctl,
-    libc::SYS_personality,
+    libc::SYS_move_pages,
+    libc::SYS_migrate_pages,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_kexec_file_load,
 ];
 
-/// New namespaces, which would give the child capabilities over a fresh attack surface (clone(2)).
-const NAMESPACES: [i32; 7] = [
+/// clone(2) with any of these makes a namespace.
+const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNS,
     libc::CLONE_NEWCGROUP,
     libc::CLONE_NEWUTS,
@@ -136,40 +164,58 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWPID,
     libc::CLONE_NEWNET,
 ];
-/// Sockets that a child may make; netlink is how resolvers ask for the machine's own addresses.
-const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
-/// The filters, to be installed in this order.
-///
-/// clone3 passes its flags in memory, which a filter cannot read, so it is made to look absent (`ENOSYS`); every
-/// runtime then falls back to clone. All other refusals are `EPERM`.
-pub fn seccomp() -> Result<Vec<BpfProgram>, SandboxError> {
+/// socket(2) with any other family is denied.
+const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
+fn filters() -> Result<Vec<BpfProgram>, BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.into_iter().map(|call| (call, Vec::new())).collect();
-    let has_flag = |flag: i32| {
-        let flag = u64::from(flag.unsigned_abs());
-        let set = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(flag), flag)?;
-        SeccompRule::new(vec![set])
-    };
-    rules.insert(libc::SYS_clone, NAMESPACES.into_iter().map(has_flag).collect::<Result<_, _>>()?);
-    let is_not = |family: i32| {
-        let family = u64::from(family.unsigned_abs());
-        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family)
-    };
-    let none_of = SeccompRule::new(FAMILIES.into_iter().map(is_not).collect::<Result<_, _>>()?)?;
-    rules.insert(libc::SYS_socket, vec![none_of]);
-    let refuse = |rules, errno: i32| {
-        let errno = SeccompAction::Errno(errno.unsigned_abs());
-        SeccompFilter::new(rules, SeccompAction::Allow, errno, arch)?.try_into()
-    };
-    let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    Ok(vec![refuse(absent, libc::ENOSYS)?, refuse(rules, libc::EPERM)?])
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|&call| (call, Vec::new())).collect();
+    let first =
+        |op, value: libc::c_int| SeccompCondition::new(0, SeccompCmpArgLen::Dword, op, u64::from(value.unsigned_abs()));
+    let mut namespaces = Vec::new();
+    for flag in NAMESPACES {
+        let bit = u64::from(flag.unsigned_abs());
+        namespaces.push(SeccompRule::new(vec![first(SeccompCmpOp::MaskedEq(bit), flag)?])?);
+    }
+    rules.insert(libc::SYS_clone, namespaces);
+    let other: Result<Vec<_>, _> = FAMILIES.iter().map(|&family| first(SeccompCmpOp::Ne, family)).collect();
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(other?)?]);
+    let denied = filter(rules, libc::EPERM, arch)?;
+
+    // clone3's flags are behind a pointer, where a filter cannot look. ENOSYS makes C libraries fall back to clone.
+    let clone3 = filter(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS, arch)?;
+    let mut filters = vec![clone3, denied];
+    if cfg!(target_arch = "x86_64") {
+        filters.push(no_x32());
+    }
+    Ok(filters)
 }
 
-/// Installs a prepared filter on the calling thread. Allocates nothing, so it may be called after a fork.
-pub fn install(filter: &BpfProgram) -> io::Result<()> {
-    seccompiler::apply_filter(filter).map_err(|e| match e {
-        seccompiler::Error::Prctl(e) | seccompiler::Error::Seccomp(e) => e,
-        _ => io::Error::from_raw_os_error(libc::EINVAL),
-    })
+fn filter(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    errno: libc::c_int,
+    arch: TargetArch,
+) -> Result<BpfProgram, BackendError> {
+    let errno = SeccompAction::Errno(errno.unsigned_abs());
+    SeccompFilter::new(rules, SeccompAction::Allow, errno, arch)?.try_into()
+}
+
+/// The x32 calls of an x86-64 kernel have the same audit architecture and numbers from 2^30 up, so that a deny list of
+/// numbers misses them; seccompiler cannot say "from here up". (seccomp(2), section on x32.)
+fn no_x32() -> BpfProgram {
+    const X32_SYSCALL_BIT: u32 = 0x4000_0000;
+    // linux/bpf_common.h and linux/seccomp.h; `nr` is at offset 0 of seccomp_data.
+    const LOAD_WORD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+    const JUMP_GE: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const RET_ERRNO: u32 = 0x0005_0000;
+    const RET_ALLOW: u32 = 0x7fff_0000;
+    let op = |code, jt, k| sock_filter { code, jt, jf: 0, k };
+    vec![
+        op(LOAD_WORD, 0, 0),
+        op(JUMP_GE, 1, X32_SYSCALL_BIT),
+        op(RETURN, 0, RET_ALLOW),
+        op(RETURN, 0, RET_ERRNO | libc::ENOSYS.unsigned_abs()),
+    ]
 }

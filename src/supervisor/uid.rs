@@ -1,162 +1,176 @@
-//! One uid a tenant: a pool of leases.
+//! Who leases which uid. No I/O: it says what is to be cleaned and is told when that is done.
 //!
-//! Two tenants never share a uid. A uid is leased while its tenant has children; afterwards everything that still
-//! runs under it is killed and must be seen to be gone before it is leased again. The pool itself only counts; the
-//! killing is done by `spawn`, which reports back.
+//! One uid (and the equal gid) a tenant, for as long as the tenant has children; two tenants never share one. A uid
+//! that was leased goes through `cleaning` before it is free again, and into `quarantine` where its processes do not
+//! go away; a uid in quarantine is never leased.
+//!
+//! The last uid of the range is never leased: the process that kills everything under a dirty uid holds it as its
+//! real and saved uid, so that what it is about to kill cannot kill or stop it first (kill(2): the target's real or
+//! saved uid counts, the sender's real or effective one).
 
-use std::collections::{HashMap, HashSet, VecDeque};
-
-use nix::unistd::{Group, Uid, User};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::ipc::message::TenantId;
 
-/// A uid (and equal gid) that belongs to the supervisor's range; never 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// A uid of the supervisor's range, and the gid of the same number. Only [`UidRange`] makes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChildUid(u32);
 
 impl ChildUid {
-    /// The number.
+    /// The number, for system calls and the log.
     pub const fn get(self) -> u32 {
         self.0
     }
 }
 
-impl std::fmt::Display for ChildUid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// The uids that belong to the supervisor. Not empty, without 0 and without -1, which means «no change» to
-/// setresuid(2).
+/// A range of uids that belongs to the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
+pub struct UidRange {
     first: u32,
-    last: u32,
+    count: u32,
 }
 
-impl Default for Range {
-    fn default() -> Self {
-        Self { first: 73_728, last: 90_111 }
-    }
+/// Why two numbers are no range for children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RangeError {
+    /// One uid for a child and one for the sweeper.
+    #[error("needs at least 2 uids")]
+    TooFew,
+    /// Below 1024 are the system's, and 2^31 and above confuse old interfaces.
+    #[error("must lie between 1024 and 2147483647")]
+    OutOfBounds,
+    /// systemd's `DynamicUser=` (61184 to 65519), nobody and the 16-bit "no uid" (systemd's UIDS-GIDS document).
+    #[error("overlaps 61184 to 65535, which belongs to systemd and nobody")]
+    Reserved,
 }
 
-impl Range {
-    /// `count` uids from `first` on.
-    pub fn new(first: u32, count: u32) -> Option<Self> {
-        let last = first.checked_add(count.checked_sub(1)?)?;
-        (first > 0 && last < u32::MAX).then_some(Self { first, last })
-    }
-
-    /// The uid as one of the range.
-    pub fn uid(self, number: u32) -> Option<ChildUid> {
-        (self.first..=self.last).contains(&number).then_some(ChildUid(number))
-    }
-
-    fn all(self) -> impl Iterator<Item = ChildUid> {
-        (self.first..=self.last).map(ChildUid)
-    }
-
-    /// Names that the system gives to uids or gids of the range, which then belong to somebody else. The local files
-    /// are read whole; other name services are asked about the ends of the range only, since they may hold millions.
-    pub fn foreign_names(self) -> Vec<String> {
-        let mut found = Vec::new();
-        for (file, kind) in [("/etc/passwd", "user"), ("/etc/group", "group")] {
-            let lines = std::fs::read_to_string(file).unwrap_or_default();
-            for line in lines.lines() {
-                let mut fields = line.split(':');
-                let (name, id) = (fields.next(), fields.nth(1).and_then(|id| id.parse::<u32>().ok()));
-                if let (Some(name), Some(id)) = (name, id)
-                    && self.uid(id).is_some()
-                {
-                    found.push(format!("the range holds {id}, which is the {kind} `{name}`"));
-                }
-            }
+impl UidRange {
+    /// `count` uids from `first` on, the last of them the sweeper's.
+    pub fn new(first: u32, count: u32) -> Result<Self, RangeError> {
+        if count < 2 {
+            return Err(RangeError::TooFew);
         }
-        for id in [self.first, self.last] {
-            if found.is_empty()
-                && (User::from_uid(Uid::from_raw(id)).is_ok_and(|user| user.is_some())
-                    || Group::from_gid(id.into()).is_ok_and(|group| group.is_some()))
-            {
-                found.push(format!("the range holds {id}, which a name service gives to somebody"));
-            }
+        let last = first.checked_add(count - 1).filter(|&last| i32::try_from(last).is_ok());
+        let Some(last) = last.filter(|_| first >= 1024) else { return Err(RangeError::OutOfBounds) };
+        if first <= 65_535 && last >= 61_184 {
+            return Err(RangeError::Reserved);
         }
-        found
+        Ok(Self { first, count })
+    }
+
+    /// The lowest.
+    pub const fn first(self) -> u32 {
+        self.first
+    }
+
+    /// The highest: the sweeper's.
+    pub const fn sweeper(self) -> ChildUid {
+        ChildUid(self.first + (self.count - 1))
+    }
+
+    /// The uid with this number, if it is in the range.
+    pub fn get(self, uid: u32) -> Option<ChildUid> {
+        (self.first..=self.sweeper().0).contains(&uid).then_some(ChildUid(uid))
     }
 }
 
 /// The leases.
 #[derive(Debug)]
 pub struct Pool {
-    range: Range,
-    /// Longest unused first, so that a uid rests before it is used again.
+    /// The next one that was never leased; below `fresh_end`.
+    fresh: u32,
+    fresh_end: u32,
+    /// Leased before and clean, the longest unused first.
     free: VecDeque<ChildUid>,
-    leased: HashMap<TenantId, Lease>,
-    /// Being cleaned, or seen not to be clean.
-    unclean: HashSet<ChildUid>,
-}
-
-#[derive(Debug)]
-struct Lease {
-    uid: ChildUid,
-    children: usize,
+    leased: HashMap<TenantId, ChildUid>,
+    cleaning: BTreeSet<ChildUid>,
+    quarantine: BTreeSet<ChildUid>,
 }
 
 impl Pool {
-    /// All of the range is free, but for those that were found in use.
-    pub fn new(range: Range, in_use: &HashSet<ChildUid>) -> Self {
+    /// All of the range but the sweeper's uid is free.
+    pub fn new(range: UidRange) -> Self {
         Self {
-            range,
-            free: range.all().filter(|uid| !in_use.contains(uid)).collect(),
+            fresh: range.first,
+            fresh_end: range.sweeper().0,
+            free: VecDeque::new(),
             leased: HashMap::new(),
-            unclean: in_use.clone(),
+            cleaning: BTreeSet::new(),
+            quarantine: BTreeSet::new(),
         }
     }
 
-    /// The uid for one more child of the tenant; `None` where none is free.
+    /// The tenant's uid: the one it has, else one that is free.
     pub fn lease(&mut self, tenant: TenantId) -> Option<ChildUid> {
-        if let Some(lease) = self.leased.get_mut(&tenant) {
-            lease.children = lease.children.saturating_add(1);
-            return Some(lease.uid);
+        if let Some(&uid) = self.leased.get(&tenant) {
+            return Some(uid);
         }
-        let uid = self.free.pop_front()?;
-        self.leased.insert(tenant, Lease { uid, children: 1 });
+        let uid = self.next_fresh().or_else(|| self.free.pop_front())?;
+        self.leased.insert(tenant, uid);
         Some(uid)
     }
 
-    /// One child of the tenant is gone; the uid to clean if it was the last.
+    fn next_fresh(&mut self) -> Option<ChildUid> {
+        while self.fresh < self.fresh_end {
+            let uid = ChildUid(self.fresh);
+            self.fresh += 1;
+            // A uid found dirty at start is already on another list.
+            if !self.cleaning.contains(&uid) && !self.quarantine.contains(&uid) && !self.free.contains(&uid) {
+                return Some(uid);
+            }
+        }
+        None
+    }
+
+    /// Ends the tenant's lease; the uid is to be cleaned now.
     pub fn release(&mut self, tenant: TenantId) -> Option<ChildUid> {
-        let lease = self.leased.get_mut(&tenant)?;
-        lease.children = lease.children.saturating_sub(1);
-        if lease.children > 0 {
-            return None;
-        }
-        let uid = lease.uid;
-        self.leased.remove(&tenant);
-        self.unclean.insert(uid);
+        let uid = self.leased.remove(&tenant)?;
+        self.cleaning.insert(uid);
         Some(uid)
     }
 
-    /// Everything under the uid was seen to be gone: it may be leased again.
-    pub fn cleaned(&mut self, uid: ChildUid) {
-        if self.unclean.remove(&uid) {
+    /// Notes the end of a cleaning.
+    pub fn cleaned(&mut self, uid: ChildUid, clean: bool) {
+        if !self.cleaning.remove(&uid) {
+            return;
+        }
+        if !clean {
+            self.quarantine.insert(uid);
+        } else if uid.0 < self.fresh {
             self.free.push_back(uid);
         }
+        // A clean one that was never leased is still ahead of `fresh`.
     }
 
-    /// Uids that wait to be clean.
-    pub fn unclean(&self) -> Vec<ChildUid> {
-        self.unclean.iter().copied().collect()
+    /// Puts a uid that was found dirty at start into cleaning.
+    pub fn found_dirty(&mut self, uid: ChildUid) {
+        if uid.0 < self.fresh_end {
+            self.cleaning.insert(uid);
+        }
     }
 
-    /// Leases, free uids, and unclean ones.
-    pub fn counts(&self) -> (usize, usize, usize) {
-        (self.leased.len(), self.free.len(), self.unclean.len())
+    /// Moves everything in quarantine back to cleaning and names it: worth a try when nothing is free.
+    pub fn retry_quarantine(&mut self) -> Vec<ChildUid> {
+        let again: Vec<_> = std::mem::take(&mut self.quarantine).into_iter().collect();
+        self.cleaning.extend(&again);
+        again
     }
 
-    /// The range.
-    pub const fn range(&self) -> Range {
-        self.range
+    /// How many could be leased now.
+    pub fn free(&self) -> u32 {
+        let ahead = usize::try_from(self.fresh_end.saturating_sub(self.fresh)).unwrap_or(0);
+        let dirty_ahead = self.cleaning.iter().chain(&self.quarantine).filter(|uid| uid.0 >= self.fresh).count();
+        u32::try_from(ahead.saturating_sub(dirty_ahead) + self.free.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether no cleaning is under way. A uid in quarantine is settled: nobody waits for it.
+    pub fn settled(&self) -> bool {
+        self.cleaning.is_empty()
+    }
+
+    /// How many are being cleaned or in quarantine.
+    pub fn unclean(&self) -> u32 {
+        u32::try_from(self.cleaning.len() + self.quarantine.len()).unwrap_or(u32::MAX)
     }
 }
 
@@ -165,45 +179,58 @@ mod tests {
     use super::*;
 
     fn tenant(id: u64) -> TenantId {
-        TenantId::new(id).expect("an id")
+        TenantId::new(id).expect("a tenant")
     }
 
     #[test]
-    fn two_tenants_never_share_a_uid_and_one_tenant_keeps_theirs() {
-        let mut pool = Pool::new(Range::new(1000, 2).expect("a range"), &HashSet::new());
-        let alice = pool.lease(tenant(1)).expect("free");
-        assert_eq!(pool.lease(tenant(1)), Some(alice));
-        let bob = pool.lease(tenant(2)).expect("free");
-        assert_ne!(alice, bob);
-        assert_eq!(pool.lease(tenant(3)), None);
+    fn two_tenants_never_share_a_uid_and_one_tenant_keeps_its_own() {
+        let mut pool = Pool::new(UidRange::new(73_728, 4).expect("a range"));
+        let a = pool.lease(tenant(1)).expect("free");
+        let b = pool.lease(tenant(2)).expect("free");
+        assert_ne!(a, b);
+        assert_eq!(pool.lease(tenant(1)), Some(a));
+        assert_eq!((pool.free(), pool.unclean()), (1, 0));
     }
 
     #[test]
-    fn a_uid_is_leased_again_only_after_it_was_seen_clean() {
-        let mut pool = Pool::new(Range::new(1000, 1).expect("a range"), &HashSet::new());
+    fn the_sweepers_uid_is_never_leased() {
+        let range = UidRange::new(73_728, 3).expect("a range");
+        let mut pool = Pool::new(range);
+        let leased: Vec<_> = (1..=5).filter_map(|id| pool.lease(tenant(id))).collect();
+        assert_eq!(leased.len(), 2);
+        assert!(!leased.contains(&range.sweeper()));
+    }
+
+    #[test]
+    fn a_uid_is_leased_again_only_when_it_is_clean() {
+        let mut pool = Pool::new(UidRange::new(73_728, 2).expect("a range"));
         let uid = pool.lease(tenant(1)).expect("free");
-        pool.lease(tenant(1));
-        assert_eq!(pool.release(tenant(1)), None, "one child is left");
         assert_eq!(pool.release(tenant(1)), Some(uid));
-        assert_eq!(pool.lease(tenant(2)), None, "not clean yet");
-        pool.cleaned(uid);
-        assert_eq!(pool.lease(tenant(2)), Some(uid));
+        assert_eq!((pool.lease(tenant(2)), pool.free(), pool.unclean()), (None, 0, 1));
+        pool.cleaned(uid, false);
+        assert_eq!((pool.lease(tenant(2)), pool.unclean()), (None, 1));
+        assert_eq!(pool.retry_quarantine(), [uid]);
+        pool.cleaned(uid, true);
+        assert_eq!((pool.free(), pool.lease(tenant(2))), (1, Some(uid)));
     }
 
     #[test]
-    fn a_uid_found_in_use_at_start_is_not_leased() {
-        let range = Range::new(1000, 2).expect("a range");
-        let in_use = HashSet::from([range.uid(1000).expect("in range")]);
-        let mut pool = Pool::new(range, &in_use);
-        assert_eq!(pool.lease(tenant(1)).map(ChildUid::get), Some(1001));
-        assert_eq!(pool.lease(tenant(2)), None);
+    fn a_uid_found_dirty_at_start_waits_until_it_is_clean() {
+        let range = UidRange::new(73_728, 3).expect("a range");
+        let mut pool = Pool::new(range);
+        let dirty = range.get(73_728).expect("in range");
+        pool.found_dirty(dirty);
+        assert_eq!(pool.free(), 1);
+        assert_eq!(pool.lease(tenant(1)).map(ChildUid::get), Some(73_729));
+        pool.cleaned(dirty, true);
+        assert_eq!(pool.lease(tenant(2)), Some(dirty));
     }
 
     #[test]
-    fn neither_root_nor_the_number_that_means_no_change_is_in_any_range() {
-        assert_eq!(Range::new(0, 5), None);
-        assert_eq!(Range::new(u32::MAX, 1), None);
-        assert_eq!(Range::new(u32::MAX - 1, 2), None);
-        assert_eq!(Range::new(5, 0), None);
+    fn a_range_that_others_use_is_refused() {
+        assert_eq!(UidRange::new(60_000, 5000), Err(RangeError::Reserved));
+        assert_eq!(UidRange::new(0, 5000), Err(RangeError::OutOfBounds));
+        assert_eq!(UidRange::new(u32::MAX, 2), Err(RangeError::OutOfBounds));
+        assert_eq!(UidRange::new(73_728, 1), Err(RangeError::TooFew));
     }
 }

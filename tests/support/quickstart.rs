@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -79,10 +79,12 @@ async fn run(options: Options) -> Result<()> {
     if let Some(file) = &options.config {
         (setting.broker, setting.supervisor) = split(file)?;
     }
-    if setting.privileged && !stage::others_may_enter(&options.child) {
-        println!("   {} lies where only you may go, so no other uid could start it:", options.child.display());
-        println!("   running WITHOUT isolation, as without root");
-        setting.privileged = false;
+    let elsewhere = within_reach(&mut setting)?;
+    if elsewhere.is_some() {
+        println!(
+            "   {} lies where only root may go: what runs under other uids is copied to /tmp",
+            options.dir.display()
+        );
     }
     match &setting.forgejo {
         Some(url) => println!("-- Forgejo: {url}"),
@@ -109,6 +111,7 @@ async fn run(options: Options) -> Result<()> {
     println!("-- what runs");
     print!("{}", table(&stage, &users));
     let env = options.dir.join("env");
+    fs::create_dir_all(&options.dir)?;
     write_env(&env, &stage, &users)?;
     if let Some(first) = users.first() {
         println!("-- add it to an MCP client, for example as {} (tokens of all users: {})", first.login, env.display());
@@ -132,7 +135,27 @@ async fn run(options: Options) -> Result<()> {
         user.session.end().await?;
     }
     drop(stage);
+    drop(elsewhere);
     Ok(())
+}
+
+/// As root, moves what other uids must reach to a temporary directory if the checkout lies where they may not go.
+fn within_reach(setting: &mut Setting) -> Result<Option<tempfile::TempDir>> {
+    let reachable = |path: &Path| path.parent().is_some_and(stage::others_may_enter);
+    if !setting.privileged || (reachable(&setting.dir) && reachable(&setting.child.path)) {
+        return Ok(None);
+    }
+    let elsewhere = tempfile::Builder::new().prefix("fmb").tempdir()?;
+    fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o755))?;
+    let copied = |from: &Path| -> Result<PathBuf> {
+        let to = elsewhere.path().join(from.file_name().unwrap_or_default());
+        fs::copy(from, &to)?;
+        Ok(to)
+    };
+    setting.child.path = copied(&setting.child.path)?;
+    setting.broker_program = Some(copied(&setting.binaries.join("forgejo-mcp-broker"))?);
+    setting.dir = elsewhere.path().join("run");
+    Ok(Some(elsewhere))
 }
 
 /// `[broker]` and `[supervisor]` of one file, for each program its own.

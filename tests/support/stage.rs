@@ -60,6 +60,8 @@ impl Program {
 pub(crate) struct Setting {
     /// Where the programs are.
     pub(crate) binaries: PathBuf,
+    /// A copy of the broker's program, where the original lies out of its uid's reach.
+    pub(crate) broker_program: Option<PathBuf>,
     /// An empty or missing directory.
     pub(crate) dir: PathBuf,
     pub(crate) child: Program,
@@ -84,6 +86,7 @@ impl Setting {
         let privileged = geteuid().is_root();
         Self {
             binaries,
+            broker_program: None,
             dir,
             child,
             forgejo: None,
@@ -211,7 +214,9 @@ impl Stage {
         let files = self.configure("supervisor", &own, &self.setting.supervisor)?;
         let mut command = Command::new(self.setting.binaries.join("forgejo-mcp-supervisor"));
         command.args(files).arg("--listen").arg(self.socket());
-        if !self.setting.privileged {
+        if self.setting.privileged {
+            command.arg("--listen-group").arg(BROKER_UID.to_string());
+        } else {
             command.arg("--unprivileged");
         }
         self.supervisor = Some(self.start("supervisor", &mut command)?);
@@ -232,7 +237,9 @@ impl Stage {
             admin.display()
         );
         let files = self.configure("broker", &own, &self.setting.broker)?;
-        let mut command = Command::new(self.setting.binaries.join("forgejo-mcp-broker"));
+        let program = self.setting.broker_program.clone();
+        let program = program.unwrap_or_else(|| self.setting.binaries.join("forgejo-mcp-broker"));
+        let mut command = Command::new(program);
         command.args(files);
         if self.setting.privileged {
             command.uid(BROKER_UID).gid(BROKER_UID);

@@ -9,9 +9,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-
-use crate::lifecycle::Stop;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +30,7 @@ impl Drop for Named {
 ///
 /// The socket is bound under another name and renamed, so that it is never there with a wider mode, and replaces what
 /// a dead predecessor left.
-pub fn serve(path: &Path, router: Router, stop: Stop) -> Result<(), AdminError> {
+pub fn serve(path: &Path, router: Router, stop: CancellationToken) -> Result<(), AdminError> {
     let failed = |e| AdminError(path.to_owned(), e);
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
@@ -45,7 +44,7 @@ pub fn serve(path: &Path, router: Router, stop: Stop) -> Result<(), AdminError> 
         let _named = named;
         loop {
             tokio::select! {
-                () = stop.asked() => return,
+                () = stop.cancelled() => return,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => greet(stream, router.clone()),
                     Err(e) => warn!(error = %e, "the operator's socket failed to accept"),

@@ -12,9 +12,8 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-
-use crate::lifecycle::Stop;
 
 /// How long a client may take to send the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
@@ -39,7 +38,7 @@ impl Connections {
     }
 
     /// Accepts until asked to stop.
-    pub(super) async fn accept(self, listener: TcpListener, router: Router, stop: Stop) {
+    pub(super) async fn accept(self, listener: TcpListener, router: Router, stop: CancellationToken) {
         loop {
             let accepted = async {
                 // The semaphore is never closed.
@@ -48,7 +47,7 @@ impl Connections {
             };
             let (place, accepted) = tokio::select! {
                 biased;
-                () = stop.asked() => return,
+                () = stop.cancelled() => return,
                 accepted = accepted => accepted,
             };
             match accepted {

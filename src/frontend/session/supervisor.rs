@@ -1,282 +1,352 @@
-//! The broker's side of the wire: a [`Spawner`] that asks the supervisor.
+//! The broker's side of the wire: a [`Spawner`] that asks the supervisor for children.
 //!
-//! One connection, made when it is first needed and made anew when it is lost; nothing polls for it. The supervisor
-//! is trusted no further than `ipc` lets it speak: what does not fit the contract ends the connection. When the
-//! connection is lost every child of it is being stopped by the supervisor, so all of them count as gone.
+//! One connection, made when it is first needed and again when it was lost; nothing runs in the background to keep
+//! it up. The supervisor is trusted with what it says about children, but a frame that is not of the contract ends the
+//! connection. Losing it ends all its children (the supervisor stops them), which reads as
+//! [`Ended::SupervisorLost`].
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use tokio::net::unix::pipe;
-use tokio::sync::{Mutex as TurnMutex, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::{info, warn};
 
 use super::spawner::{Backend, Ended, Order, SpawnError, Spawner, Stopper};
-use crate::ipc::message::{ChildId, Isolation, PROTOCOL, Reply, Request, Status, Ticket};
-use crate::ipc::socket::{Connection, Packet, SocketError};
+use crate::ipc::codec;
+use crate::ipc::message::{ChildId, Isolation, PROTOCOL, Refusal, Reply, Request, Status, Ticket};
+use crate::ipc::socket::{Packet, Socket};
 
-/// How long the supervisor may take to say `Welcome`.
+/// How long the supervisor may take for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Requests that wait for a supervisor that does not read.
-const OUTGOING: usize = 256;
+/// How long it may take for any other answer before the connection counts as lost: a start takes milliseconds.
+const ANSWER: Duration = Duration::from_secs(15);
+/// Requests without an answer at once; the supervisor reads no faster than it answers.
+const IN_FLIGHT: usize = 256;
 
-/// Asks the supervisor at one socket. Cheap to clone.
+/// Asks the supervisor at a path for children. Cheap to clone; clones share the connection.
 #[derive(Debug, Clone)]
-pub struct SupervisorSpawner(Arc<Client>);
+pub struct SupervisorSpawner(Arc<Shared>);
 
 #[derive(Debug)]
-struct Client {
+struct Shared {
     path: PathBuf,
-    /// The live connection; the lock is held while one is made, so that only one is.
-    link: TurnMutex<Option<Link>>,
-}
-
-/// One connection, for those who ask.
-#[derive(Debug, Clone)]
-struct Link {
-    requests: mpsc::Sender<Request>,
-    waiting: Arc<Mutex<Waiting>>,
-    isolation: Isolation,
-}
-
-/// Who waits for what from the supervisor.
-#[derive(Debug, Default)]
-struct Waiting {
-    next: u64,
-    spawns: HashMap<Ticket, oneshot::Sender<Result<Spawned, SpawnError>>>,
-    statuses: HashMap<Ticket, oneshot::Sender<Status>>,
-    ended: HashMap<ChildId, oneshot::Sender<Ended>>,
-}
-
-#[derive(Debug)]
-struct Spawned {
-    child: ChildId,
-    pid: u32,
-    uid: u32,
-    pipes: [OwnedFd; 3],
-    ended: oneshot::Receiver<Ended>,
+    /// Held while connecting, so that one connection is made however many ask.
+    link: tokio::sync::Mutex<Option<Arc<Link>>>,
+    isolation: Mutex<Option<Isolation>>,
+    in_flight: Semaphore,
 }
 
 impl SupervisorSpawner {
-    /// For the supervisor that listens at `path`; connects when first asked for something.
+    /// Does nothing yet: the connection is made by the first request.
     pub fn new(path: PathBuf) -> Self {
-        Self(Arc::new(Client { path, link: TurnMutex::new(None) }))
+        Self(Arc::new(Shared {
+            path,
+            link: tokio::sync::Mutex::new(None),
+            isolation: Mutex::new(None),
+            in_flight: Semaphore::new(IN_FLIGHT),
+        }))
     }
 
     /// The supervisor's numbers.
     pub async fn status(&self) -> Result<Status, SpawnError> {
-        let link = self.link().await?;
-        let (tell, status) = oneshot::channel();
-        let ticket = {
-            let mut waiting = link.waiting.lock();
-            let ticket = waiting.ticket();
-            waiting.statuses.insert(ticket, tell);
-            ticket
-        };
-        link.requests.send(Request::Status { ticket }).await.map_err(|_| SpawnError::Unreachable)?;
-        match timeout(HANDSHAKE, status).await {
-            Ok(Ok(status)) => Ok(status),
-            _ => Err(SpawnError::Unreachable),
+        match self.0.ask(|ticket| Request::Status { ticket }).await? {
+            Answer::Status(status) => Ok(status),
+            Answer::Arrived(_) => Err(SpawnError::Unreachable),
         }
     }
 
-    /// The live connection, or a new one.
-    async fn link(&self) -> Result<Link, SpawnError> {
-        let mut link = self.0.link.lock().await;
-        if let Some(link) = link.as_ref().filter(|link| !link.requests.is_closed()) {
-            return Ok(link.clone());
-        }
-        let fresh = timeout(HANDSHAKE, connect(&self.0.path)).await;
-        let fresh = fresh.unwrap_or(Err(LinkError::Silent));
-        match fresh {
-            Ok(fresh) => {
-                info!(isolation = ?fresh.isolation, "connected to the supervisor");
-                Ok(link.insert(fresh).clone())
-            }
-            Err(e) => {
-                warn!(socket = %self.0.path.display(), error = %e, "the supervisor cannot be reached");
-                *link = None;
-                Err(SpawnError::Unreachable)
-            }
-        }
-    }
-
-    async fn ask(&self, order: Order) -> Result<Backend, SpawnError> {
-        let link = self.link().await?;
-        let (tell, spawned) = oneshot::channel();
-        let ticket = {
-            let mut waiting = link.waiting.lock();
-            let ticket = waiting.ticket();
-            waiting.spawns.insert(ticket, tell);
-            ticket
-        };
-        let Order { tenant, label, token } = order;
-        let request = Request::Spawn { ticket, tenant, label, token };
-        if link.requests.send(request).await.is_err() {
-            return Err(SpawnError::Unreachable);
-        }
-        let spawned = spawned.await.unwrap_or(Err(SpawnError::Unreachable))?;
-        let stop = Stop { child: spawned.child, requests: link.requests, waiting: link.waiting };
-        let [stdin, stdout, stderr] = spawned.pipes;
-        let wrapped = || -> std::io::Result<_> {
-            let stdin = pipe::Sender::from_owned_fd(stdin)?;
-            Ok((stdin, pipe::Receiver::from_owned_fd(stdout)?, pipe::Receiver::from_owned_fd(stderr)?))
-        };
-        let (stdin, stdout, stderr) = wrapped().map_err(|e| {
-            warn!(error = %e, "the supervisor sent descriptors that are no pipes");
-            stop.stop();
-            SpawnError::Unreachable
-        })?;
-        Ok(Backend {
-            stdin: Box::pin(stdin),
-            stdout: Box::pin(stdout),
-            stderr: Box::pin(stderr),
-            ended: spawned.ended,
-            stopper: Box::new(stop),
-            pid: spawned.pid,
-            uid: spawned.uid,
-        })
+    /// What separates the children, as the supervisor said at the last handshake; `None` before the first.
+    pub fn isolation(&self) -> Option<Isolation> {
+        *locked(&self.0.isolation)
     }
 }
 
 impl Spawner for SupervisorSpawner {
     fn spawn(&self, order: Order) -> BoxFuture<'_, Result<Backend, SpawnError>> {
-        Box::pin(self.ask(order))
-    }
-}
-
-struct Stop {
-    child: ChildId,
-    requests: mpsc::Sender<Request>,
-    waiting: Arc<Mutex<Waiting>>,
-}
-
-impl Stopper for Stop {
-    fn stop(&self) {
-        let ticket = self.waiting.lock().ticket();
-        let request = Request::Stop { ticket, child: self.child };
-        // A full queue means a supervisor that hangs: a task waits for it. A closed one means that the child is
-        // being stopped already.
-        if let Err(mpsc::error::TrySendError::Full(request)) = self.requests.try_send(request) {
-            let requests = self.requests.clone();
-            tokio::spawn(async move { requests.send(request).await });
-        }
-    }
-}
-
-impl Waiting {
-    fn ticket(&mut self) -> Ticket {
-        self.next = self.next.wrapping_add(1);
-        Ticket(self.next)
-    }
-}
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-enum LinkError {
-    #[error("{0}")]
-    Socket(#[from] SocketError),
-    #[error("it does not answer")]
-    Silent,
-    #[error("it answered out of turn: {0}")]
-    OutOfTurn(String),
-}
-
-async fn connect(path: &std::path::Path) -> Result<Link, LinkError> {
-    let connection = Connection::connect(path)?;
-    connection.send(&Request::Hello { protocol: PROTOCOL }, &[]).await?;
-    let welcome: Packet<Reply> = connection.receive().await?;
-    let isolation = match welcome.message {
-        Reply::Welcome { protocol: PROTOCOL, isolation } => isolation,
-        Reply::Goodbye { reason } => return Err(LinkError::OutOfTurn(reason.code().to_owned())),
-        other => return Err(LinkError::OutOfTurn(format!("{other:?}"))),
-    };
-    let (requests, outgoing) = mpsc::channel(OUTGOING);
-    let waiting = Arc::new(Mutex::new(Waiting::default()));
-    tokio::spawn(converse(connection, outgoing, requests.downgrade(), Arc::clone(&waiting)));
-    Ok(Link { requests, waiting, isolation })
-}
-
-/// Runs one connection to its end. What waited on it is told by the drop of its senders.
-async fn converse(
-    connection: Connection,
-    mut outgoing: mpsc::Receiver<Request>,
-    requests: mpsc::WeakSender<Request>,
-    waiting: Arc<Mutex<Waiting>>,
-) {
-    // Side by side: a supervisor that waits for us to read must not wait for one that waits for it to read.
-    let sending = async {
-        while let Some(request) = outgoing.recv().await {
-            if let Err(e) = connection.send(&request, &[]).await {
-                return e.to_string();
+        async move {
+            let Order { tenant, label, token } = order;
+            match self.0.ask(|ticket| Request::Spawn { ticket, tenant, label, token }).await? {
+                Answer::Arrived(arrival) => arrival.unpack(),
+                Answer::Status(_) => Err(SpawnError::Unreachable),
             }
         }
-        "nobody needs it any more".to_owned()
-    };
-    let receiving = async {
+        .boxed()
+    }
+}
+
+impl Shared {
+    async fn ask(&self, request: impl FnOnce(Ticket) -> Request) -> Result<Answer, SpawnError> {
+        let _permit = self.in_flight.acquire().await.map_err(|_| SpawnError::Unreachable)?;
+        let link = self.link().await?;
+        let (ticket, answer) = link.expect_answer().ok_or(SpawnError::Unreachable)?;
+        // If this future is dropped, so is the place where the answer would go, and a child that comes is stopped.
+        let _ = link.outbox.send(request(ticket));
+        match timeout(ANSWER, answer).await {
+            Ok(Ok(answer)) => answer.map_err(SpawnError::Refused),
+            Ok(Err(_lost)) => Err(SpawnError::Unreachable),
+            Err(_late) => {
+                tracing::warn!(reason = "no answer", "the supervisor does not answer; the connection is given up");
+                link.hang_up.notify_one();
+                Err(SpawnError::Unreachable)
+            }
+        }
+    }
+
+    /// The connection that is there, else a new one.
+    async fn link(&self) -> Result<Arc<Link>, SpawnError> {
+        let mut slot = self.link.lock().await;
+        if let Some(link) = slot.as_ref().filter(|link| link.is_open()) {
+            return Ok(Arc::clone(link));
+        }
+        let greeted = match timeout(HANDSHAKE, self.greet()).await {
+            Ok(greeted) => greeted,
+            Err(_) => Err("no answer to Hello".to_owned()),
+        };
+        match greeted {
+            Ok((socket, isolation)) => {
+                tracing::info!(?isolation, "connected to the supervisor");
+                *locked(&self.isolation) = Some(isolation);
+                let link = Link::start(socket);
+                *slot = Some(Arc::clone(&link));
+                Ok(link)
+            }
+            Err(reason) => {
+                tracing::warn!(path = %self.path.display(), reason, "no connection to the supervisor");
+                Err(SpawnError::Unreachable)
+            }
+        }
+    }
+
+    async fn greet(&self) -> Result<(Socket, Isolation), String> {
+        let socket = Socket::connect(&self.path).map_err(|e| format!("connecting: {e}"))?;
+        let hello = codec::encode(&Request::Hello { protocol: PROTOCOL }).map_err(|e| e.to_string())?;
+        // A supervisor that refuses at once says why before it closes, so the answer is read even if this fails.
+        let sent = socket.send(&hello, &[]).await;
+        let packet = socket.receive().await.map_err(|e| e.to_string())?;
+        let packet = packet.ok_or_else(|| format!("closed without a word ({sent:?})"))?;
+        match codec::decode(&packet.frame).map_err(|e| e.to_string())? {
+            Reply::Welcome { protocol: PROTOCOL, isolation } => Ok((socket, isolation)),
+            Reply::Goodbye { reason } => Err(reason.code().to_owned()),
+            other => Err(format!("unexpected answer to Hello: {other:?}")),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Nobody can ask any more; the supervisor stops what still runs.
+        if let Some(link) = self.link.get_mut() {
+            link.hang_up.notify_one();
+        }
+    }
+}
+
+/// A connection that has been greeted.
+#[derive(Debug)]
+struct Link {
+    /// Unbounded, but what goes in is: one request a permit, and one `Stop` a child.
+    outbox: mpsc::UnboundedSender<Request>,
+    tickets: AtomicU64,
+    hang_up: tokio::sync::Notify,
+    /// `None` once the connection is lost; dropping the table tells everybody who waits.
+    table: Mutex<Option<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    answers: HashMap<Ticket, oneshot::Sender<Result<Answer, Refusal>>>,
+    children: HashMap<ChildId, oneshot::Sender<Ended>>,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Arrived(Arrival),
+    Status(Status),
+}
+
+impl Link {
+    fn start(socket: Socket) -> Arc<Self> {
+        let (outbox, requests) = mpsc::unbounded_channel();
+        let link = Arc::new(Self {
+            outbox,
+            tickets: AtomicU64::new(1),
+            hang_up: tokio::sync::Notify::new(),
+            table: Mutex::new(Some(Table::default())),
+        });
+        tokio::spawn(Arc::clone(&link).run(socket, requests));
+        link
+    }
+
+    fn is_open(&self) -> bool {
+        locked(&self.table).is_some()
+    }
+
+    /// A new ticket and where its answer will come; `None` if the connection is lost.
+    fn expect_answer(&self) -> Option<(Ticket, oneshot::Receiver<Result<Answer, Refusal>>)> {
+        let ticket = self.next_ticket();
+        let (sender, receiver) = oneshot::channel();
+        locked(&self.table).as_mut()?.answers.insert(ticket, sender);
+        Some((ticket, receiver))
+    }
+
+    fn next_ticket(&self) -> Ticket {
+        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn run(self: Arc<Self>, socket: Socket, requests: mpsc::UnboundedReceiver<Request>) {
+        let reason = tokio::select! {
+            reason = self.read(&socket) => reason,
+            reason = write(&socket, requests) => reason,
+            () = self.hang_up.notified() => "given up".to_owned(),
+        };
+        let lost = locked(&self.table).take();
+        let children = lost.as_ref().map_or(0, |table| table.children.len());
+        tracing::warn!(reason, children, "the connection to the supervisor is lost");
+    }
+
+    async fn read(self: &Arc<Self>, socket: &Socket) -> String {
         loop {
-            let heard = match connection.receive::<Reply>().await {
-                Ok(packet) => heard(packet, &waiting, &requests),
-                Err(e) => Err(e.to_string()),
+            let packet = match socket.receive().await {
+                Ok(Some(packet)) => packet,
+                Ok(None) => return "closed".to_owned(),
+                Err(e) => return e.to_string(),
             };
-            if let Err(reason) = heard {
+            if let Err(reason) = self.heard(packet) {
                 return reason;
             }
         }
-    };
-    let reason = tokio::select! {
-        reason = sending => reason,
-        reason = receiving => reason,
-    };
-    outgoing.close();
-    warn!(reason, "the connection to the supervisor has ended, and with it its children");
-    let lost = std::mem::take(&mut *waiting.lock());
-    drop(lost);
+    }
+
+    /// Takes one packet; an error ends the connection.
+    fn heard(self: &Arc<Self>, Packet { frame, fds }: Packet) -> Result<(), String> {
+        let reply: Reply = codec::decode(&frame).map_err(|e| e.to_string())?;
+        if let Reply::Spawned { ticket, child, pid, uid } = reply {
+            let pipes = <[OwnedFd; 3]>::try_from(fds).map_err(|fds| format!("Spawned with {} pipes", fds.len()))?;
+            let (sender, ended) = oneshot::channel();
+            let stopper = ChildStopper { link: Arc::clone(self), child, asked: AtomicBool::new(false) };
+            let arrival = Arrival { pipes: Some(pipes), ended: Some(ended), stopper: Some(stopper), pid, uid };
+            let waiting = locked(&self.table).as_mut().and_then(|table| {
+                table.children.insert(child, sender);
+                table.answers.remove(&ticket)
+            });
+            // Whoever asked has given up: dropping the arrival stops the child.
+            let given_up = waiting.map(|waiting| waiting.send(Ok(Answer::Arrived(arrival))));
+            drop(given_up);
+            return Ok(());
+        }
+        if !fds.is_empty() {
+            return Err("descriptors on a packet that has none".to_owned());
+        }
+        let mut table = locked(&self.table);
+        let Some(table) = table.as_mut() else { return Ok(()) };
+        let (ticket, answer) = match reply {
+            Reply::Refused { ticket, refusal } => (ticket, Err(refusal)),
+            Reply::Status { ticket, status } => (ticket, Ok(Answer::Status(status))),
+            Reply::Exited { child, exit } => {
+                if let Some(sender) = table.children.remove(&child) {
+                    let _ = sender.send(Ended::Exit(exit));
+                }
+                return Ok(());
+            }
+            Reply::Stopping { .. } => return Ok(()),
+            Reply::Goodbye { reason } => return Err(reason.code().to_owned()),
+            Reply::Welcome { .. } | Reply::Spawned { .. } => return Err("a second Welcome".to_owned()),
+        };
+        // Nobody waits: it was a `Stop` of a child that had just ended, or whoever asked has given up.
+        if let Some(waiting) = table.answers.remove(&ticket) {
+            let _ = waiting.send(answer);
+        }
+        Ok(())
+    }
 }
 
-fn heard(packet: Packet<Reply>, waiting: &Mutex<Waiting>, requests: &mpsc::WeakSender<Request>) -> Result<(), String> {
-    match packet.message {
-        Reply::Spawned { ticket, child, pid, uid } => {
-            let pipes = <[OwnedFd; 3]>::try_from(packet.descriptors).map_err(|_| "not three descriptors".to_owned())?;
-            let (tell, ended) = oneshot::channel();
-            let asked = {
-                let mut waiting = waiting.lock();
-                waiting.ended.insert(child, tell);
-                waiting.spawns.remove(&ticket)
-            };
-            let spawned = Ok(Spawned { child, pid, uid, pipes, ended });
-            if asked.is_none_or(|asked| asked.send(spawned).is_err()) {
-                // Whoever asked has given up; the pipes are closed by now.
-                let ticket = waiting.lock().ticket();
-                if let Some(requests) = requests.upgrade() {
-                    let _ = requests.try_send(Request::Stop { ticket, child });
-                }
-            }
+async fn write(socket: &Socket, mut requests: mpsc::UnboundedReceiver<Request>) -> String {
+    while let Some(request) = requests.recv().await {
+        let sent = match codec::encode(&request) {
+            Ok(frame) => socket.send(&frame, &[]).await.map_err(|e| e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        if let Err(reason) = sent {
+            return reason;
         }
-        Reply::Refused { ticket, refusal } => {
-            if let Some(asked) = waiting.lock().spawns.remove(&ticket) {
-                let _ = asked.send(Err(SpawnError::Refused(refusal)));
-            }
-        }
-        Reply::Exited { child, exit } => {
-            if let Some(watched) = waiting.lock().ended.remove(&child) {
-                let _ = watched.send(Ended::Exit(exit));
-            }
-        }
-        Reply::Status { ticket, status } => {
-            if let Some(asked) = waiting.lock().statuses.remove(&ticket) {
-                let _ = asked.send(status);
-            }
-        }
-        Reply::Stopping { .. } => {}
-        Reply::Goodbye { reason } => return Err(format!("it says goodbye: {}", reason.code())),
-        Reply::Welcome { .. } => return Err("it says welcome twice".to_owned()),
     }
-    Ok(())
+    "nobody asks any more".to_owned()
+}
+
+/// A child that has come and that nobody has taken yet; stopped when dropped.
+#[derive(Debug)]
+struct Arrival {
+    pipes: Option<[OwnedFd; 3]>,
+    ended: Option<oneshot::Receiver<Ended>>,
+    stopper: Option<ChildStopper>,
+    pid: u32,
+    uid: u32,
+}
+
+impl Arrival {
+    fn unpack(mut self) -> Result<Backend, SpawnError> {
+        let Some([stdin, stdout, stderr]) = self.pipes.take() else { return Err(SpawnError::Unreachable) };
+        let wrapped = (|| {
+            let stdin = pipe::Sender::from_owned_fd(stdin)?;
+            let stdout = pipe::Receiver::from_owned_fd(stdout)?;
+            Ok::<_, std::io::Error>((stdin, stdout, pipe::Receiver::from_owned_fd(stderr)?))
+        })();
+        match (wrapped, self.ended.take()) {
+            (Ok((stdin, stdout, stderr)), Some(ended)) => {
+                let Some(stopper) = self.stopper.take() else { return Err(SpawnError::Unreachable) };
+                Ok(Backend {
+                    stdin: Box::pin(stdin),
+                    stdout: Box::pin(stdout),
+                    stderr: Box::pin(stderr),
+                    ended,
+                    stopper: Box::new(stopper),
+                    pid: self.pid,
+                    uid: self.uid,
+                })
+            }
+            (Err(error), _) => {
+                tracing::error!(child_pid = self.pid, %error, "what came with a child are no pipes");
+                Err(SpawnError::Unreachable)
+            }
+            (Ok(_), None) => Err(SpawnError::Unreachable),
+        }
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        // The supervisor expects standard input to be closed when it is asked to stop a child.
+        drop(self.pipes.take());
+        if let Some(stopper) = self.stopper.take() {
+            stopper.stop();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ChildStopper {
+    link: Arc<Link>,
+    child: ChildId,
+    asked: AtomicBool,
+}
+
+impl Stopper for ChildStopper {
+    fn stop(&self) {
+        if !self.asked.swap(true, Ordering::Relaxed) {
+            // A connection that is lost has stopped the child already.
+            let _ = self.link.outbox.send(Request::Stop { ticket: self.link.next_ticket(), child: self.child });
+        }
+    }
+}
+
+/// No code panics while it holds one of these locks, so a poisoned one is as good as any.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,155 @@
+//! What a child is: program, arguments and the names of its variables. All that the code knows of a child program.
+//!
+//! Comes out of the policy, is trusted as root's word, and never holds a token.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use toml::Value;
+use url::Url;
+
+use crate::config_file::Section;
+
+/// `[child]` and `[forgejo]` of the policy.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// Absolute path of the program.
+    pub program: PathBuf,
+    /// Its fixed arguments.
+    pub arguments: Vec<String>,
+    /// All variables but the token's: the URL's, the defaults, `[child.environment]`.
+    pub environment: BTreeMap<String, String>,
+    /// The variables that hold the token.
+    pub token_variables: Vec<String>,
+    /// What an address space limit must leave, in bytes: a Go program reserves far more than it uses.
+    pub least_address_space: u64,
+}
+
+struct Preset {
+    name: &'static str,
+    program: Option<&'static str>,
+    url_variable: &'static str,
+    token_variables: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+    least_address_space: u64,
+}
+
+/// Each with its reason in `facts`: what the program reads, and what keeps it small.
+const PRESETS: [Preset; 3] = [
+    Preset {
+        name: "forgejo-mcp",
+        program: Some("/usr/bin/forgejo-mcp"),
+        url_variable: "FORGEJO_URL",
+        token_variables: &["FORGEJO_ACCESS_TOKEN"],
+        // The Go runtime's soft limit, below the default memory_max, so that it collects before the kernel kills.
+        environment: &[("GOMEMLIMIT", "384MiB"), ("GOMAXPROCS", "2")],
+        least_address_space: 4 << 30,
+    },
+    Preset {
+        name: "forgejo-mcp-rs",
+        program: Some("/usr/bin/forgejo-mcp-rs"),
+        url_variable: "FORGEJO_URL",
+        // It writes only with a second token in FORGEJO_TOKEN_WRITE that differs from this one, and a child has one
+        // token: with this preset it reads only.
+        token_variables: &["FORGEJO_TOKEN_READ_ONLY"],
+        environment: &[("FORGEJO_FLAVOR", "forgejo")],
+        least_address_space: 64 << 20,
+    },
+    Preset {
+        name: "custom",
+        program: None,
+        url_variable: "FORGEJO_URL",
+        token_variables: &["FORGEJO_ACCESS_TOKEN"],
+        environment: &[],
+        least_address_space: 64 << 20,
+    },
+];
+
+/// What every child has unless `[child.environment]` says otherwise. It has no home and writes no file.
+const COMMON: [(&str, &str); 4] =
+    [("HOME", "/nonexistent"), ("PATH", "/usr/bin:/bin"), ("LANG", "C.UTF-8"), ("TMPDIR", "/nonexistent")];
+
+/// Reads `[forgejo]` and `[child]`; what is wrong is noted in the sections.
+pub fn read(root: &mut Section) -> Profile {
+    let mut forgejo = root.section("forgejo");
+    let missing = !forgejo.has("url");
+    let url = forgejo.value("url", base_url);
+    if missing {
+        forgejo.complain("url", "is missing: the base URL of the Forgejo instance");
+    }
+    forgejo.close();
+
+    let mut child = root.section("child");
+    let [default, ..] = &PRESETS;
+    let preset = child.value("profile", |value| {
+        let preset = value.as_str().and_then(|name| PRESETS.iter().find(|preset| preset.name == name));
+        preset.ok_or_else(|| "must be \"forgejo-mcp\", \"forgejo-mcp-rs\" or \"custom\"".to_owned())
+    });
+    let preset = preset.unwrap_or(default);
+    let program = match (child.optional_path("program"), preset.program) {
+        (Some(program), _) => program,
+        (None, Some(program)) => PathBuf::from(program),
+        (None, None) => {
+            child.complain("program", "is missing, and a custom profile has no default");
+            PathBuf::new()
+        }
+    };
+    let arguments = child.texts("arguments", &[]);
+    if arguments.iter().any(|argument| argument.contains('\0')) {
+        child.complain("arguments", "must not hold a NUL");
+    }
+    let url_variable = child.value("url_variable", variable).unwrap_or_else(|| preset.url_variable.to_owned());
+    let token_variables = child.texts("token_variables", preset.token_variables);
+    for name in &token_variables {
+        if let Err(what) = variable(Value::String(name.clone())) {
+            child.complain("token_variables", what);
+        }
+    }
+    if token_variables.is_empty() {
+        child.complain("token_variables", "must name at least one variable");
+    }
+
+    let mut environment: BTreeMap<String, String> =
+        COMMON.iter().chain(preset.environment).map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut extras = child.section("environment");
+    for name in extras.keys() {
+        let checked = variable(Value::String(name.clone()));
+        let value = extras.value(&name, |value| match value {
+            Value::String(text) if !text.contains('\0') => checked.map(|_| text),
+            _ => Err("must be a text without NUL".to_owned()),
+        });
+        if token_variables.contains(&name) || name == url_variable {
+            extras.complain(&name, "is set by the supervisor itself");
+        }
+        if let Some(value) = value {
+            environment.insert(name, value);
+        }
+    }
+    extras.close();
+    child.close();
+    if let Some(url) = url {
+        environment.insert(url_variable, url);
+    }
+    Profile { program, arguments, environment, token_variables, least_address_space: preset.least_address_space }
+}
+
+/// The URL as it is written: some children take it apart by hand and stumble over a slash that was added.
+fn base_url(value: Value) -> Result<String, String> {
+    let Value::String(text) = value else { return Err("must be a text".to_owned()) };
+    let url = Url::parse(&text).map_err(|e| format!("is not a URL: {e}"))?;
+    let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !plain || url.fragment().is_some() {
+        return Err("must be an http or https URL without user, query and fragment".to_owned());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// A variable's name. `LD_*` is the dynamic linker's, and would turn any program into any other.
+fn variable(value: Value) -> Result<String, String> {
+    let Value::String(name) = value else { return Err("must be a text".to_owned()) };
+    let letters = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if name.is_empty() || !letters || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(format!("`{name}` is no name of a variable"));
+    }
+    if name.starts_with("LD_") { Err(format!("`{name}` is the dynamic linker's")) } else { Ok(name) }
+}
