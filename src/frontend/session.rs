@@ -6,6 +6,7 @@
 pub mod bridge;
 pub mod calls;
 pub mod entry;
+mod falls;
 mod handshake;
 pub mod id;
 pub mod lines;

@@ -123,3 +123,32 @@ async fn shutdown_answers_what_does_not_finish_in_time_with_an_error() {
     assert!(answer["error"].is_object());
     stopping.await.expect("no panic");
 }
+
+#[tokio::test(start_paused = true)]
+async fn with_respawn_the_session_outlives_its_child_until_it_falls_too_often() {
+    let mut policy = policy();
+    policy.respawn = true;
+    let mut desk = Desk::new(policy).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = desk.open(&alice).await;
+    for n in 1..=5 {
+        child.ends(Exit::Signal(9));
+        child = loop {
+            let calling = desk.posting(&alice, Some(&id), call(n, "x"));
+            // A call that met the dying child is answered with an error; the next one starts another.
+            let mut next = tokio::select! {
+                next = desk.child() => next,
+                answer = calling => {
+                    assert!(body(answer.expect("no panic")).await["error"].is_object());
+                    continue;
+                }
+            };
+            next.welcomes().await;
+            next.hears().await.expect("initialized");
+            next.hears().await.expect("the call");
+            break next;
+        };
+    }
+    child.ends(Exit::Signal(9));
+    until_unknown(&desk, &alice, &id).await;
+}

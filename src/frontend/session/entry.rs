@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::bridge::Bridge;
+use super::falls::Falls;
 use super::listener::Listener;
 use super::places::Place;
 use super::registry::SessionError;
@@ -32,6 +33,7 @@ pub struct Session {
     /// Its own stream.
     pub listener: Arc<Listener>,
     pub(super) child: Mutex<Child>,
+    pub(super) falls: Mutex<Falls>,
     last_used: AtomicI64,
     saved: AtomicI64,
     /// Given back when the session ends, which its last request in flight may outlive.
@@ -61,6 +63,7 @@ impl Session {
             version,
             listener,
             child: Mutex::new(child),
+            falls: Mutex::default(),
             last_used: AtomicI64::new(last_used.secs()),
             saved: AtomicI64::new(last_used.secs()),
             place: Mutex::new(Some(place)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, info_span, warn};
 
 use super::{Child, Inner, Place, Principal, Registry, Session, SessionError};
@@ -100,6 +100,10 @@ impl Registry {
 
     /// Starts a child for a session that has none and puts it in place, unless the session has ended meanwhile.
     async fn wake(&self, session: &Arc<Session>, principal: &Principal) -> Result<Arc<Bridge>, SessionError> {
+        let pause = session.falls.lock().not_before();
+        if let Some(pause) = pause {
+            sleep_until(pause).await;
+        }
         let started = self.replayed(session, principal).await;
         let mut child = session.child.lock();
         if matches!(*child, Child::Ended) {
@@ -142,10 +146,19 @@ impl Registry {
             let served = session.chill(&bridge);
             drop(bridge);
             drop(place);
-            if served && outcome.is_childs_doing() && !registry.0.policy.respawn {
-                registry.end(&session, "child-ended");
+            if served && outcome.is_childs_doing() {
+                registry.fell(&session);
             }
         });
+    }
+
+    /// What becomes of a session whose child has ended on its own.
+    fn fell(&self, session: &Arc<Session>) {
+        if !self.0.policy.respawn {
+            self.end(session, "child-ended");
+        } else if !session.falls.lock().fell(Instant::now()) {
+            self.end(session, "child-ended-too-often");
+        }
     }
 
     /// Stops the session's child and keeps the session.
