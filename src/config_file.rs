@@ -68,6 +68,8 @@ impl Section {
     pub fn open(files: &[PathBuf]) -> Self {
         let problems = Problems::default();
         let mut layers = Vec::new();
+        // Also of a file that cannot be read: what is missing is missing in it.
+        let named = files.first().cloned().unwrap_or_default();
         for file in files {
             let parsed = std::fs::read_to_string(file).map_err(|e| format!("cannot be read: {e}")).and_then(|text| {
                 Table::from_str(&text).map_err(|e| format!("is not TOML: {}", e.to_string().trim_end()))
@@ -76,6 +78,9 @@ impl Section {
                 Ok(table) => layers.push((file.clone(), table)),
                 Err(what) => problems.borrow_mut().push(Problem { file: file.clone(), key: String::new(), what }),
             }
+        }
+        if layers.is_empty() {
+            layers.push((named, Table::new()));
         }
         Self { prefix: String::new(), layers, problems }
     }

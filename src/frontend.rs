@@ -11,6 +11,7 @@ pub mod hex;
 pub mod jsonrpc;
 pub mod mcp;
 pub mod principal;
+pub mod rotation;
 pub mod server;
 pub mod session;
 pub mod store;

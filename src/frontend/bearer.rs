@@ -23,7 +23,8 @@ use tower::{Layer, Service};
 use tracing::{debug, error};
 
 use super::principal::{GrantId, Principal, PrincipalParts};
-use super::store::{Store, StoreError};
+use super::rotation::{Rotation, RotationError};
+use super::store::{GrantRow, Store, StoreError};
 use super::token::{AccessToken, TokenHash};
 use super::vault::{self, Vault, VaultError};
 use crate::clock::{Clock, UnixTime};
@@ -75,6 +76,7 @@ struct Inner {
     vault: Arc<Vault>,
     clock: Clock,
     challenge: Challenge,
+    rotation: Option<Rotation>,
     known: Mutex<Known>,
 }
 
@@ -90,6 +92,8 @@ struct Known {
 struct Entry {
     principal: Principal,
     expires_at: UnixTime,
+    /// When Forgejo's token ends; shortly before, the entry is looked up anew.
+    upstream_ends: Option<UnixTime>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -98,12 +102,21 @@ enum LookupError {
     Store(#[from] StoreError),
     #[error("the vault")]
     Vault(#[from] VaultError),
+    #[error("no fresh upstream token")]
+    Rotation(#[from] RotationError),
 }
 
 impl Principals {
-    /// Over a store, with nothing known yet.
-    pub fn new(store: Store, vault: Arc<Vault>, clock: Clock, challenge: Challenge) -> Self {
-        Self(Arc::new(Inner { store, vault, clock, challenge, known: Mutex::default() }))
+    /// Over a store, with nothing known yet. `rotation` refreshes upstream tokens that end; without it they are used
+    /// until they do.
+    pub fn new(
+        store: Store,
+        vault: Arc<Vault>,
+        clock: Clock,
+        challenge: Challenge,
+        rotation: Option<Rotation>,
+    ) -> Self {
+        Self(Arc::new(Inner { store, vault, clock, challenge, rotation, known: Mutex::default() }))
     }
 
     /// Who sends these headers.
@@ -118,45 +131,70 @@ impl Principals {
                     known.tokens.remove(&hash);
                     return Err(Denied::Expired);
                 }
-                let principal = entry.principal.clone();
-                known.used.insert(principal.grant.clone());
-                return Ok(principal);
+                if !self.is_due(entry.upstream_ends) {
+                    let principal = entry.principal.clone();
+                    known.used.insert(principal.grant.clone());
+                    return Ok(principal);
+                }
             }
             known.generation
         };
-        let (principal, expires_at) = self.look_up(&hash, now).await?;
+        let entry = self.look_up(&hash, now).await?;
+        let principal = entry.principal.clone();
         let mut known = self.0.known.lock();
         if known.generation == generation {
-            known.keep(hash, Entry { principal: principal.clone(), expires_at }, now);
+            known.keep(hash, entry, now);
         }
         known.used.insert(principal.grant.clone());
         Ok(principal)
     }
 
-    async fn look_up(&self, hash: &TokenHash, now: UnixTime) -> Result<(Principal, UnixTime), Denied> {
-        let unavailable = |error: LookupError| {
-            error!(error = %error, cause = ?std::error::Error::source(&error), "a token cannot be looked up");
-            Denied::Unavailable
-        };
-        let row = self.0.store.find_token(hash).await.map_err(|e| unavailable(e.into()))?;
-        let row = row.ok_or(Denied::Unknown)?;
-        if row.revoked {
+    fn is_due(&self, upstream_ends: Option<UnixTime>) -> bool {
+        self.0.rotation.as_ref().is_some_and(|rotation| rotation.is_due(upstream_ends))
+    }
+
+    async fn look_up(&self, hash: &TokenHash, now: UnixTime) -> Result<Entry, Denied> {
+        let row = self.0.store.find_token(hash).await.map_err(|e| unavailable(&e.into()))?;
+        let (grant, expires_at) = row.ok_or(Denied::Unknown)?;
+        if grant.revoked {
             return Err(Denied::Revoked);
         }
-        if row.expires_at <= now {
+        if expires_at <= now {
             return Err(Denied::Expired);
         }
-        let place = vault::access_place(&row.credential_id);
-        let upstream = self.0.vault.open_sealed(&row.credential, &place).map_err(|e| unavailable(e.into()))?;
-        let principal = Principal::new(PrincipalParts {
+        let upstream_ends = grant.credential_ends;
+        let principal = self.principal(grant).await.map_err(|error| match error {
+            LookupError::Rotation(RotationError::LoginAgain) => Denied::Revoked,
+            error => unavailable(&error),
+        })?;
+        Ok(Entry { principal, expires_at, upstream_ends })
+    }
+
+    /// Who stands behind a grant now, with a token that is good now; `None` where the grant is revoked.
+    pub async fn behind(&self, grant: &GrantId) -> Option<Principal> {
+        let row = match self.0.store.find_grant(grant).await {
+            Ok(row) => row.filter(|row| !row.revoked)?,
+            Err(e) => {
+                unavailable(&e.into());
+                return None;
+            }
+        };
+        self.principal(row).await.map_err(|e| unavailable(&e)).ok()
+    }
+
+    async fn principal(&self, row: GrantRow) -> Result<Principal, LookupError> {
+        let upstream = match &self.0.rotation {
+            Some(rotation) if rotation.is_due(row.credential_ends) => rotation.fresh(&row.credential_id).await?,
+            _ => self.0.vault.open_sealed(&row.credential, &vault::access_place(&row.credential_id))?,
+        };
+        Ok(Principal::new(PrincipalParts {
             client_id: row.client_id,
             tenant: row.tenant,
             login: row.login,
             upstream,
             scopes: row.scopes,
             grant: row.grant,
-        });
-        Ok((principal, row.expires_at))
+        }))
     }
 
     /// Forgets the tokens of a grant, and does not let a look-up that is under way bring them back. Call it after the
@@ -213,6 +251,11 @@ impl Known {
         }
         self.tokens.insert(hash, entry);
     }
+}
+
+fn unavailable(error: &LookupError) -> Denied {
+    error!(error = %error, cause = ?std::error::Error::source(error), "a token cannot be looked up");
+    Denied::Unavailable
 }
 
 /// What stands behind `Bearer ` in the one `Authorization` header (RFC 6750 section 2.1; the scheme's case is free,

@@ -9,8 +9,10 @@ use url::{Host, Url};
 use super::mcp::refusal::UnknownSession;
 use super::session::places::Caps;
 use super::session::registry::Policy;
+use super::upstream::refresh::Application;
 use crate::config_file::{ConfigError, Section};
 use crate::limits::{DEFAULT_MAX_BODY, DEFAULT_MAX_LINE};
+use crate::secret::UpstreamToken;
 
 /// All of it.
 #[derive(Debug, Clone)]
@@ -21,6 +23,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The Forgejo instance.
     pub forgejo_url: String,
+    /// The broker's registration at Forgejo: without it no upstream token is refreshed.
+    pub application: Option<Application>,
+    /// How long ahead of its end an upstream token is refreshed.
+    pub refresh_lead: Duration,
     /// The supervisor's socket.
     pub supervisor: PathBuf,
     /// The database.
@@ -60,6 +66,8 @@ impl Config {
         let listen = root.parsed("listen").unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         let mut forgejo = root.section("forgejo");
         let forgejo_url = address(&mut forgejo, "url", false);
+        let application = application(&mut forgejo);
+        let refresh_lead = forgejo.duration("refresh_lead", Duration::from_mins(5), seconds(1, 3600));
         forgejo.close();
         let mut supervisor = root.section("supervisor");
         let supervisor_socket = supervisor.path("socket", Path::new(RUN).join("supervisor.sock"));
@@ -92,6 +100,8 @@ impl Config {
             public_url,
             listen,
             forgejo_url: forgejo_url.unwrap_or_default(),
+            application,
+            refresh_lead,
             supervisor: supervisor_socket,
             database,
             key_file,
@@ -174,6 +184,24 @@ fn address(section: &mut Section, key: &str, own: bool) -> Option<String> {
         }
         Ok(url.as_str().trim_end_matches('/').to_owned())
     })
+}
+
+/// `client_id` and `client_secret_file` go together. The secret is in a file of its own, so that the configuration
+/// can be read by anybody.
+fn application(forgejo: &mut Section) -> Option<Application> {
+    let (id, file) = (forgejo.parsed::<String>("client_id"), forgejo.optional_path("client_secret_file"));
+    if id.is_some() != file.is_some() {
+        forgejo.complain("client_id", "and client_secret_file are needed together");
+    }
+    let (client_id, file) = (id?, file?);
+    let secret = std::fs::read_to_string(&file).map_err(|e| e.to_string());
+    match secret.and_then(|text| UpstreamToken::parse(text.trim()).map_err(|e| e.to_string())) {
+        Ok(client_secret) => Some(Application { client_id, client_secret }),
+        Err(what) => {
+            forgejo.complain("client_secret_file", format!("{}: {what}", file.display()));
+            None
+        }
+    }
 }
 
 fn seconds(from: u64, to: u64) -> std::ops::RangeInclusive<Duration> {

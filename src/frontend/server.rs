@@ -13,6 +13,7 @@ use clap::Parser;
 use listenfd::ListenFd;
 use rand::rngs::SysRng;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::time::{Duration, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -21,6 +22,7 @@ use super::admin::{self, Admin, AdminError};
 use super::bearer::{Challenge, Principals, RequireBearer};
 use super::config::Config;
 use super::mcp::endpoint::Endpoint;
+use super::rotation::{Change, Rotation};
 use super::session::registry::Registry;
 use super::session::supervisor::SupervisorSpawner;
 use super::store::{Store, StoreError};
@@ -124,7 +126,16 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
         resource_metadata: format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url),
         scope: "forgejo:read forgejo:write",
     };
-    let principals = Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge);
+    let (rotation, changes) = Rotation::new(
+        store.clone(),
+        Arc::clone(&vault),
+        forgejo.clone(),
+        config.application.clone(),
+        clock.clone(),
+        config.refresh_lead,
+    );
+    let principals =
+        Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge, Some(rotation.clone()));
     let spawner = Arc::new(supervisor.clone());
     let registry = Registry::load(config.sessions.clone(), spawner, Arc::new(store.clone()), clock.clone()).await?;
     let endpoint = Endpoint::new(registry.clone(), config.max_body, config.unknown_session, config.origins.clone());
@@ -144,7 +155,8 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     };
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
     tokio::spawn(lifecycle::watchdog());
-    let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), store.clone(), clock));
+    tokio::spawn(follow(changes, principals.clone(), registry.clone(), config.drain));
+    let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), rotation, store.clone(), clock));
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
     let connections = accept::Connections::new(config.max_connections);
     let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
@@ -186,13 +198,36 @@ fn listener(inherited: &mut ListenFd, config: &Config) -> Result<TcpListener, Se
     TcpListener::from_std(listener).map_err(failed)
 }
 
+/// Acts on what becomes of upstream credentials.
+async fn follow(mut changes: mpsc::Receiver<Change>, principals: Principals, registry: Registry, drain: Duration) {
+    while let Some(change) = changes.recv().await {
+        match change {
+            Change::Rotated(grants) => {
+                for grant in grants {
+                    principals.forget_grant(&grant);
+                    if let Some(principal) = principals.behind(&grant).await {
+                        registry.rotate(&principal, drain);
+                    }
+                }
+            }
+            Change::Lost(grants) => {
+                for grant in grants {
+                    principals.forget_grant(&grant);
+                    registry.end_grant(&grant, "login-again");
+                }
+            }
+        }
+    }
+}
+
 /// What happens every [`REAP_EVERY`].
-async fn tick(registry: Registry, principals: Principals, store: Store, clock: Clock) {
+async fn tick(registry: Registry, principals: Principals, rotation: Rotation, store: Store, clock: Clock) {
     let mut ticks = interval(REAP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         registry.sweep().await;
+        rotation.sweep().await;
         principals.flush_uses().await;
         if let Err(error) = store.forget_sessions(clock.now().minus(FORGET_AFTER)).await {
             error!(error = %error, "ended sessions could not be removed");

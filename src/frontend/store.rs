@@ -4,6 +4,7 @@
 //! readers never wait for the writer, with `synchronous=NORMAL`: a power failure may undo the last moments, which
 //! costs a session or a token that was just made, and never corrupts the file (SQLite's documentation of `PRAGMA synchronous`).
 
+mod credentials;
 mod grants;
 mod sessions;
 
@@ -15,7 +16,8 @@ use std::time::Duration;
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
-pub use self::grants::{Grant, NewGrant, TokenRow};
+pub use self::credentials::Credential;
+pub use self::grants::{Grant, GrantRow, NewGrant};
 pub use self::sessions::{LiveSession, SessionDigest, SessionRecord};
 
 /// Connections; SQLite has one writer anyway.

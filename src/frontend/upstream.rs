@@ -3,10 +3,12 @@
 //! Forgejo's answers are read as far as needed and never quoted: since version 16 the body of its 401 repeats the
 //! whole token.
 
+pub mod refresh;
+
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
 
 use crate::ipc::message::{Label, TenantId};
@@ -57,7 +59,7 @@ pub struct ClientError(#[from] reqwest::Error);
 #[derive(Debug, Clone)]
 pub struct Forgejo {
     client: Client,
-    user: String,
+    url: String,
 }
 
 impl Forgejo {
@@ -72,7 +74,7 @@ impl Forgejo {
             // A redirect would carry the token to another place.
             .redirect(Policy::none())
             .build()?;
-        Ok(Self { client, user: format!("{url}/api/v1/user") })
+        Ok(Self { client, url: url.to_owned() })
     }
 
     /// Whose token this is. The only endpoint that notices a deactivated account is the API itself, so this is also
@@ -85,26 +87,32 @@ impl Forgejo {
             #[serde(default)]
             restricted: bool,
         }
-        let request = self.client.get(&self.user).bearer_auth(token.expose());
-        let mut response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
+        let request = self.client.get(format!("{}/api/v1/user", self.url)).bearer_auth(token.expose());
+        let response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED => return Err(UpstreamError::BadToken),
             StatusCode::FORBIDDEN => return Err(UpstreamError::Forbidden),
             other => return Err(UpstreamError::Status(other.as_u16())),
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|_| UpstreamError::Unreachable)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > MAX_ANSWER {
-                return Err(UpstreamError::NotAUser);
-            }
-        }
-        let user: User = serde_json::from_slice(&body).map_err(|_| UpstreamError::NotAUser)?;
+        let text = body(response).await.ok_or(UpstreamError::Unreachable)?;
+        let user: User = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotAUser)?;
         Ok(ForgejoUser {
             id: TenantId::new(user.id).map_err(|_| UpstreamError::NotAUser)?,
             login: Label::parse(user.login).map_err(|_| UpstreamError::NotAUser)?,
             restricted: user.restricted,
         })
     }
+}
+
+/// The body of an answer; `None` where it breaks off or goes beyond [`MAX_ANSWER`].
+async fn body(mut response: Response) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        text.extend_from_slice(&chunk);
+        if text.len() > MAX_ANSWER {
+            return None;
+        }
+    }
+    Some(text)
 }

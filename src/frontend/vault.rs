@@ -137,6 +137,11 @@ impl Vault {
     }
 }
 
+/// The place of a credential's refresh token.
+pub fn refresh_place(credential_id: &str) -> String {
+    format!("upstream_credentials|refresh|{credential_id}")
+}
+
 /// The place of a credential's access token.
 pub fn access_place(credential_id: &str) -> String {
     format!("upstream_credentials|access|{credential_id}")

@@ -36,11 +36,15 @@ pub(crate) struct Desk {
 
 /// A caller; callers with the same `grant` are the same login.
 pub(crate) fn caller(user: u64, grant: &str) -> Principal {
+    caller_with(user, grant, &format!("upstream-token-of-{user}"))
+}
+
+pub(crate) fn caller_with(user: u64, grant: &str, upstream: &str) -> Principal {
     Principal::new(PrincipalParts {
         client_id: "test".to_owned(),
         tenant: TenantId::new(user).expect("an id"),
         login: Label::parse(format!("user{user}")).expect("a label"),
-        upstream: UpstreamToken::parse(format!("upstream-token-of-{user}")).expect("a token"),
+        upstream: UpstreamToken::parse(upstream).expect("a token"),
         scopes: Scopes { write: true },
         grant: GrantId::new(grant),
     })

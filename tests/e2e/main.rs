@@ -12,6 +12,7 @@ mod session;
 #[expect(dead_code, reason = "shared with the quickstart")]
 mod stage;
 
+mod chaos;
 mod failing_children;
 mod isolation;
 mod quickstart;

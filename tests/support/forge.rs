@@ -24,7 +24,7 @@ mod control;
 #[path = "forge/oauth.rs"]
 mod oauth;
 #[path = "forge/state.rs"]
-mod state;
+pub(crate) mod state;
 
 pub(crate) use state::Forge;
 

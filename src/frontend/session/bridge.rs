@@ -1,10 +1,11 @@
 //! One running child and the traffic with it.
 //!
-//! Three tasks a child: one writes its standard input, one reads its standard output and routes what it says, one
-//! drains its standard error into the log. A request costs a place among those in flight, one entry in the table and
+//! Three tasks a child: one reads its standard output and routes what it says, one drains its standard error into the
+//! log, one feeds its standard input what did not fit at once. A request costs a place among those in flight, one entry in the table and
 //! one line on the pipe; no task is started for it. Everything that comes out of the child is redacted before it is
 //! looked at, and capped.
 
+mod inlet;
 mod stderr;
 
 use std::sync::Arc;
@@ -12,26 +13,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::io::AsyncWriteExt;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, info, warn};
 
+use self::inlet::Inlet;
 use super::calls::{Calls, Entry, Event, Route};
 use super::lines::{LineError, Lines, Overlong};
 use super::listener::Listener;
 use super::redact::Redactor;
-use super::spawner::{Backend, Ended, ReadEnd, Stopper, WriteEnd};
+use super::spawner::{Backend, Ended, ReadEnd, Stopper};
 use crate::frontend::jsonrpc::{Message, RawId, Spliced};
 use crate::ipc::message::Exit;
 use crate::limits::{MAX_IN_FLIGHT, MAX_STREAM_BACKLOG};
 use crate::secret::UpstreamToken;
 
-/// Lines waiting for a child that does not read; then the client waits too.
-const TO_CHILD: usize = 16;
-/// Pieces below this are joined before they are written; above, the copy would cost more than a system call.
-const JOIN_BELOW: usize = 64 * 1024;
 /// How long after the end of its output a child's exit status is waited for, and the other way round.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -94,7 +91,6 @@ pub struct Pending {
 #[derive(Debug)]
 pub struct Bridge {
     shared: Arc<Shared>,
-    to_child: mpsc::Sender<Spliced>,
     places: Arc<Semaphore>,
     outcome: watch::Receiver<Option<Outcome>>,
     /// The process, for the log and the operator only.
@@ -107,7 +103,10 @@ struct Shared {
     redactor: Redactor,
     stopper: Box<dyn Stopper>,
     stop: CancellationToken,
+    inlet: Inlet,
     tail: stderr::Tail,
+    /// Rung when nothing is in flight any more.
+    quiet: Notify,
 }
 
 impl std::fmt::Debug for Shared {
@@ -120,7 +119,6 @@ impl Bridge {
     /// Takes over a backend.
     pub fn start(backend: Backend, token: &UpstreamToken, listener: Arc<Listener>, terms: &Terms) -> Self {
         let Backend { stdin, stdout, stderr, ended, stopper, pid, .. } = backend;
-        let (to_child, from_clients) = mpsc::channel(TO_CHILD);
         let (tell, outcome) = watch::channel(None);
         let shared = Arc::new(Shared {
             calls: Mutex::new(Calls::new(terms.first_number, Instant::now())),
@@ -128,14 +126,17 @@ impl Bridge {
             redactor: Redactor::new(token),
             stopper,
             stop: CancellationToken::new(),
+            inlet: Inlet::new(stdin),
             tail: stderr::Tail::default(),
+            quiet: Notify::new(),
         });
         let span = terms.span.clone();
-        tokio::spawn(write(stdin, from_clients, shared.stop.clone()).instrument(span.clone()));
+        let feeding = Arc::clone(&shared);
+        tokio::spawn(async move { feeding.inlet.feed(&feeding.stop).await }.instrument(span.clone()));
         let errors = tokio::spawn(stderr::drain(stderr, Arc::clone(&shared)).instrument(span.clone()));
-        let reader = Reader { shared: Arc::clone(&shared), to_child: to_child.downgrade() };
+        let reader = Reader { shared: Arc::clone(&shared) };
         tokio::spawn(reader.keep(stdout, ended, errors, terms.max_line, tell).instrument(span));
-        Self { shared, to_child, places: Arc::new(Semaphore::new(MAX_IN_FLIGHT)), outcome, pid }
+        Self { shared, places: Arc::new(Semaphore::new(MAX_IN_FLIGHT)), outcome, pid }
     }
 
     /// Sends a request; waits for a place among those in flight and for the child to read.
@@ -143,7 +144,7 @@ impl Bridge {
         let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| Closed)?;
         // A place on the pipe first: once the request is in the table it is on the pipe too, whatever becomes of the
         // caller in between.
-        let slot = self.to_child.reserve().await.map_err(|_| Closed)?;
+        let slot = self.shared.inlet.slot().await.ok_or(Closed)?;
         let (to, events) = mpsc::channel(MAX_STREAM_BACKLOG);
         let (number, line) = {
             let mut calls = self.shared.calls.lock();
@@ -152,7 +153,7 @@ impl Bridge {
             }
             calls.enter(request, id, Entry { to, takes_notes, place }, Instant::now())
         };
-        slot.send(line);
+        self.shared.inlet.send(line, slot);
         Ok(Pending { number, events })
     }
 
@@ -166,14 +167,20 @@ impl Bridge {
         } else {
             Spliced::whole(notification.text().clone())
         };
-        self.to_child.send(line).await.map_err(|_| Closed)
+        self.write(line).await
+    }
+
+    async fn write(&self, line: Spliced) -> Result<(), Closed> {
+        let slot = self.shared.inlet.slot().await.ok_or(Closed)?;
+        self.shared.inlet.send(line, slot);
+        Ok(())
     }
 
     /// Sends a client's answer to a request of the child; `false` where the child asked nothing of the kind.
     pub async fn answer(&self, response: &Message) -> Result<bool, Closed> {
         let line = self.shared.calls.lock().answer(response);
         match line {
-            Some(line) => self.to_child.send(line).await.map(|()| true).map_err(|_| Closed),
+            Some(line) => self.write(line).await.map(|()| true),
             None => Ok(false),
         }
     }
@@ -181,22 +188,37 @@ impl Bridge {
     /// Gives up on a request and tells the child so.
     pub fn abandon(&self, number: u64, why: &'static str) {
         let line = self.shared.calls.lock().abandon(number, why);
+        self.shared.ring_if_quiet();
         if let Some(line) = line {
             // A child that does not read is not told; the answer it may still give is dropped.
-            let _ = self.to_child.try_send(line);
+            self.shared.inlet.try_send(line);
         }
     }
 
     /// Gives up on all requests older than `deadline`.
     pub fn expire(&self, deadline: Duration) {
-        for line in self.shared.calls.lock().expire(deadline, Instant::now()) {
-            let _ = self.to_child.try_send(line);
+        let lines = self.shared.calls.lock().expire(deadline, Instant::now());
+        self.shared.ring_if_quiet();
+        for line in lines {
+            self.shared.inlet.try_send(line);
         }
     }
 
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.shared.calls.lock().in_flight()
+    }
+
+    /// Resolves when nothing is in flight.
+    pub async fn quiet(&self) {
+        loop {
+            // Made before the look, so that an answer in between is not missed.
+            let rung = self.shared.quiet.notified();
+            if self.in_flight() == 0 {
+                return;
+            }
+            rung.await;
+        }
     }
 
     /// Since when nothing has been in flight; `None` while something is.
@@ -232,6 +254,12 @@ impl Drop for Bridge {
 }
 
 impl Shared {
+    fn ring_if_quiet(&self) {
+        if self.calls.lock().in_flight() == 0 {
+            self.quiet.notify_waiters();
+        }
+    }
+
     fn stop(&self) {
         if !self.stop.is_cancelled() {
             self.stop.cancel();
@@ -240,50 +268,8 @@ impl Shared {
     }
 }
 
-/// Writes lines until told to stop; then closes the pipe by dropping it.
-async fn write(mut stdin: WriteEnd, mut lines: mpsc::Receiver<Spliced>, stop: CancellationToken) {
-    loop {
-        let line = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            line = lines.recv() => match line {
-                Some(line) => line,
-                None => return,
-            },
-        };
-        let written = tokio::select! {
-            biased;
-            // A child that does not read must not keep its own stop from beginning.
-            () = stop.cancelled() => return,
-            written = write_line(&mut stdin, line) => written,
-        };
-        if let Err(error) = written {
-            // The reader sees the end of the output and tells the clients.
-            debug!(error = %error, "the child does not read its input any more");
-            return;
-        }
-    }
-}
-
-async fn write_line(stdin: &mut WriteEnd, line: Spliced) -> std::io::Result<()> {
-    if line.len() < JOIN_BELOW {
-        let mut joined = Vec::with_capacity(line.len() + 1);
-        for part in line.into_parts() {
-            joined.extend_from_slice(&part);
-        }
-        joined.push(b'\n');
-        return stdin.write_all(&joined).await;
-    }
-    for part in line.into_parts() {
-        stdin.write_all(&part).await?;
-    }
-    stdin.write_all(b"\n").await
-}
-
 struct Reader {
     shared: Arc<Shared>,
-    /// Weak, so that the writer ends when the clients' side is gone.
-    to_child: mpsc::WeakSender<Spliced>,
 }
 
 impl Reader {
@@ -343,6 +329,7 @@ impl Reader {
             tell.send_replace(Some(outcome));
             calls.fail_all(&outcome.explain())
         };
+        self.shared.ring_if_quiet();
         info!(outcome = ?outcome, failed_requests = failed, "child ended");
     }
 
@@ -352,15 +339,12 @@ impl Reader {
         }
         let line = self.shared.redactor.clean(line);
         let route = self.shared.calls.lock().from_child(line, Instant::now());
+        self.shared.ring_if_quiet();
         match route {
             Route::Delivered => {}
             Route::Listener(message) => self.shared.listener.send(message),
-            Route::Child(message) => {
-                if let Some(to_child) = self.to_child.upgrade() {
-                    // Not awaited: a child that floods pings without reading must not stop its own reader.
-                    let _ = to_child.try_send(message);
-                }
-            }
+            // Not awaited: a child that floods pings without reading must not stop its own reader.
+            Route::Child(message) => self.shared.inlet.try_send(message),
             Route::Dropped(reason) => debug!(reason, "a message of the child was dropped"),
         }
     }

@@ -208,6 +208,18 @@ impl Registry {
         of_grant.len()
     }
 
+    /// Gives the running children of a grant's sessions a new token, by giving the sessions new children: each is
+    /// started and led through the recorded handshake, then takes over; the old one finishes what it has, for at most
+    /// `drain`, and is stopped. Its token stays good until it ends by itself.
+    pub fn rotate(&self, principal: &Principal, drain: Duration) {
+        let of_grant: Vec<_> =
+            self.0.sessions.lock().values().filter(|session| session.grant == principal.grant).cloned().collect();
+        for session in of_grant {
+            let (registry, principal) = (self.clone(), principal.clone());
+            self.0.tasks.spawn(async move { registry.replace(&session, &principal, drain).await });
+        }
+    }
+
     /// Sessions, and live children.
     pub fn counts(&self) -> (usize, usize) {
         (self.0.sessions.lock().len(), self.0.child_places.taken())
@@ -222,18 +234,15 @@ impl Registry {
     /// until all are gone. The records stay: after a restart the sessions go on.
     pub async fn shut_down(&self, drain: Duration) {
         self.0.closing.cancel();
-        let live = || -> Vec<Arc<Bridge>> {
-            let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
-            sessions.iter().filter_map(|session| session.live()).collect()
-        };
-        let idle = async {
-            // Ten looks a second, for the length of a shutdown only: what is waited for is many tables becoming empty.
-            while live().iter().any(|bridge| bridge.in_flight() > 0) {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+        let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
+        let live: Vec<Arc<Bridge>> = sessions.iter().filter_map(|session| session.live()).collect();
+        let quiet = async {
+            for bridge in &live {
+                bridge.quiet().await;
             }
         };
-        let in_time = tokio::time::timeout(drain, idle).await.is_ok();
-        let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
+        let in_time = tokio::time::timeout(drain, quiet).await.is_ok();
+        drop(live);
         for session in &sessions {
             session.listener.close();
             if let Some(bridge) = session.live() {

@@ -35,10 +35,10 @@ pub struct NewGrant {
     pub expires_at: UnixTime,
 }
 
-/// An access token and all that stands behind it.
+/// A grant and all that stands behind it.
 #[derive(Debug)]
-pub struct TokenRow {
-    /// Its grant.
+pub struct GrantRow {
+    /// Names it.
     pub grant: GrantId,
     /// The grant's client.
     pub client_id: String,
@@ -52,8 +52,8 @@ pub struct TokenRow {
     pub credential_id: String,
     /// The credential.
     pub credential: Sealed,
-    /// When the token ends.
-    pub expires_at: UnixTime,
+    /// When Forgejo's token ends, if that is known.
+    pub credential_ends: Option<UnixTime>,
     /// Whether the grant was revoked.
     pub revoked: bool,
 }
@@ -77,6 +77,19 @@ pub struct Grant {
     pub expires_at: Option<UnixTime>,
     /// When it was revoked.
     pub revoked_at: Option<UnixTime>,
+}
+
+/// The columns of a [`GrantRow`], one more, and where to look.
+macro_rules! grant_rows {
+    ($more:literal, $which:literal) => {
+        concat!(
+            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
+             c.access_sealed, c.access_expires_at, ",
+            $more,
+            " FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id ",
+            $which
+        )
+    };
 }
 
 impl Store {
@@ -130,19 +143,29 @@ impl Store {
         transaction.commit().await.map_err(failed())
     }
 
-    /// What stands behind a token.
-    pub async fn find_token(&self, token: &TokenHash) -> Result<Option<TokenRow>, StoreError> {
-        let row = sqlx::query(
-            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
-             c.access_sealed, t.expires_at FROM access_tokens t JOIN grants g ON g.id = t.grant_id \
-             JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id \
-             WHERE t.token_hash = $1",
-        )
+    /// What stands behind a token, and when the token ends.
+    pub async fn find_token(&self, token: &TokenHash) -> Result<Option<(GrantRow, UnixTime)>, StoreError> {
+        let row = sqlx::query(grant_rows!(
+            "t.expires_at",
+            "JOIN access_tokens t ON t.grant_id = g.id WHERE t.token_hash = $1"
+        ))
         .bind(token.0.as_slice())
         .fetch_optional(&self.0)
         .await
         .map_err(StoreError::query("reading a token"))?;
-        row.as_ref().map(token_row).transpose()
+        let Some(row) = row else { return Ok(None) };
+        let ends = time(&row, "expires_at")?.ok_or(StoreError::Damaged(READING))?;
+        Ok(Some((grant_row(&row)?, ends)))
+    }
+
+    /// A grant and what stands behind it.
+    pub async fn find_grant(&self, grant: &GrantId) -> Result<Option<GrantRow>, StoreError> {
+        let row = sqlx::query(grant_rows!("NULL", "WHERE g.id = $1"))
+            .bind(grant.as_str())
+            .fetch_optional(&self.0)
+            .await
+            .map_err(StoreError::query(READING))?;
+        row.as_ref().map(grant_row).transpose()
     }
 
     /// All grants, the newest first.
@@ -202,11 +225,11 @@ fn login(row: &SqliteRow) -> Result<Label, StoreError> {
     Label::parse(text(row, "login")?).map_err(|_| StoreError::Damaged(READING))
 }
 
-fn token_row(row: &SqliteRow) -> Result<TokenRow, StoreError> {
+fn grant_row(row: &SqliteRow) -> Result<GrantRow, StoreError> {
     let tenant: i64 = row.try_get("tenant").map_err(StoreError::query(READING))?;
     let tenant = u64::try_from(tenant).ok().and_then(|id| TenantId::new(id).ok());
     let bytes = row.try_get("access_sealed").map_err(StoreError::query(READING))?;
-    Ok(TokenRow {
+    Ok(GrantRow {
         grant: GrantId::new(text(row, "id")?),
         client_id: text(row, "client_id")?,
         tenant: tenant.ok_or(StoreError::Damaged(READING))?,
@@ -214,7 +237,7 @@ fn token_row(row: &SqliteRow) -> Result<TokenRow, StoreError> {
         scopes: Scopes::parse(&text(row, "scopes")?),
         credential_id: text(row, "credential_id")?,
         credential: Sealed { key_id: text(row, "key_id")?, bytes },
-        expires_at: time(row, "expires_at")?.ok_or(StoreError::Damaged(READING))?,
+        credential_ends: time(row, "access_expires_at")?,
         revoked: time(row, "revoked_at")?.is_some(),
     })
 }

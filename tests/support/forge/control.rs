@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-use super::state::{Forge, Mode, Seen};
+use super::state::{Forge, Grant, Mode, Seen};
 
 pub(crate) fn routes() -> Router<Forge> {
     Router::new()
@@ -17,6 +17,7 @@ pub(crate) fn routes() -> Router<Forge> {
         .route("/stub/users/{login}", post(change_user).delete(delete_user))
         .route("/stub/tokens", post(add_token))
         .route("/stub/apps", post(add_app))
+        .route("/stub/pairs", post(add_pair))
         .route("/stub/grants/{login}", axum::routing::delete(revoke_grants))
         .route("/stub/mode", post(set_mode))
         .route("/stub/requests", get(requests).delete(forget_requests))
@@ -118,6 +119,28 @@ async fn add_app(Extract(forge): Extract<Forge>, Json(new): Json<NewApp>) -> Jso
         let app = state.app(id);
         Json(json!({"client_id": app.map(|app| &app.client_id), "client_secret": app.map(|app| &app.secret)}))
     })
+}
+
+#[derive(Deserialize)]
+struct NewPair {
+    login: String,
+    client_id: String,
+    scope: String,
+}
+
+/// What a user's login through an application ends in, without the way there: the token endpoint's answer.
+async fn add_pair(Extract(forge): Extract<Forge>, Json(new): Json<NewPair>) -> Response {
+    let pair = forge.with(|state| {
+        let user = state.user_by_login(&new.login)?.id;
+        let app = state.app_by_client(&new.client_id)?.id;
+        let known = state.grants.iter().find(|grant| grant.user == user && grant.app == app).map(|grant| grant.id);
+        let id = known.unwrap_or_else(|| state.grants.iter().map(|grant| grant.id).max().unwrap_or_default() + 1);
+        if known.is_none() {
+            state.grants.push(Grant { id, user, app, scope: new.scope, nonce: String::new(), counter: 0 });
+        }
+        state.issue_pair(id)
+    });
+    pair.map_or_else(|| StatusCode::NOT_FOUND.into_response(), IntoResponse::into_response)
 }
 
 async fn revoke_grants(Extract(forge): Extract<Forge>, Path(login): Path<String>) -> StatusCode {

@@ -1,6 +1,7 @@
 //! The children of sessions: started in turn, watched until they are gone, started again on demand.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
 use tokio::sync::watch;
@@ -123,6 +124,35 @@ impl Registry {
                 Err(error)
             }
         }
+    }
+
+    /// Puts a new child in the place of the running one.
+    pub(super) async fn replace(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
+        let Some(old) = session.live() else { return };
+        let Started { bridge, place } = match self.replayed(session, principal).await {
+            Ok(started) => started,
+            Err(error) => {
+                warn!(session = %id::tag(&session.digest), tenant = %session.tenant, error = %error, "no child with the new token");
+                // The next request tries again; meanwhile nobody works with a token that ends.
+                let _ = timeout(drain, old.quiet()).await;
+                return Self::stop_child(session, &old, "token-rotated");
+            }
+        };
+        {
+            let mut child = session.child.lock();
+            match &*child {
+                Child::Live(live) if Arc::ptr_eq(live, &old) => {}
+                // Stopped meanwhile, perhaps to make room for this one.
+                Child::Cold => {}
+                // Ended, or somebody else was faster: their child has the new token as well.
+                Child::Live(_) | Child::Starting(_) | Child::Ended => return,
+            }
+            *child = Child::Live(Arc::clone(&bridge));
+        }
+        self.watch(session, bridge, place);
+        info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "token-rotated", "child replaced");
+        let _ = timeout(drain, old.quiet()).await;
+        old.stop();
     }
 
     /// A child that has been through the recorded handshake.

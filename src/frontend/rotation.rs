@@ -1,0 +1,248 @@
+//! Keeps upstream tokens fresh: refreshed ahead of their end, one refresh a user at a time, stored before used.
+//!
+//! What goes wrong is told apart with care. A refresh that Forgejo refuses for good ends the user's grants, so that
+//! their clients log in again; one that fails for now is tried again with a growing pause and costs nobody anything; a
+//! broker that Forgejo does not know is an alarm for the operator and ends no grant. An answer that was lost may have
+//! burnt the refresh token: the next try is then refused for good, and the user logs in again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::rngs::SysRng;
+use tokio::sync::{Mutex as TurnMutex, mpsc};
+use tracing::{error, info, warn};
+
+use super::principal::GrantId;
+use super::store::{Credential, Store, StoreError};
+use super::upstream::refresh::{Application, RefreshError};
+use super::upstream::{Forgejo, UpstreamError};
+use super::vault::{self, Vault, VaultError};
+use crate::clock::{Clock, UnixTime};
+use crate::secret::UpstreamToken;
+
+/// The first pause after a failure; each further one is twice as long, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Changes that wait to be followed.
+const CHANGES: usize = 256;
+
+/// What has become of a credential; whoever holds tokens of it must act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// There is a new token for these grants.
+    Rotated(Vec<GrantId>),
+    /// These grants are revoked: their user must log in again.
+    Lost(Vec<GrantId>),
+}
+
+/// Why there is no good token now.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    /// The user must log in again; their grants are revoked.
+    #[error("the user must log in at Forgejo again")]
+    LoginAgain,
+    /// Not now; nothing is lost.
+    #[error("Forgejo gives no fresh token now")]
+    NotNow,
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// The vault failed.
+    #[error("the vault failed")]
+    Vault(#[from] VaultError),
+}
+
+/// Keeps tokens fresh. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Rotation(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    vault: Arc<Vault>,
+    forgejo: Forgejo,
+    /// Absent while OAuth is not configured: then there is nothing to refresh.
+    application: Option<Application>,
+    clock: Clock,
+    lead: Duration,
+    changes: mpsc::Sender<Change>,
+    /// One refresh a credential at a time.
+    turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
+}
+
+/// How a credential's last refreshes went.
+#[derive(Debug, Default)]
+struct Pause {
+    failures: u32,
+    until: Option<UnixTime>,
+}
+
+impl Rotation {
+    /// Refreshes `lead` ahead of the end; what changes is told through the receiver.
+    pub fn new(
+        store: Store,
+        vault: Arc<Vault>,
+        forgejo: Forgejo,
+        application: Option<Application>,
+        clock: Clock,
+        lead: Duration,
+    ) -> (Self, mpsc::Receiver<Change>) {
+        let (changes, told) = mpsc::channel(CHANGES);
+        let turns = Mutex::default();
+        (Self(Arc::new(Inner { store, vault, forgejo, application, clock, lead, changes, turns })), told)
+    }
+
+    /// Whether a token that ends then should be refreshed now.
+    pub fn is_due(&self, expires_at: Option<UnixTime>) -> bool {
+        expires_at.is_some_and(|end| end <= self.0.clock.now().plus(self.0.lead))
+    }
+
+    /// Refreshes every credential that is due and that a live grant needs.
+    pub async fn sweep(&self) {
+        let due = match self.0.store.credentials_ending(self.0.clock.now().plus(self.0.lead)).await {
+            Ok(due) => due,
+            Err(e) => {
+                error!(error = %e, "credentials that end soon cannot be looked up");
+                return;
+            }
+        };
+        for credential in due {
+            // What went wrong was logged where it happened; the next sweep tries again.
+            let _ = self.fresh(&credential.id).await;
+        }
+    }
+
+    /// A good access token of the credential, refreshed if it is due. Of many callers one refreshes, and the others
+    /// get what it got. A token that has not ended yet is good while Forgejo is away.
+    ///
+    /// Runs in a task of its own: a caller who goes away must not take a pair along that Forgejo has just given out.
+    pub async fn fresh(&self, credential_id: &str) -> Result<UpstreamToken, RotationError> {
+        let (rotation, id) = (self.clone(), credential_id.to_owned());
+        let task = tokio::spawn(async move {
+            let turn = Arc::clone(rotation.0.turns.lock().entry(id.clone()).or_default());
+            let (outcome, change) = rotation.in_turn(&id, &turn).await;
+            drop(turn);
+            rotation.forget_idle_turns();
+            // After the turn: whoever follows changes may need it.
+            if let Some(change) = change {
+                let _ = rotation.0.changes.send(change).await;
+            }
+            outcome
+        });
+        task.await.unwrap_or(Err(RotationError::NotNow))
+    }
+
+    /// Keeps those that somebody waits for and those with a pause that is not over.
+    fn forget_idle_turns(&self) {
+        let now = self.0.clock.now();
+        self.0.turns.lock().retain(|_, turn| {
+            Arc::strong_count(turn) > 1
+                || turn.try_lock().is_ok_and(|pause| pause.until.is_some_and(|until| until > now))
+        });
+    }
+
+    async fn in_turn(
+        &self,
+        id: &str,
+        turn: &TurnMutex<Pause>,
+    ) -> (Result<UpstreamToken, RotationError>, Option<Change>) {
+        let mut pause = turn.lock().await;
+        let mut change = None;
+        let outcome = self.looked_at(id, &mut pause, &mut change).await;
+        (outcome, change)
+    }
+
+    async fn looked_at(
+        &self,
+        credential_id: &str,
+        pause: &mut Pause,
+        change: &mut Option<Change>,
+    ) -> Result<UpstreamToken, RotationError> {
+        let inner = &self.0;
+        let credential = inner.store.find_credential(credential_id).await?.ok_or(RotationError::LoginAgain)?;
+        let current = || inner.vault.open_sealed(&credential.access, &vault::access_place(&credential.id));
+        let (Some(sealed), true) = (&credential.refresh, self.is_due(credential.expires_at)) else {
+            return Ok(current()?);
+        };
+        let now = inner.clock.now();
+        let still_good = credential.expires_at.is_some_and(|end| end > now);
+        let not_now = || if still_good { Ok(current()?) } else { Err(RotationError::NotNow) };
+        if pause.until.is_some_and(|until| until > now) {
+            return not_now();
+        }
+        let Some(application) = &inner.application else { return not_now() };
+        let refresh = inner.vault.open_sealed(sealed, &vault::refresh_place(&credential.id))?;
+        match self.refreshed(application, &credential, &refresh, change).await {
+            Ok((access, expires_in)) => {
+                // Tokens may live shorter than the lead: half of their life passes before the next refresh.
+                *pause = Pause { failures: 0, until: Some(now.plus(expires_in / 2)) };
+                Ok(access)
+            }
+            Err(RotationError::NotNow) => {
+                pause.failures = pause.failures.saturating_add(1);
+                let doublings = pause.failures.saturating_sub(1).min(16);
+                pause.until = Some(now.plus(FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)));
+                not_now()
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// One refresh: asked for, stored, checked.
+    async fn refreshed(
+        &self,
+        application: &Application,
+        credential: &Credential,
+        refresh: &UpstreamToken,
+        change: &mut Option<Change>,
+    ) -> Result<(UpstreamToken, Duration), RotationError> {
+        let inner = &self.0;
+        let tenant = credential.tenant;
+        let pair = match inner.forgejo.refresh(application, refresh).await {
+            Ok(pair) => pair,
+            Err(e @ RefreshError::Refused) => {
+                warn!(tenant = %tenant, reason = "refresh-refused", error = %e, "the user must log in again");
+                *change = Some(self.revoke(credential, "refresh-refused").await?);
+                return Err(RotationError::LoginAgain);
+            }
+            Err(e @ RefreshError::Misconfigured) => {
+                error!(tenant = %tenant, reason = "client-refused", error = %e, "no token can be refreshed");
+                return Err(RotationError::NotNow);
+            }
+            Err(e @ RefreshError::NotNow) => {
+                warn!(tenant = %tenant, reason = "refresh-failed", error = %e, "a token could not be refreshed");
+                return Err(RotationError::NotNow);
+            }
+        };
+        let now = inner.clock.now();
+        let fresh = Credential {
+            access: inner.vault.seal(&pair.access, &vault::access_place(&credential.id), &mut SysRng)?,
+            refresh: Some(inner.vault.seal(&pair.refresh, &vault::refresh_place(&credential.id), &mut SysRng)?),
+            expires_at: Some(now.plus(pair.expires_in)),
+            ..credential.clone()
+        };
+        // Stored before it is used: Forgejo has forgotten the old refresh token by now.
+        inner.store.put_oauth_credential(&fresh, now).await?;
+        // Forgejo's refresh does not notice a deactivated account; its API does.
+        if let Err(UpstreamError::BadToken | UpstreamError::Forbidden) = inner.forgejo.whoami(&pair.access).await {
+            warn!(tenant = %tenant, reason = "account-refused", "Forgejo does not let the account in any more");
+            *change = Some(self.revoke(credential, "account-refused").await?);
+            return Err(RotationError::LoginAgain);
+        }
+        info!(tenant = %tenant, "token refreshed");
+        *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
+        Ok((pair.access, pair.expires_in))
+    }
+
+    /// Revokes every grant that stands on the credential.
+    async fn revoke(&self, credential: &Credential, reason: &'static str) -> Result<Change, StoreError> {
+        let inner = &self.0;
+        let grants = inner.store.grants_on(&credential.id).await?;
+        for grant in &grants {
+            inner.store.revoke_grant(grant, reason, inner.clock.now()).await?;
+        }
+        Ok(Change::Lost(grants))
+    }
+}

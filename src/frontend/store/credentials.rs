@@ -1,0 +1,118 @@
+//! Upstream credentials: the user's Forgejo tokens, sealed.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Store, StoreError};
+use crate::clock::UnixTime;
+use crate::frontend::principal::GrantId;
+use crate::frontend::vault::Sealed;
+use crate::ipc::message::TenantId;
+
+/// A credential as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// Names it, and is part of what seals it.
+    pub id: String,
+    /// Whose.
+    pub tenant: TenantId,
+    /// The access token.
+    pub access: Sealed,
+    /// The refresh token; personal tokens have none.
+    pub refresh: Option<Sealed>,
+    /// When the access token ends; unknown for personal tokens.
+    pub expires_at: Option<UnixTime>,
+}
+
+const READING: &str = "reading a credential";
+
+impl Store {
+    /// Stores the credential of a user who has logged in at Forgejo. There is one a user: an earlier one is replaced,
+    /// because Forgejo has just made its refresh token worthless.
+    pub async fn put_oauth_credential(&self, credential: &Credential, now: UnixTime) -> Result<(), StoreError> {
+        let tenant = i64::try_from(credential.tenant.get()).map_err(|_| StoreError::Damaged("storing a credential"))?;
+        sqlx::query(
+            "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, refresh_sealed, \
+             access_expires_at, updated_at) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7) \
+             ON CONFLICT (id) DO UPDATE SET key_id = excluded.key_id, access_sealed = excluded.access_sealed, \
+             refresh_sealed = excluded.refresh_sealed, access_expires_at = excluded.access_expires_at, \
+             updated_at = excluded.updated_at",
+        )
+        .bind(&credential.id)
+        .bind(tenant)
+        .bind(&credential.access.key_id)
+        .bind(&credential.access.bytes)
+        .bind(credential.refresh.as_ref().map(|refresh| &refresh.bytes))
+        .bind(credential.expires_at.map(UnixTime::secs))
+        .bind(now.secs())
+        .execute(&self.0)
+        .await
+        .map_err(StoreError::query("storing a credential"))?;
+        Ok(())
+    }
+
+    /// Lets a grant stand on another credential: its user has logged in again.
+    pub async fn rest_grant_on(&self, grant: &GrantId, credential: &str) -> Result<(), StoreError> {
+        sqlx::query("UPDATE grants SET credential_id = $1 WHERE id = $2")
+            .bind(credential)
+            .bind(grant.as_str())
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("moving a grant to another credential"))?;
+        Ok(())
+    }
+
+    /// One credential.
+    pub async fn find_credential(&self, id: &str) -> Result<Option<Credential>, StoreError> {
+        let row = sqlx::query(
+            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at \
+             FROM upstream_credentials WHERE id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&self.0)
+        .await
+        .map_err(StoreError::query(READING))?;
+        row.as_ref().map(credential).transpose()
+    }
+
+    /// Credentials that a live grant needs and whose access token ends before `before`.
+    pub async fn credentials_ending(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at FROM upstream_credentials c \
+             WHERE kind = 'oauth' AND access_expires_at < $1 AND EXISTS \
+             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)",
+        )
+        .bind(before.secs())
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query("reading the credentials"))?;
+        rows.iter().map(credential).collect()
+    }
+
+    /// The live grants that stand on a credential.
+    pub async fn grants_on(&self, credential: &str) -> Result<Vec<GrantId>, StoreError> {
+        let rows = sqlx::query("SELECT id FROM grants WHERE credential_id = $1 AND revoked_at IS NULL ORDER BY id")
+            .bind(credential)
+            .fetch_all(&self.0)
+            .await
+            .map_err(StoreError::query("reading a credential's grants"))?;
+        let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
+        rows.iter().map(|row| id(row).map_err(StoreError::query("reading a credential's grants"))).collect()
+    }
+}
+
+fn credential(row: &SqliteRow) -> Result<Credential, StoreError> {
+    let failed = || StoreError::query(READING);
+    let tenant: i64 = row.try_get("tenant").map_err(failed())?;
+    let tenant = u64::try_from(tenant).ok().and_then(|id| TenantId::new(id).ok());
+    let key_id: String = row.try_get("key_id").map_err(failed())?;
+    let refresh: Option<Vec<u8>> = row.try_get("refresh_sealed").map_err(failed())?;
+    let expires_at: Option<i64> = row.try_get("access_expires_at").map_err(failed())?;
+    Ok(Credential {
+        id: row.try_get("id").map_err(failed())?,
+        tenant: tenant.ok_or(StoreError::Damaged(READING))?,
+        access: Sealed { key_id: key_id.clone(), bytes: row.try_get("access_sealed").map_err(failed())? },
+        refresh: refresh.map(|bytes| Sealed { key_id, bytes }),
+        expires_at: expires_at.map(UnixTime::from_secs),
+    })
+}

@@ -1,0 +1,301 @@
+//! Twenty sessions of five users call for a minute while everything that can die dies. Every request gets exactly one
+//! answer or a clear error, tokens rotate underneath, and at the end nothing is left over.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use forgejo_mcp_broker::clock::Clock;
+use forgejo_mcp_broker::frontend::principal::{GrantId, Scopes};
+use forgejo_mcp_broker::frontend::store::{Credential, NewGrant, Store};
+use forgejo_mcp_broker::frontend::token::AccessToken;
+use forgejo_mcp_broker::frontend::vault::{self, Vault};
+use forgejo_mcp_broker::ipc::message::{Label, TenantId};
+use forgejo_mcp_broker::secret::UpstreamToken;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::SysRng;
+use serde_json::{Value, json};
+
+use crate::session::{http, initialize, post};
+use crate::stage::{Stage, processes};
+use crate::{setting, stand_in};
+
+const USERS: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
+const SESSIONS: usize = 20;
+/// Seconds that a Forgejo token lives: every user's is refreshed several times.
+const TOKEN_LIFE: u64 = 20;
+
+type Counts = Arc<Mutex<BTreeMap<&'static str, u64>>>;
+
+fn count(counts: &Counts, what: &'static str) {
+    *counts.lock().entry(what).or_default() += 1;
+}
+
+/// Gives a user a grant with an OAuth credential, as a login would.
+async fn log_in(stage: &Stage, store: &Store, vault: &Vault, client_id: &str, login: &str) -> String {
+    let user = stage.stub("/stub/users", &json!({"login": login}).to_string()).expect("a user");
+    let user: Value = serde_json::from_str(&user).expect("json");
+    let scope = "write:user write:repository";
+    let body = json!({"login": login, "client_id": client_id, "scope": scope}).to_string();
+    let pair: Value = serde_json::from_str(&stage.stub("/stub/pairs", &body).expect("a pair")).expect("json");
+    let part = |name: &str| {
+        let text = pair.get(name).and_then(Value::as_str).expect("a token");
+        UpstreamToken::parse(text).expect("a token")
+    };
+    let (clock, id) = (Clock::system(), format!("oauth-{login}"));
+    let access = vault.seal(&part("access_token"), &vault::access_place(&id), &mut SysRng).expect("sealed");
+    let refresh = vault.seal(&part("refresh_token"), &vault::refresh_place(&id), &mut SysRng).expect("sealed");
+    let tenant = TenantId::new(user.get("id").and_then(Value::as_u64).expect("an id")).expect("an id");
+    let token = AccessToken::mint(&mut SysRng).expect("a token");
+    let now = clock.now();
+    let new = NewGrant {
+        grant: GrantId::new(format!("grant-{login}")),
+        client_id: "chaos".to_owned(),
+        tenant,
+        login: Label::parse(login).expect("a label"),
+        scopes: Scopes { write: true },
+        credential_id: format!("pat-{login}"),
+        credential: access.clone(),
+        token: token.hash(),
+        created_at: now,
+        expires_at: now.plus(Duration::from_hours(1)),
+    };
+    store.insert_grant(&new).await.expect("stored");
+    let expires_at = Some(now.plus(Duration::from_secs(TOKEN_LIFE)));
+    let credential = Credential { id: id.clone(), tenant, access, refresh: Some(refresh), expires_at };
+    store.put_oauth_credential(&credential, now).await.expect("stored");
+    store.rest_grant_on(&new.grant, &id).await.expect("stored");
+    token.expose().to_owned()
+}
+
+/// One client: opens sessions as it needs them and calls until the time is over.
+async fn client(url: String, token: String, number: usize, until: Instant, counts: Counts) {
+    let http = http();
+    let mut session: Option<String> = None;
+    let mut round = 0_u64;
+    while Instant::now() < until {
+        round += 1;
+        let text = format!("{number}-{round}");
+        let message = match &session {
+            None => initialize(),
+            Some(_) => json!({"jsonrpc": "2.0", "id": text, "method": "tools/call",
+                "params": {"name": "echo", "arguments": {"text": text}}}),
+        };
+        let Ok(response) = post(&http, &url, &token, session.as_deref(), &message).await else {
+            // The broker is away, or died with the request: the connection says so.
+            count(&counts, "connection lost");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let status = response.status().as_u16();
+        let minted = response.headers().get("mcp-session-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let retry = response.headers().contains_key("retry-after");
+        let is_stream = response.headers().get("content-type").is_some_and(|t| t.as_bytes().starts_with(b"text/event"));
+        let Ok(body) = response.text().await else {
+            count(&counts, "connection lost");
+            continue;
+        };
+        let answers: Vec<&str> = if is_stream {
+            body.lines().filter_map(|line| line.strip_prefix("data: ")).collect()
+        } else {
+            vec![&*body]
+        };
+        match status {
+            200 => {
+                if is_stream && answers.is_empty() {
+                    count(&counts, "connection lost");
+                    continue;
+                }
+                assert_eq!(answers.len(), 1, "exactly one answer: {body}");
+                let answer: Value = serde_json::from_str(answers.first().expect("one")).expect("json");
+                assert_eq!(answer.get("id"), message.get("id"), "the request's own id: {body}");
+                if answer.get("error").is_some() {
+                    count(&counts, "error with its id");
+                } else if session.is_none() {
+                    session = minted;
+                    count(&counts, "session opened");
+                } else {
+                    let echoed = answer.pointer("/result/content/0/text").and_then(Value::as_str);
+                    assert_eq!(echoed, Some(&*text), "nobody else's answer");
+                    count(&counts, "answered");
+                }
+            }
+            404 | 410 => {
+                session = None;
+                count(&counts, "session ended with its child");
+            }
+            429 | 503 => {
+                assert!(retry, "a refusal says when to come back: {status} {body}");
+                count(&counts, "refused with Retry-After");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            other => assert_eq!(other, 200, "no clear answer: {body}"),
+        }
+    }
+    if let Some(id) = session {
+        let _ = http.delete(format!("{url}/mcp")).bearer_auth(&token).header("mcp-session-id", id).send().await;
+    }
+}
+
+/// One thing goes wrong.
+fn strike(stage: &mut Stage, round: u32, counts: &Counts) {
+    let children = stage.children();
+    let mut rng = rand::rng();
+    let child =
+        (!children.is_empty()).then(|| children.get(usize::try_from(rng.next_u32()).expect("fits") % children.len()));
+    let signal = |signal: Signal| {
+        if let Some(Some(child)) = child {
+            let _ = kill(Pid::from_raw(i32::try_from(child.pid).expect("a pid")), signal);
+        }
+    };
+    match round % 6 {
+        0 => {
+            signal(Signal::SIGKILL);
+            count(counts, "strike: child killed");
+        }
+        1 => {
+            signal(Signal::SIGSTOP);
+            count(counts, "strike: child stopped");
+        }
+        2 => {
+            let broker = stage.broker.as_mut().expect("runs");
+            broker.signal(Signal::SIGKILL);
+            broker.wait().expect("it ends");
+            stage.start_broker().expect("the broker starts again");
+            count(counts, "strike: broker killed");
+        }
+        3 => {
+            let supervisor = stage.supervisor.as_mut().expect("runs");
+            supervisor.signal(Signal::SIGKILL);
+            supervisor.wait().expect("it ends");
+            stage.start_supervisor().expect("the supervisor starts again");
+            count(counts, "strike: supervisor killed");
+        }
+        4 => {
+            mode(stage, &json!({"fail": 500}));
+            count(counts, "strike: Forgejo fails");
+        }
+        _ => {
+            mode(stage, &json!({"hang": true}));
+            count(counts, "strike: Forgejo hangs");
+        }
+    }
+}
+
+fn mode(stage: &Stage, change: &Value) {
+    let mut mode = json!({"access_ttl": TOKEN_LIFE, "hang": false, "lose_answer": false});
+    if let (Some(mode), Some(change)) = (mode.as_object_mut(), change.as_object()) {
+        mode.extend(change.clone());
+    }
+    stage.stub("/stub/mode", &mode.to_string()).expect("the stub obeys");
+}
+
+fn resident(pid: u32) -> u64 {
+    let process = processes().into_iter().find(|process| process.pid == pid).expect("it runs");
+    process.field("VmRSS").split(' ').next().and_then(|kib| kib.parse().ok()).expect("KiB")
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("readable").count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_is_answered_once_and_nothing_is_left_over() {
+    let seconds = std::env::var("CHAOS_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    let mut setting = setting("chaos", stand_in(&["--check-token"]));
+    let secret = setting.dir.join("secret");
+    setting.broker = format!(
+        "[forgejo]\nclient_id = \"CLIENT\"\nclient_secret_file = \"{}\"\nrefresh_lead = \"10s\"\n\
+         [http]\nrequest_timeout = \"3s\"\n[sessions]\nstart_timeout = \"3s\"\ndrain = \"1s\"\nchildren_per_user = 6\n",
+        secret.display()
+    );
+    setting.supervisor =
+        "[caps]\nspawns_per_second = 200\nspawn_burst = 400\n[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n"
+            .to_owned();
+    std::fs::create_dir_all(&setting.dir).expect("a directory");
+    std::fs::write(&secret, "not-known-yet").expect("written");
+    let mut stage = Stage::set(setting).expect("a stage");
+
+    // The broker learns its client id, then starts anew with it.
+    mode(&stage, &json!({}));
+    let app = json!({"name": "broker", "redirect_uris": ["http://127.0.0.1/cb"]}).to_string();
+    let app: Value = serde_json::from_str(&stage.stub("/stub/apps", &app).expect("an app")).expect("json");
+    let client_id = app.get("client_id").and_then(Value::as_str).expect("an id").to_owned();
+    std::fs::write(&secret, app.get("client_secret").and_then(Value::as_str).expect("a secret")).expect("written");
+    stage.setting.broker = stage.setting.broker.replace("CLIENT", &client_id);
+    stage.broker.as_mut().expect("runs").stop().expect("it ends");
+    stage.start_broker().expect("the broker starts");
+    let data = stage.setting.dir.join("broker");
+    let store = Store::open(&data.join("broker.db")).await.expect("the broker's store");
+    let vault = Vault::open(Path::new(&data.join("upstream.key")), false, &mut SysRng).expect("the broker's key");
+    let mut tokens = Vec::new();
+    for login in USERS {
+        tokens.push(log_in(&stage, &store, &vault, &client_id, login).await);
+    }
+    store.close().await;
+
+    let counts = Counts::default();
+    let start = Instant::now();
+    let until = start + Duration::from_secs(seconds);
+    let supervisor_before = resident(stage.supervisor.as_ref().expect("runs").pid());
+    let clients: Vec<_> = (0..SESSIONS)
+        .map(|n| {
+            let token = tokens.get(n % USERS.len()).expect("a token").clone();
+            tokio::spawn(client(stage.url.clone(), token, n, until, Arc::clone(&counts)))
+        })
+        .collect();
+    let mut round = 0;
+    while Instant::now() + Duration::from_secs(5) < until {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        tokio::task::block_in_place(|| {
+            mode(&stage, &json!({}));
+            strike(&mut stage, round, &counts);
+            round += 1;
+        });
+    }
+    mode(&stage, &json!({}));
+    for client in clients {
+        client.await.expect("no client saw an unclear answer");
+    }
+
+    // The sessions are ended; what they used must go.
+    let gone = async {
+        while !stage.children().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("no child is left");
+    let status = stage.ctl().args(["status", "--json"]).output().expect("brokerctl runs");
+    let status: Value = serde_json::from_slice(&status.stdout).expect("json");
+    let number = |path: &str| status.pointer(path).and_then(Value::as_u64).expect("a number");
+    assert_eq!((number("/sessions"), number("/children"), number("/supervisor/children")), (0, 0, 0), "{status}");
+    if geteuid().is_root() {
+        assert_eq!(number("/supervisor/uids_unclean"), 0, "no lease is left: {status}");
+        assert_eq!(number("/supervisor/uids_free"), 15, "no lease is left: {status}");
+    }
+    let (broker, supervisor) =
+        (stage.broker.as_ref().expect("runs").pid(), stage.supervisor.as_ref().expect("runs").pid());
+    assert!(descriptors(broker) < 40, "the broker holds {} descriptors", descriptors(broker));
+    assert!(descriptors(supervisor) < 25, "the supervisor holds {} descriptors", descriptors(supervisor));
+    let (broker_after, supervisor_after) = (resident(broker), resident(supervisor));
+    let refreshed: u64 = {
+        let log = stage.broker.as_ref().expect("runs").output();
+        u64::try_from(log.matches("token refreshed").count()).expect("fits")
+    };
+    println!("chaos: {seconds} s, {} strikes and answers:", counts.lock().len());
+    for (what, number) in counts.lock().iter() {
+        println!("chaos: {number:>7} {what}");
+    }
+    println!("chaos: {refreshed:>7} tokens refreshed");
+    println!(
+        "chaos: broker {broker_after} KiB, {} descriptors; supervisor {supervisor_before} KiB before, {supervisor_after} KiB after",
+        descriptors(broker)
+    );
+    assert!(supervisor_after < supervisor_before + 2048, "the supervisor grew");
+    assert!(counts.lock().get("answered").copied().unwrap_or_default() > 100, "most of it is work");
+    assert!(refreshed > 0, "tokens rotated underneath");
+}

@@ -1,0 +1,251 @@
+//! Upstream tokens are refreshed ahead of their end, once a user, and what goes wrong costs no more than it must.
+
+#![expect(clippy::expect_used, reason = "tests fail by panicking")]
+
+#[path = "support/forge.rs"]
+mod forge;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderValue};
+use forgejo_mcp_broker::clock::{Clock, UnixTime};
+use forgejo_mcp_broker::frontend::bearer::{Challenge, Denied, Principals};
+use forgejo_mcp_broker::frontend::principal::{GrantId, Scopes};
+use forgejo_mcp_broker::frontend::rotation::{Change, Rotation, RotationError};
+use forgejo_mcp_broker::frontend::store::{Credential, NewGrant, Store};
+use forgejo_mcp_broker::frontend::token::AccessToken;
+use forgejo_mcp_broker::frontend::upstream::Forgejo;
+use forgejo_mcp_broker::frontend::upstream::refresh::Application;
+use forgejo_mcp_broker::frontend::vault::{self, Vault};
+use forgejo_mcp_broker::ipc::message::{Label, TenantId};
+use forgejo_mcp_broker::secret::UpstreamToken;
+use rand::rngs::SysRng;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use forge::Forge;
+
+const CREDENTIAL: &str = "credential";
+
+/// A user who has logged in an hour's token ago, with one grant.
+struct Scene {
+    forge: Forge,
+    clock: Clock,
+    store: Store,
+    vault: Arc<Vault>,
+    rotation: Rotation,
+    changes: mpsc::Receiver<Change>,
+    principals: Principals,
+    headers: HeaderMap,
+    first: UpstreamToken,
+    _dir: tempfile::TempDir,
+}
+
+fn token(text: &serde_json::Value) -> UpstreamToken {
+    UpstreamToken::parse(text.as_str().expect("a text")).expect("a token")
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let clock = Clock::manual(UnixTime::from_secs(1_800_000_000));
+        let forge = Forge::new(clock.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(forge::serve(listener, forge.clone()));
+        tokio::task::yield_now().await;
+        let (user, application, pair) = forge.with(|state| {
+            state.root.clone_from(&url);
+            let user = state.add_user("alice", "secret", false);
+            let app = state.add_app(0, "broker", true, vec!["https://broker.example/cb".to_owned()]);
+            let (client_id, secret) =
+                state.app(app).map(|app| (app.client_id.clone(), app.secret.clone())).expect("an app");
+            let scope = "write:user write:repository".to_owned();
+            state.grants.push(forge::state::Grant { id: 77, user, app, scope, nonce: String::new(), counter: 0 });
+            let pair = state.issue_pair(77).expect("a pair");
+            let client_secret = UpstreamToken::parse(secret).expect("a secret");
+            (user, Application { client_id, client_secret }, pair)
+        });
+        let pair: serde_json::Value = serde_json::from_str(&pair).expect("json");
+        let dir = tempfile::tempdir().expect("a directory");
+        let vault = Arc::new(Vault::open(&dir.path().join("key"), false, &mut SysRng).expect("a vault"));
+        let store = Store::in_memory().await.expect("a store");
+        let first = token(pair.get("access_token").expect("there"));
+        let refresh = token(pair.get("refresh_token").expect("there"));
+        let access = vault.seal(&first, &vault::access_place(CREDENTIAL), &mut SysRng).expect("sealed");
+        let now = clock.now();
+        let broker_token = AccessToken::mint(&mut SysRng).expect("a token");
+        let new = NewGrant {
+            grant: GrantId::new("grant"),
+            client_id: "client".to_owned(),
+            tenant: TenantId::new(u64::try_from(user).expect("positive")).expect("an id"),
+            login: Label::parse("alice").expect("a label"),
+            scopes: Scopes { write: true },
+            credential_id: "pat".to_owned(),
+            credential: access.clone(),
+            token: broker_token.hash(),
+            created_at: now,
+            expires_at: now.plus(Duration::from_hours(24 * 30)),
+        };
+        store.insert_grant(&new).await.expect("stored");
+        let credential = Credential {
+            id: CREDENTIAL.to_owned(),
+            tenant: new.tenant,
+            access,
+            refresh: Some(vault.seal(&refresh, &vault::refresh_place(CREDENTIAL), &mut SysRng).expect("sealed")),
+            expires_at: Some(now.plus(Duration::from_hours(1))),
+        };
+        store.put_oauth_credential(&credential, now).await.expect("stored");
+        store.rest_grant_on(&new.grant, CREDENTIAL).await.expect("stored");
+        let forgejo = Forgejo::new(&url).expect("a client");
+        let lead = Duration::from_mins(5);
+        let (rotation, changes) =
+            Rotation::new(store.clone(), Arc::clone(&vault), forgejo, Some(application), clock.clone(), lead);
+        let challenge =
+            Challenge { resource_metadata: "https://broker.example/meta".to_owned(), scope: "forgejo:read" };
+        let principals =
+            Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge, Some(rotation.clone()));
+        let mut headers = HeaderMap::new();
+        let value = format!("Bearer {}", broker_token.expose());
+        headers.insert("authorization", HeaderValue::from_str(&value).expect("a header"));
+        Self { forge, clock, store, vault, rotation, changes, principals, headers, first, _dir: dir }
+    }
+
+    fn mode(&self, change: impl FnOnce(&mut forge::state::Mode)) {
+        let mut mode = forge::state::Mode::default();
+        change(&mut mode);
+        self.forge.set_mode(mode);
+    }
+
+    fn pass(&self, minutes: u64) {
+        self.clock.advance(Duration::from_mins(minutes));
+    }
+
+    fn refreshes(&self) -> usize {
+        self.forge.with(|state| state.requests.iter().filter(|seen| seen.path == "/login/oauth/access_token").count())
+    }
+
+    async fn upstream(&self) -> Result<UpstreamToken, Denied> {
+        self.principals.authenticate(&self.headers).await.map(|principal| principal.upstream.clone())
+    }
+}
+
+fn grants() -> Vec<GrantId> {
+    vec![GrantId::new("grant")]
+}
+
+#[tokio::test]
+async fn a_token_is_refreshed_ahead_of_its_end_and_stored_before_it_is_used() {
+    let mut scene = Scene::new().await;
+    scene.pass(54);
+    scene.rotation.sweep().await;
+    assert_eq!(scene.refreshes(), 0, "not due yet");
+    assert_eq!(scene.upstream().await.expect("good"), scene.first);
+    scene.pass(2);
+    scene.rotation.sweep().await;
+    assert_eq!(scene.refreshes(), 1);
+    assert_eq!(scene.changes.try_recv().ok(), Some(Change::Rotated(grants())));
+    let stored = scene.store.find_credential(CREDENTIAL).await.expect("readable").expect("there");
+    let access = scene.vault.open_sealed(&stored.access, &vault::access_place(CREDENTIAL)).expect("opens");
+    assert_ne!(access, scene.first);
+    assert_eq!(scene.upstream().await.expect("good"), access, "the bearer layer hands out the new one");
+    scene.rotation.sweep().await;
+    assert_eq!(scene.refreshes(), 1, "once");
+}
+
+#[tokio::test]
+async fn many_callers_refresh_once_and_get_the_same_token() {
+    let scene = Scene::new().await;
+    scene.pass(56);
+    let asking: Vec<_> = (0..8)
+        .map(|_| {
+            let rotation = scene.rotation.clone();
+            tokio::spawn(async move { rotation.fresh(CREDENTIAL).await })
+        })
+        .collect();
+    let mut tokens = Vec::new();
+    for asked in asking {
+        tokens.push(asked.await.expect("no panic").expect("a token"));
+    }
+    assert_eq!(scene.refreshes(), 1);
+    assert!(tokens.iter().all(|token| Some(token) == tokens.first() && *token != scene.first));
+}
+
+#[tokio::test]
+async fn a_caller_who_goes_away_takes_no_pair_along() {
+    let mut scene = Scene::new().await;
+    scene.pass(56);
+    let rotation = scene.rotation.clone();
+    // Polled once, then dropped: the refresh has begun.
+    let mut asking = Box::pin(async move { rotation.fresh(CREDENTIAL).await });
+    assert!(futures_util::FutureExt::now_or_never(&mut asking).is_none());
+    drop(asking);
+    assert_eq!(scene.changes.recv().await, Some(Change::Rotated(grants())));
+    scene.pass(60);
+    assert!(scene.rotation.fresh(CREDENTIAL).await.is_ok(), "the stored refresh token is the newest one");
+}
+
+#[tokio::test]
+async fn a_refresh_that_is_refused_for_good_ends_the_grants() {
+    let mut scene = Scene::new().await;
+    scene.forge.with(|state| state.grants.clear());
+    scene.pass(56);
+    scene.rotation.sweep().await;
+    assert_eq!(scene.changes.try_recv().ok(), Some(Change::Lost(grants())));
+    assert_eq!(scene.upstream().await, Err(Denied::Revoked));
+}
+
+#[tokio::test]
+async fn a_deactivated_account_is_noticed_although_the_refresh_is_not() {
+    let mut scene = Scene::new().await;
+    scene.forge.with(|state| state.users.iter_mut().for_each(|user| user.active = false));
+    scene.pass(56);
+    scene.rotation.sweep().await;
+    assert_eq!(scene.changes.try_recv().ok(), Some(Change::Lost(grants())));
+    assert_eq!(scene.upstream().await, Err(Denied::Revoked));
+}
+
+#[tokio::test]
+async fn trouble_at_forgejo_costs_nothing_while_the_token_is_good_and_is_tried_again_with_pauses() {
+    let mut scene = Scene::new().await;
+    scene.mode(|mode| mode.fail = Some(503));
+    scene.pass(56);
+    scene.rotation.sweep().await;
+    assert_eq!(scene.refreshes(), 1);
+    assert_eq!(scene.upstream().await.expect("still good"), scene.first);
+    scene.rotation.sweep().await;
+    assert_eq!(scene.refreshes(), 1, "a pause before the next try");
+    scene.pass(1);
+    scene.rotation.sweep().await;
+    assert_eq!(scene.refreshes(), 2);
+    scene.pass(5);
+    assert_eq!(scene.upstream().await, Err(Denied::Unavailable), "the token has ended and Forgejo is away");
+    assert!(scene.changes.try_recv().is_err(), "and nobody was logged out");
+    scene.mode(|_| {});
+    scene.pass(5);
+    assert_ne!(scene.upstream().await.expect("healed"), scene.first);
+}
+
+#[tokio::test]
+async fn a_lost_answer_burns_the_token_and_the_user_must_log_in_again() {
+    let mut scene = Scene::new().await;
+    scene.mode(|mode| mode.lose_answer = true);
+    scene.pass(56);
+    scene.rotation.sweep().await;
+    assert!(scene.changes.try_recv().is_err(), "it cannot be told from trouble");
+    scene.mode(|_| {});
+    scene.pass(1);
+    assert!(matches!(scene.rotation.fresh(CREDENTIAL).await, Err(RotationError::LoginAgain)));
+    assert_eq!(scene.changes.try_recv().ok(), Some(Change::Lost(grants())));
+}
+
+#[tokio::test]
+async fn a_broker_that_forgejo_does_not_know_logs_nobody_out() {
+    let mut scene = Scene::new().await;
+    scene.forge.with(|state| state.apps.iter_mut().for_each(|app| app.secret = "changed".to_owned()));
+    scene.pass(56);
+    scene.rotation.sweep().await;
+    assert_eq!(scene.refreshes(), 1);
+    assert!(scene.changes.try_recv().is_err());
+    assert_eq!(scene.upstream().await.expect("still good"), scene.first);
+}
