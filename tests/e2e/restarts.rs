@@ -10,6 +10,10 @@ use crate::session::{Session, http, initialize, post};
 use crate::stage::{Process, processes};
 use crate::{stand_in_stage, token};
 
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
 fn of_program(name: &str, pids: &[u32]) -> Vec<Process> {
     processes()
         .into_iter()
@@ -82,4 +86,41 @@ async fn a_stopped_supervisor_stops_its_children_first() {
     let status = stage.supervisor.as_mut().expect("runs").stop().expect("it ends");
     assert!(status.success(), "{status}");
     assert!(of_program("stand-in", &pids).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_socket_activation_no_connection_is_refused_while_the_broker_restarts() {
+    let listener = Arc::new(TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let inherited = Arc::clone(&listener);
+    let mut stage = stand_in_stage("activated", &[], |setting| setting.inherited = Some(inherited));
+    let address = listener.local_addr().expect("an address").to_string();
+    assert_eq!(stage.url, format!("http://{address}"), "the broker serves the inherited socket");
+    let token = token(&stage, "alice");
+    let session = Session::open(&stage.url, &token).await.expect("a session");
+    let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let calling = {
+        let (mut session, over, answered) = (session.clone(), Arc::clone(&over), Arc::clone(&answered));
+        tokio::spawn(async move {
+            while !over.load(Ordering::SeqCst) {
+                // Each on a connection of its own. An error with the request's id is an answer; a refused or a broken
+                // connection is none.
+                let (status, answer) = session.send("ping", json!({})).await.expect("an answer");
+                assert!(status.is_success() || status.as_u16() == 503, "{status} {answer}");
+                answered.fetch_add(u32::from(status.is_success()), Ordering::SeqCst);
+            }
+        })
+    };
+    for _ in 0..5 {
+        tokio::task::block_in_place(|| {
+            stage.broker.as_mut().expect("runs").stop().expect("it ends");
+            stage.start_broker().expect("the broker starts again");
+        });
+        let before = answered.load(Ordering::SeqCst);
+        while answered.load(Ordering::SeqCst) == before {
+            assert!(!calling.is_finished(), "a request got no answer: {:?}", calling.await);
+            tokio::task::yield_now().await;
+        }
+    }
+    over.store(true, Ordering::SeqCst);
+    calling.await.expect("every request was answered");
 }

@@ -7,11 +7,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -68,6 +71,8 @@ pub(crate) struct Setting {
     /// An existing Forgejo; else the stub is started.
     pub(crate) forgejo: Option<String>,
     pub(crate) listen: String,
+    /// A socket that the broker is to inherit instead of listening itself.
+    pub(crate) inherited: Option<Arc<TcpListener>>,
     /// TOML laid over the supervisor's own configuration.
     pub(crate) supervisor: String,
     /// TOML laid over the broker's own configuration.
@@ -91,6 +96,7 @@ impl Setting {
             child,
             forgejo: None,
             listen,
+            inherited: None,
             supervisor: String::new(),
             broker: String::new(),
             privileged,
@@ -239,7 +245,15 @@ impl Stage {
         let files = self.configure("broker", &own, &self.setting.broker)?;
         let program = self.setting.broker_program.clone();
         let program = program.unwrap_or_else(|| self.setting.binaries.join("forgejo-mcp-broker"));
-        let mut command = Command::new(program);
+        let mut command = if self.setting.inherited.is_some() {
+            // As a service manager does it: descriptor 3, and its number and the pid in the environment.
+            let script = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"";
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script, "sh"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
         command.args(files);
         if self.setting.privileged {
             command.uid(BROKER_UID).gid(BROKER_UID);
@@ -284,7 +298,9 @@ impl Stage {
         fs::set_permissions(&notify, fs::Permissions::from_mode(0o666))?;
         let output = File::options().create(true).append(true).open(&log)?;
         command.env("NOTIFY_SOCKET", &notify).env_remove("JOURNAL_STREAM").env("NO_COLOR", "1");
-        command.stdout(output.try_clone()?).stderr(output).stdin(Stdio::null());
+        let inherited = self.setting.inherited.as_ref().filter(|_| name == "broker");
+        let stdin = inherited.map(|socket| socket.try_clone().map(|socket| Stdio::from(OwnedFd::from(socket))));
+        command.stdout(output.try_clone()?).stderr(output).stdin(stdin.transpose()?.unwrap_or_else(Stdio::null));
         let child = die_with_us(command).spawn()?;
         let mut running = Running { name, log, child };
         let deadline = std::time::Instant::now() + READY;

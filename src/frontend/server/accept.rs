@@ -1,24 +1,29 @@
 //! Connections of clients: accepted within a bound, served as HTTP/1.1, finished at shutdown.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 /// How long a client may take to send the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
-/// How long written bytes may stay unacknowledged before the connection counts as dead (tcp(7)): a
-/// keep-alive that cannot be written closes its stream.
+/// How long a connection that was accepted just before a shutdown may take to send its first request.
+const FIRST: Duration = Duration::from_secs(1);
+/// How long written bytes may stay unacknowledged before the connection counts as dead (tcp(7)): a keep-alive that
+/// cannot be written closes its stream.
 const UNACKNOWLEDGED: Duration = Duration::from_mins(1);
 /// A pause after the system refused a connection, such as for want of descriptors.
 const BREATHE: Duration = Duration::from_millis(100);
@@ -27,14 +32,14 @@ const BREATHE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(super) struct Connections {
     places: Arc<Semaphore>,
-    graceful: Arc<Mutex<Option<GracefulShutdown>>>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
 }
 
 impl Connections {
     /// At most `most` at once; further ones wait in the socket's queue.
     pub(super) fn new(most: usize) -> Self {
-        let graceful = Arc::new(Mutex::new(Some(GracefulShutdown::new())));
-        Self { places: Arc::new(Semaphore::new(most)), graceful }
+        Self { places: Arc::new(Semaphore::new(most)), tasks: TaskTracker::new(), closing: CancellationToken::new() }
     }
 
     /// Accepts until asked to stop.
@@ -53,17 +58,9 @@ impl Connections {
             match accepted {
                 Ok((stream, _)) => {
                     prepare(&stream);
-                    let mut builder = hyper::server::conn::http1::Builder::new();
-                    builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
-                    let service = TowerToHyperService::new(router.clone());
-                    let connection = builder.serve_connection(TokioIo::new(stream), service);
-                    let Some(watched) = self.graceful.lock().as_ref().map(|graceful| graceful.watch(connection)) else {
-                        return;
-                    };
-                    tokio::spawn(async move {
-                        if let Err(e) = watched.await {
-                            debug!(error = %e, "a connection ended early");
-                        }
+                    let (router, closing) = (router.clone(), self.closing.clone());
+                    self.tasks.spawn(async move {
+                        serve(stream, router, closing).await;
                         drop(place);
                     });
                 }
@@ -77,12 +74,50 @@ impl Connections {
 
     /// Lets answers that were begun leave, for at most `limit`.
     pub(super) async fn finish(&self, limit: Duration) {
-        let graceful = self.graceful.lock().take();
-        if let Some(graceful) = graceful
-            && timeout(limit, graceful.shutdown()).await.is_err()
-        {
+        self.closing.cancel();
+        self.tasks.close();
+        if timeout(limit, self.tasks.wait()).await.is_err() {
             warn!("connections are closed with answers on the way");
         }
+    }
+}
+
+/// Serves one connection to its end, or until the broker closes.
+async fn serve(stream: TcpStream, router: Router, closing: CancellationToken) {
+    let begun = CancellationToken::new();
+    let (router, first) = (TowerToHyperService::new(router), begun.clone());
+    let service = service_fn(move |request| {
+        first.cancel();
+        router.call(request)
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = async {
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = closing.cancelled() => {}
+        }
+        // A connection without a request would be closed at once, with the request perhaps on its way: the client
+        // was accepted, so it is answered.
+        if !begun.is_cancelled()
+            && let Some(ended) = first_request(connection.as_mut(), &begun).await
+        {
+            return ended;
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    };
+    if let Err(e) = ended.await {
+        debug!(error = %e, "a connection ended early");
+    }
+}
+
+/// Drives the connection until its first request begins, for a short while; its end, if it ends meanwhile.
+async fn first_request<C: Future>(connection: C, begun: &CancellationToken) -> Option<C::Output> {
+    tokio::select! {
+        ended = connection => Some(ended),
+        _ = timeout(FIRST, begun.cancelled()) => None,
     }
 }
 
