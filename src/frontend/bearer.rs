@@ -266,10 +266,14 @@ fn credentials(headers: &HeaderMap) -> Result<&str, Denied> {
     let value = value.to_str().map_err(|_| Denied::Malformed)?;
     let (scheme, token) = value.split_once(' ').ok_or(Denied::Malformed)?;
     let token = token.trim_start_matches(' ');
-    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.contains(char::is_whitespace) {
-        return Err(Denied::Malformed);
-    }
-    Ok(token)
+    if scheme.eq_ignore_ascii_case("bearer") && is_b64token(token) { Ok(token) } else { Err(Denied::Malformed) }
+}
+
+/// `1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="` (RFC 6750 section 2.1).
+fn is_b64token(text: &str) -> bool {
+    let body = text.trim_end_matches('=');
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+    !body.is_empty() && body.bytes().all(allowed)
 }
 
 /// Lets only authenticated requests through, with their [`Principal`] in the extensions.
