@@ -35,7 +35,8 @@ fn unprivileged() -> &'static [&'static str] {
 #[test]
 fn a_good_file_is_good() {
     let dir = tempfile::tempdir().expect("a directory");
-    let broker = write(dir.path(), "b", "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\n");
+    let broker =
+        write(dir.path(), "b", "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\n");
     assert_eq!(check(BROKER, &[&broker], &[]).0, 0);
     let text = "broker_user = 12345\n[forgejo]\nurl = \"https://git.example\"\n[child]\nprofile = \"custom\"\n\
                 program = \"/bin/cat\"\ntoken_variables = [\"TOKEN\"]\n";
@@ -89,7 +90,11 @@ fn a_file_that_is_missing_or_no_toml_is_named() {
 #[test]
 fn a_later_file_is_laid_over_an_earlier_one() {
     let dir = tempfile::tempdir().expect("a directory");
-    let first = write(dir.path(), "1", "public_url = \"https://a.example\"\n[sessions]\nper_user = 0\n[forgejo]\nurl = \"https://git.example\"\n");
+    let first = write(
+        dir.path(),
+        "1",
+        "public_url = \"https://a.example\"\n[sessions]\nper_user = 0\n[forgejo]\nurl = \"https://git.example\"\n",
+    );
     let second = write(dir.path(), "2", "[sessions]\nper_user = 3\n");
     assert_eq!(check(BROKER, &[&first], &[]).0, 78);
     assert_eq!(check(BROKER, &[&first, &second], &[]).0, 0);

@@ -15,6 +15,7 @@ mod stage;
 mod chaos;
 mod failing_children;
 mod isolation;
+mod operator;
 mod quickstart;
 mod restarts;
 mod secrets;

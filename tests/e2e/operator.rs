@@ -1,5 +1,6 @@
 //! `forgejo-mcp-brokerctl`, as the operator uses it.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -22,7 +23,8 @@ fn a_token_is_made_from_a_file_listed_and_revoked_once() {
     let file = stage.setting.dir.join("token");
     std::fs::write(&file, format!("{forgejo_token}\n")).expect("written");
     let file = file.display().to_string();
-    let made = run(&stage, &["token", "create", "--user", "Alice", "--client", "ci", "--ttl", "1h", "--token-file", &file]);
+    let made =
+        run(&stage, &["token", "create", "--user", "Alice", "--client", "ci", "--ttl", "1h", "--token-file", &file]);
     let (out, err) = (text(&made.stdout), text(&made.stderr));
     assert!(made.status.success(), "{err}");
     assert!(out.starts_with("fjb_at_") && out.lines().count() == 1, "standard output is the token alone: {out}");
@@ -76,7 +78,6 @@ fn nobody_but_root_and_the_broker_may_use_the_door() {
     if !others_may_enter(&crate::binaries()) {
         return crate::skip("nobody_but_root_and_the_broker_may_use_the_door", "the checkout is out of others' reach");
     }
-    use std::os::unix::process::CommandExt;
     let mut command = Command::new(program);
     command.uid(73_700).gid(73_700).arg("--socket").arg(stage.admin()).arg("status");
     let refused = command.output().expect("it runs");
