@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
 
 use self::client::{Client, CtlError};
-use crate::frontend::admin::api::CreateToken;
+use crate::admin_api::CreateToken;
 use crate::secret::UpstreamToken;
 
 /// Operates a running forgejo-mcp-broker.

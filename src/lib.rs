@@ -7,10 +7,11 @@
 //! - [`ctl`]: `forgejo-mcp-brokerctl`, for the operator.
 //!
 //! `bin -> frontend | supervisor | ctl -> ipc -> leaves` ([`limits`], [`secret`], [`clock`], [`config_file`],
-//! [`telemetry`], [`lifecycle`]). `frontend` and `supervisor` do not import each other; `tests/rooms.rs` sees to it.
+//! [`telemetry`], [`lifecycle`], [`admin_api`]). `frontend` and `supervisor` do not import each other; `tests/rooms.rs` sees to it.
 //!
 //! `unsafe` is denied; the modules that need it are opened by name: `ipc::socket`, `supervisor::spawn`.
 
+pub mod admin_api;
 pub mod clock;
 pub mod config_file;
 pub mod ctl;

@@ -49,6 +49,11 @@ fn the_frontend_never_imports_the_supervisor() {
 }
 
 #[test]
+fn the_operators_tool_imports_neither_half() {
+    assert_none("src/ctl", &["crate::frontend", "crate::supervisor"]);
+}
+
+#[test]
 fn the_wire_imports_neither_half() {
     assert_none("src/ipc", &["crate::frontend", "crate::supervisor", "crate::ctl"]);
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
-use crate::frontend::admin::api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
+use crate::admin_api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
 use crate::secret::TokenError;
 
 /// Why the tool did not do what it was asked.

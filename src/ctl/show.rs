@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::client::CtlError;
-use crate::frontend::admin::api::{GrantView, StatusView, SupervisorView};
+use crate::admin_api::{GrantView, StatusView, SupervisorView};
 
 pub(super) fn json(value: &impl Serialize) -> Result<String, CtlError> {
     serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|_| CtlError::Answer)

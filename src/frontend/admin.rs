@@ -4,7 +4,6 @@
 //! broker's own, or root) decide, and nothing in a request does. A Forgejo token comes in in a body, never in an
 //! address, and goes out never.
 
-pub mod api;
 mod listener;
 
 use std::sync::Arc;
@@ -19,7 +18,6 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use tracing::{error, info};
 
-use self::api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
 pub use self::listener::{AdminError, serve};
 use super::bearer::Principals;
 use super::hex;
@@ -30,6 +28,7 @@ use super::store::{NewGrant, Store, StoreError};
 use super::token::AccessToken;
 use super::upstream::{Forgejo, UpstreamError};
 use super::vault::{self, Vault, VaultError};
+use crate::admin_api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
 use crate::clock::Clock;
 
 /// What the operator's requests act on.

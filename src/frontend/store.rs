@@ -1,8 +1,8 @@
 //! What the broker must not forget, in SQLite. All SQL lives in this room; nothing else knows that there is a database.
 //!
 //! The file is trusted as far as its mode (0600) goes, and holds no secret in the clear. SQLite runs in WAL mode, so
-//! readers never wait for the writer, with `synchronous=NORMAL`: a power failure may undo the last moments, which
-//! costs a session or a token that was just made, and never corrupts the file (SQLite's documentation of `PRAGMA synchronous`).
+//! readers never wait for the writer, with `synchronous=FULL`: no call on a live session writes, and a power failure
+//! must undo neither a revocation nor a refresh token that Forgejo has just exchanged (SQLite, `PRAGMA synchronous`).
 
 mod credentials;
 mod grants;
@@ -62,7 +62,7 @@ impl Store {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
+            .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5))
             .foreign_keys(true);
         let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_with(options).await;

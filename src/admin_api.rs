@@ -1,4 +1,4 @@
-//! What the operator's door and `forgejo-mcp-brokerctl` say to each other, in JSON.
+//! What the operator's door and `forgejo-mcp-brokerctl` say to each other, in JSON. A leaf that both import.
 
 use serde::{Deserialize, Serialize};
 
