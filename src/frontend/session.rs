@@ -6,6 +6,7 @@
 pub mod bridge;
 pub mod calls;
 pub mod entry;
+pub mod error;
 mod falls;
 mod handshake;
 pub mod id;

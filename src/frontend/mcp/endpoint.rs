@@ -21,7 +21,8 @@ use crate::frontend::jsonrpc::{Kind, Message, RawId, Spliced, empty_result};
 use crate::frontend::principal::Principal;
 use crate::frontend::session::bridge::{Bridge, Pending};
 use crate::frontend::session::entry::Session;
-use crate::frontend::session::registry::{Registry, SessionError};
+use crate::frontend::session::error::SessionError;
+use crate::frontend::session::registry::Registry;
 
 /// The header that carries a session's id.
 const SESSION_ID: &str = "mcp-session-id";

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::headers::Revision;
 use crate::frontend::jsonrpc::{self, MessageError, RawId, code};
-use crate::frontend::session::registry::SessionError;
+use crate::frontend::session::error::SessionError;
 use crate::frontend::session::spawner::SpawnError;
 use crate::ipc::message::Refusal as SupervisorRefusal;
 

@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::bridge::Bridge;
+use super::error::SessionError;
 use super::falls::Falls;
 use super::listener::Listener;
 use super::places::Place;
-use super::registry::SessionError;
 use crate::clock::UnixTime;
 use crate::frontend::principal::GrantId;
 use crate::frontend::store::SessionDigest;

@@ -14,8 +14,8 @@ use tracing::warn;
 
 use super::bridge::Bridge;
 use super::calls::Event;
+use super::error::SessionError;
 use super::listener::Listener;
-use super::registry::SessionError;
 use crate::frontend::jsonrpc::{Message, Spliced};
 
 /// What a child answered to `initialize`.

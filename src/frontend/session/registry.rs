@@ -20,10 +20,11 @@ use tracing::{error, info};
 
 use super::bridge::Bridge;
 use super::entry::{Child, Record, Session};
+use super::error::SessionError;
 use super::id::{self, SessionId};
 use super::places::{Caps, Place, Places};
 use super::records::Records;
-use super::spawner::{SpawnError, Spawner};
+use super::spawner::Spawner;
 use super::turns::Turns;
 use crate::clock::Clock;
 use crate::frontend::principal::{GrantId, Principal};
@@ -57,57 +58,6 @@ pub struct Policy {
     pub max_line: usize,
     /// Whether the session of a child that ended on its own lives on.
     pub respawn: bool,
-}
-
-/// Why a session cannot be had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SessionError {
-    /// No such session: never minted here, or ended.
-    #[error("Session not found")]
-    Unknown,
-    /// Another grant minted it.
-    #[error("The session belongs to another login")]
-    Foreign,
-    /// The cap on sessions of all users is reached.
-    #[error("The broker has no room for another session")]
-    SessionsTotal,
-    /// The user's cap on sessions is reached and none of theirs is idle.
-    #[error("You have too many sessions")]
-    SessionsOfUser {
-        /// When the oldest can make room.
-        retry_after: Duration,
-    },
-    /// The cap on children of all users is reached and none is idle.
-    #[error("The broker has no room for another forgejo-mcp process")]
-    ChildrenTotal,
-    /// The user's cap on children is reached and none of theirs is idle.
-    #[error("You have too many requests running")]
-    ChildrenOfUser,
-    /// Too many starts of this user wait already.
-    #[error("Too many of your sessions are starting")]
-    StartsWaiting,
-    /// The child could not be had from the supervisor.
-    #[error("The forgejo-mcp process cannot be started now: {0}")]
-    Spawn(SpawnError),
-    /// The child was started and did not complete the handshake.
-    #[error("The forgejo-mcp process did not start: {0}")]
-    Start(Arc<str>),
-    /// The broker is stopping.
-    #[error("The broker is shutting down")]
-    ShuttingDown,
-    /// The store failed; logged where it happened.
-    #[error("The broker's storage failed")]
-    Storage,
-}
-
-impl SessionError {
-    /// A start that failed: what happened, and the end of the child's standard error, which is redacted already.
-    pub(super) fn start_failed(what: &str, last_words: &str) -> Self {
-        if last_words.is_empty() {
-            return Self::Start(what.into());
-        }
-        Self::Start(format!("{what}; it wrote: {last_words}").into())
-    }
 }
 
 /// The registry. Cheap to clone.
