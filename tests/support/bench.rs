@@ -33,8 +33,8 @@ const STARTS: usize = 40;
 const SPAN: Duration = Duration::from_secs(3);
 
 /// Room for a hundred sessions of one user.
-const ROOM_BELOW: &str = "[caps]\nchildren = 400\nchildren_per_tenant = 400\nspawns_per_second = 5000\n\
-    spawn_burst = 5000\n[limits]\nprocesses = 4000\n";
+const ROOM_BELOW: &str = "[caps]\nchildren = 400\nchildren_per_tenant = 400\nspawns_per_second = 1000\n\
+    spawn_burst = 1000\n[limits]\nprocesses = 4000\n";
 const ROOM: &str = "[sessions]\nchildren_total = 400\nchildren_per_user = 400\nper_user = 100000\ntotal = 100000\n";
 /// Any number of sessions, and four children for all of them.
 const TIGHT: &str = "[sessions]\nchildren_total = 4\nchildren_per_user = 4\nper_user = 100000\ntotal = 100000\n\
