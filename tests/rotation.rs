@@ -249,3 +249,28 @@ async fn a_broker_that_forgejo_does_not_know_logs_nobody_out() {
     assert!(scene.changes.try_recv().is_err());
     assert_eq!(scene.upstream().await.expect("still good"), scene.first);
 }
+
+#[tokio::test]
+async fn who_comes_with_a_token_that_has_ended_upstream_gets_a_fresh_one_or_is_told_to_log_in() {
+    let scene = Scene::new().await;
+    scene.pass(90);
+    assert_ne!(scene.upstream().await.expect("refreshed on the way in"), scene.first);
+    scene.forge.with(|state| state.grants.clear());
+    scene.pass(90);
+    assert_eq!(scene.upstream().await, Err(Denied::Revoked));
+}
+
+#[tokio::test]
+async fn whoever_stands_behind_a_grant_has_the_newest_token_until_it_is_revoked() {
+    let scene = Scene::new().await;
+    let grant = GrantId::new("grant");
+    let behind = scene.principals.behind(&grant).await.expect("somebody");
+    assert_eq!((behind.upstream.clone(), behind.login.as_str()), (scene.first.clone(), "alice"));
+    scene.pass(56);
+    let behind = scene.principals.behind(&grant).await.expect("somebody");
+    assert_ne!(behind.upstream, scene.first);
+    scene.store.revoke_grant(&grant, "test", scene.clock.now()).await.expect("revoked");
+    assert!(scene.principals.behind(&grant).await.is_none());
+    scene.store.close().await;
+    assert!(scene.principals.behind(&grant).await.is_none(), "a store that fails names nobody");
+}

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) struct FakeSpawner {
     hand_over: mpsc::UnboundedSender<FakeChild>,
     refuse: Mutex<Option<SpawnError>>,
+    pub(crate) hangs: AtomicBool,
     pub(crate) spawned: AtomicUsize,
 }
 
@@ -40,7 +41,15 @@ impl Stopper for Stop {
 impl FakeSpawner {
     pub(crate) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<FakeChild>) {
         let (hand_over, children) = mpsc::unbounded_channel();
-        (Arc::new(Self { hand_over, refuse: Mutex::new(None), spawned: AtomicUsize::new(0) }), children)
+        (
+            Arc::new(Self {
+                hand_over,
+                refuse: Mutex::new(None),
+                hangs: AtomicBool::new(false),
+                spawned: AtomicUsize::new(0),
+            }),
+            children,
+        )
     }
 
     /// Every spawn from now on fails like this, until set to `None`.
@@ -54,6 +63,9 @@ impl Spawner for FakeSpawner {
         Box::pin(async move {
             if let Some(error) = *self.refuse.lock() {
                 return Err(error);
+            }
+            if self.hangs.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
             }
             self.spawned.fetch_add(1, Ordering::SeqCst);
             let (stdin, child_stdin) = tokio::io::duplex(64 * 1024);

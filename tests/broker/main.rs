@@ -19,3 +19,4 @@ mod idle;
 mod opening;
 mod refusals;
 mod streams;
+mod trouble;

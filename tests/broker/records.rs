@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use forgejo_mcp_broker::clock::UnixTime;
 use forgejo_mcp_broker::frontend::session::records::Records;
@@ -11,16 +12,35 @@ use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 
 #[derive(Debug, Clone, Default)]
-pub(crate) struct FakeRecords(Arc<Mutex<HashMap<SessionDigest, SessionRecord>>>);
+pub(crate) struct FakeRecords(Arc<Mutex<HashMap<SessionDigest, SessionRecord>>>, Arc<AtomicBool>);
+
+impl FakeRecords {
+    /// Everything fails from now on, or works again.
+    pub(crate) fn fail(&self, fails: bool) {
+        self.1.store(fails, Ordering::SeqCst);
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        if self.1.load(Ordering::SeqCst) { Err(StoreError::Damaged("failing on purpose")) } else { Ok(()) }
+    }
+
+    /// When a session was last used, as far as it was written.
+    pub(crate) fn last_uses(&self) -> Vec<UnixTime> {
+        self.0.lock().values().map(|session| session.last_used_at).collect()
+    }
+}
 
 impl Records for FakeRecords {
     fn insert<'a>(&'a self, session: &'a SessionRecord) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.0.lock().insert(session.digest, session.clone());
-        ready(Ok(())).boxed()
+        let checked = self.check();
+        if checked.is_ok() {
+            self.0.lock().insert(session.digest, session.clone());
+        }
+        ready(checked).boxed()
     }
 
     fn find<'a>(&'a self, digest: &'a SessionDigest) -> BoxFuture<'a, Result<Option<SessionRecord>, StoreError>> {
-        ready(Ok(self.0.lock().get(digest).cloned())).boxed()
+        ready(self.check().map(|()| self.0.lock().get(digest).cloned())).boxed()
     }
 
     fn live(&self) -> BoxFuture<'_, Result<Vec<LiveSession>, StoreError>> {
@@ -46,6 +66,9 @@ impl Records for FakeRecords {
     }
 
     fn touch<'a>(&'a self, uses: &'a [(SessionDigest, UnixTime)]) -> BoxFuture<'a, Result<(), StoreError>> {
+        if let Err(e) = self.check() {
+            return ready(Err(e)).boxed();
+        }
         let mut sessions = self.0.lock();
         for (digest, at) in uses {
             if let Some(session) = sessions.get_mut(digest) {

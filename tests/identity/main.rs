@@ -4,4 +4,5 @@
 
 mod at_rest;
 mod bearer;
+mod records;
 mod world;

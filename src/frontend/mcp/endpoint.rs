@@ -178,7 +178,7 @@ async fn send(
             return Err(SessionError::Start(outcome.explain().into()));
         }
         // Stopped under our hands: the session goes on with another child.
-        session.forget(&bridge);
+        session.chill(&bridge);
     }
     Err(SessionError::ShuttingDown)
 }

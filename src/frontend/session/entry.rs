@@ -103,13 +103,8 @@ impl Session {
         }
     }
 
-    /// Lets go of a child that turned out to be gone.
-    pub fn forget(&self, bridge: &Arc<Bridge>) {
-        self.chill(bridge);
-    }
-
-    /// Lets go of `bridge` if it is the one that serves; the next request starts another.
-    pub(super) fn chill(&self, bridge: &Arc<Bridge>) -> bool {
+    /// Lets go of `bridge` if it is the one that serves; the next request starts another. Whether it was.
+    pub fn chill(&self, bridge: &Arc<Bridge>) -> bool {
         let mut child = self.child.lock();
         let serves = matches!(&*child, Child::Live(live) if Arc::ptr_eq(live, bridge));
         if serves {

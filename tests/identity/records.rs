@@ -1,0 +1,47 @@
+//! Session records in the real store: written when a session opens and ends, and gone when they are old.
+
+use std::time::Duration;
+
+use forgejo_mcp_broker::frontend::store::{SessionDigest, SessionRecord};
+
+use crate::world::{START, World, world};
+
+fn record(world: &World, n: u8) -> SessionRecord {
+    SessionRecord {
+        digest: SessionDigest([n; 32]),
+        grant: world.grant.clone(),
+        tenant: forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id"),
+        protocol_version: "2025-06-18".to_owned(),
+        initialize: r#"{"capabilities":{}}"#.to_owned(),
+        answer: r#"{"capabilities":{"tools":{}}}"#.to_owned(),
+        created_at: START,
+        last_used_at: START,
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_found_as_it_was_stored_until_it_ends() {
+    let world = world().await;
+    let (one, two) = (record(&world, 1), record(&world, 2));
+    for session in [&one, &two] {
+        world.store.insert_session(session).await.expect("stored");
+    }
+    assert_eq!(world.store.find_session(&one.digest).await.expect("readable"), Some(one.clone()));
+    let later = START.plus(Duration::from_secs(60));
+    world.store.touch_sessions(&[(one.digest, later), (two.digest, later)]).await.expect("stored");
+    world.store.end_session(&two.digest, "client-ended", later).await.expect("stored");
+    assert_eq!(world.store.find_session(&two.digest).await.expect("readable"), None);
+    let live = world.store.live_sessions().await.expect("readable");
+    assert_eq!(live.iter().map(|live| (live.digest, live.last_used_at)).collect::<Vec<_>>(), [(one.digest, later)]);
+    assert_eq!(world.store.forget_sessions(later).await.expect("removed"), 0, "not old yet");
+    assert_eq!(world.store.forget_sessions(later.plus(Duration::from_secs(1))).await.expect("removed"), 1);
+}
+
+#[tokio::test]
+async fn the_sessions_of_a_revoked_grant_do_not_come_back_after_a_restart() {
+    let world = world().await;
+    world.store.insert_session(&record(&world, 1)).await.expect("stored");
+    world.store.revoke_grant(&world.grant, "operator", START).await.expect("revoked");
+    assert!(world.store.live_sessions().await.expect("readable").is_empty());
+    assert!(world.store.is_alive().await);
+}
