@@ -16,6 +16,7 @@ pub mod places;
 pub mod records;
 pub mod redact;
 pub mod registry;
+mod settings;
 pub mod spawner;
 pub mod supervisor;
 pub mod turns;

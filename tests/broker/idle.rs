@@ -182,3 +182,36 @@ async fn an_old_child_that_does_not_finish_is_stopped_after_the_drain() {
     assert_eq!(answer["id"], "slow");
     assert!(answer["error"].is_object());
 }
+
+#[tokio::test]
+async fn the_log_level_and_the_watched_resources_are_told_to_the_next_child() {
+    let mut desk = Desk::new(policy()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = desk.open(&alice).await;
+    let settings = [
+        ("logging/setLevel", json!({"level": "debug"})),
+        ("logging/setLevel", json!({"level": "error"})),
+        ("resources/subscribe", json!({"uri": "forge://a"})),
+        ("resources/subscribe", json!({"uri": "forge://b"})),
+        ("resources/unsubscribe", json!({"uri": "forge://a"})),
+    ];
+    for (n, (method, params)) in settings.into_iter().enumerate() {
+        let request = json!({"jsonrpc": "2.0", "id": n, "method": method, "params": params});
+        let calling = desk.posting(&alice, Some(&id), request);
+        child.answers(json!({})).await;
+        calling.await.expect("no panic");
+    }
+    child.loses_the_supervisor();
+    child.is_stopped().await;
+    let calling = desk.posting(&alice, Some(&id), call("mine", "x"));
+    let mut next = desk.child().await;
+    next.welcomes().await;
+    assert_eq!(next.hears().await.expect("a line")["method"], "notifications/initialized");
+    let level = next.answers(json!({})).await;
+    assert_eq!((&level["method"], &level["params"]["level"]), (&json!("logging/setLevel"), &json!("error")));
+    let watched = next.answers(json!({})).await;
+    assert_eq!((&watched["method"], &watched["params"]["uri"]), (&json!("resources/subscribe"), &json!("forge://b")));
+    assert_eq!(next.answers(json!({"ok": 1})).await["method"], "tools/call");
+    let answer = body(calling.await.expect("no panic")).await;
+    assert_eq!((&answer["id"], &answer["result"]["ok"]), (&json!("mine"), &json!(1)), "and the client sees none of it");
+}

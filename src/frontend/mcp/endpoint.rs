@@ -171,6 +171,7 @@ async fn send(
     for _ in 0..TRIES {
         let bridge = endpoint.0.registry.bridge(session, caller).await?;
         if let Ok(pending) = bridge.request(message, id.clone(), accept.events).await {
+            session.note(message);
             return Ok((bridge, pending));
         }
         let outcome = bridge.ended().await;

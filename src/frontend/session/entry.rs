@@ -14,7 +14,9 @@ use super::error::SessionError;
 use super::falls::Falls;
 use super::listener::Listener;
 use super::places::Place;
+use super::settings::Settings;
 use crate::clock::UnixTime;
+use crate::frontend::jsonrpc::Message;
 use crate::frontend::principal::GrantId;
 use crate::frontend::store::SessionDigest;
 use crate::ipc::message::TenantId;
@@ -34,6 +36,7 @@ pub struct Session {
     pub listener: Arc<Listener>,
     pub(super) child: Mutex<Child>,
     pub(super) falls: Mutex<Falls>,
+    pub(super) settings: Mutex<Settings>,
     last_used: AtomicI64,
     saved: AtomicI64,
     /// Given back when the session ends, which its last request in flight may outlive.
@@ -64,6 +67,7 @@ impl Session {
             listener,
             child: Mutex::new(child),
             falls: Mutex::default(),
+            settings: Mutex::default(),
             last_used: AtomicI64::new(last_used.secs()),
             saved: AtomicI64::new(last_used.secs()),
             place: Mutex::new(Some(place)),
@@ -73,6 +77,11 @@ impl Session {
     /// Notes that the client used it.
     pub fn touch(&self, now: UnixTime) {
         self.last_used.fetch_max(now.secs(), Ordering::Relaxed);
+    }
+
+    /// Notes a request that the child has been sent, for the child after it.
+    pub fn note(&self, request: &Message) {
+        self.settings.lock().note(request);
     }
 
     /// When the client last used it.

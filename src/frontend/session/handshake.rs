@@ -80,6 +80,7 @@ pub(super) async fn replay(
     bridge: &Bridge,
     params: &str,
     recorded: &str,
+    settings: &[Message],
     listener: &Listener,
     limit: Duration,
 ) -> Result<(), SessionError> {
@@ -94,6 +95,12 @@ pub(super) async fn replay(
     if let Ok(initialized) = Message::parse(initialized) {
         // A child that is gone already is noticed by the request that waits for it.
         let _ = bridge.notify(&initialized).await;
+    }
+    for setting in settings {
+        if let Some(id) = setting.id().cloned() {
+            // The client had its answer from the child before.
+            let _ = bridge.request(setting, id, false).await;
+        }
     }
     for list in changed_lists(recorded, &welcome.result) {
         let text = format!(r#"{{"jsonrpc":"2.0","method":"notifications/{list}/list_changed"}}"#);

@@ -164,7 +164,9 @@ impl Registry {
         let record = record.ok_or(SessionError::Unknown)?;
         let started = self.start(principal, Arc::clone(&session.listener)).await?;
         let limit = self.0.policy.start_timeout;
-        handshake::replay(&started.bridge, &record.initialize, &record.answer, &session.listener, limit).await?;
+        let settings = session.settings.lock().requests();
+        let (initialize, answer) = (&record.initialize, &record.answer);
+        handshake::replay(&started.bridge, initialize, answer, &settings, &session.listener, limit).await?;
         Ok(started)
     }
 
