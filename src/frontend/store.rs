@@ -38,6 +38,9 @@ pub enum StoreError {
     /// A statement failed.
     #[error("{0}: the database failed")]
     Query(&'static str, #[source] sqlx::Error),
+    /// The grant was revoked in the meantime.
+    #[error("the grant was revoked in the meantime")]
+    GrantRevoked,
     /// A row holds what was never written.
     #[error("{0}: the database holds a value that it should not")]
     Damaged(&'static str),

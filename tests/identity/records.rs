@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use forgejo_mcp_broker::frontend::store::{SessionDigest, SessionRecord};
+use forgejo_mcp_broker::frontend::store::{SessionDigest, SessionRecord, StoreError};
 
 use crate::world::{START, World, world};
 
@@ -42,6 +42,8 @@ async fn the_sessions_of_a_revoked_grant_do_not_come_back_after_a_restart() {
     let world = world().await;
     world.store.insert_session(&record(&world, 1)).await.expect("stored");
     world.store.revoke_grant(&world.grant, "operator", START).await.expect("revoked");
+    let late = world.store.insert_session(&record(&world, 2)).await;
+    assert!(matches!(late, Err(StoreError::GrantRevoked)), "nor is one opened that came too late: {late:?}");
     assert!(world.store.live_sessions().await.expect("readable").is_empty());
     assert!(world.store.is_alive().await);
 }

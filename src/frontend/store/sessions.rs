@@ -56,12 +56,13 @@ pub struct LiveSession {
 }
 
 impl Store {
-    /// Writes a session that was just opened.
+    /// Writes a session that was just opened; refused when its grant was revoked meanwhile.
     pub async fn insert_session(&self, session: &SessionRecord) -> Result<(), StoreError> {
         let tenant = i64::try_from(session.tenant.get()).map_err(|_| StoreError::Damaged("storing a session"))?;
         sqlx::query(
             "INSERT INTO sessions (session_hash, grant_id, tenant, protocol_version, initialize, answer, created_at, \
-             last_used_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+             last_used_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8 \
+             WHERE EXISTS (SELECT 1 FROM grants WHERE id = $2 AND revoked_at IS NULL)",
         )
         .bind(session.digest.0.as_slice())
         .bind(session.grant.as_str())
@@ -73,8 +74,8 @@ impl Store {
         .bind(session.last_used_at.secs())
         .execute(&self.0)
         .await
-        .map_err(StoreError::query("storing a session"))?;
-        Ok(())
+        .map_err(StoreError::query("storing a session"))
+        .and_then(|done| if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::GrantRevoked) })
     }
 
     /// A session that has not ended.

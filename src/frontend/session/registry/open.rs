@@ -76,21 +76,29 @@ impl Registry {
             created_at: now,
             last_used_at: now,
         };
-        self.0.records.insert(&record).await.map_err(|e| {
-            error!(error = %e, "a session could not be stored");
-            SessionError::Storage
-        })?;
-        let record = Record {
+        let kept = Record {
             digest: record.digest,
-            grant: record.grant,
+            grant: record.grant.clone(),
             tenant: record.tenant,
             version: welcome.version.into(),
             listener,
             last_used: now,
         };
-        let session = Arc::new(Session::new(record, Child::Live(Arc::clone(&bridge)), place));
+        let session = Arc::new(Session::new(kept, Child::Live(Arc::clone(&bridge)), place));
         self.0.sessions.lock().insert(session.digest, Arc::clone(&session));
         self.watch(&session, bridge, child_place);
+        // After the session is in the table: a revocation of its grant either finds it there, or came first and
+        // makes this fail.
+        if let Err(e) = self.0.records.insert(&record).await {
+            error!(error = %e, "a session could not be stored");
+            self.end(&session, "not-recorded");
+            return Err(SessionError::Storage);
+        }
+        // One that has ended while it was written must not come back after a restart.
+        let ended = !self.0.sessions.lock().contains_key(&session.digest);
+        if ended && let Err(e) = self.0.records.end(&session.digest, "ended-at-once", self.0.clock.now()).await {
+            error!(error = %e, "the end of a session could not be stored; it may come back after a restart");
+        }
         Ok(session)
     }
 
