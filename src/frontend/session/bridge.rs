@@ -1,9 +1,9 @@
 //! One running child and the traffic with it.
 //!
 //! Three tasks a child: one reads its standard output and routes what it says, one drains its standard error into the
-//! log, one feeds its standard input what did not fit at once. A request costs a place among those in flight, one entry in the table and
-//! one line on the pipe; no task is started for it. Everything that comes out of the child is redacted before it is
-//! looked at, and capped.
+//! log, one feeds its standard input what did not fit at once. A request costs a place among those in flight, one entry
+//! in the table and one line on the pipe; no task is started for it. Everything that comes out of the child is redacted
+//! before it is looked at, and capped.
 
 mod inlet;
 mod stderr;
@@ -338,8 +338,13 @@ impl Reader {
             return;
         }
         let line = self.shared.redactor.clean(line);
-        let route = self.shared.calls.lock().from_child(line, Instant::now());
-        self.shared.ring_if_quiet();
+        let (route, quiet) = {
+            let mut calls = self.shared.calls.lock();
+            (calls.from_child(line, Instant::now()), calls.in_flight() == 0)
+        };
+        if quiet {
+            self.shared.quiet.notify_waiters();
+        }
         match route {
             Route::Delivered => {}
             Route::Listener(message) => self.shared.listener.send(message),

@@ -150,8 +150,7 @@ impl Registry {
 
     /// Ends all sessions of a grant; how many.
     pub fn end_grant(&self, grant: &GrantId, reason: &'static str) -> usize {
-        let of_grant: Vec<_> =
-            self.0.sessions.lock().values().filter(|session| session.grant == *grant).cloned().collect();
+        let of_grant = self.of_grant(grant);
         for session in &of_grant {
             self.end(session, reason);
         }
@@ -162,12 +161,14 @@ impl Registry {
     /// started and led through the recorded handshake, then takes over; the old one finishes what it has, for at most
     /// `drain`, and is stopped. Its token stays good until it ends by itself.
     pub fn rotate(&self, principal: &Principal, drain: Duration) {
-        let of_grant: Vec<_> =
-            self.0.sessions.lock().values().filter(|session| session.grant == principal.grant).cloned().collect();
-        for session in of_grant {
+        for session in self.of_grant(&principal.grant) {
             let (registry, principal) = (self.clone(), principal.clone());
             self.0.tasks.spawn(async move { registry.replace(&session, &principal, drain).await });
         }
+    }
+
+    fn of_grant(&self, grant: &GrantId) -> Vec<Arc<Session>> {
+        self.0.sessions.lock().values().filter(|session| session.grant == *grant).cloned().collect()
     }
 
     /// Sessions, and live children.

@@ -64,10 +64,7 @@ impl Registry {
             Full::Total => SessionError::ChildrenTotal,
         };
         let Some((session, bridge)) = inner.longest_idle_child(principal, full) else { return Err(error) };
-        if session.chill(&bridge) {
-            info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "made-room", "child stopped");
-            bridge.stop();
-        }
+        Self::stop_child(&session, &bridge, "made-room");
         drop(bridge);
         // Its place is free when it is gone, which the stop ladder bounds.
         let place = timeout(inner.policy.start_timeout, inner.child_places.wait(principal.tenant)).await;
