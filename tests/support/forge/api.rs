@@ -22,8 +22,10 @@ pub(crate) fn routes() -> Router<Forge> {
         .route("/api/v1/version", get(version))
         .route("/api/v1/user", get(me))
         .route("/api/v1/user/repos", get(my_repos))
+        .route("/api/v1/user/orgs", get(my_orgs))
+        .route("/api/v1/user/teams", get(my_teams))
         .route("/api/v1/user/applications/oauth2", get(apps).post(register))
-        .route("/api/v1/user/applications/oauth2/{id}", get(app).delete(delete_app))
+        .route("/api/v1/user/applications/oauth2/{id}", get(app).patch(change_app).delete(delete_app))
         .route("/api/v1/admin/users/{login}", patch(edit_user).delete(delete_user))
         .route("/api/v1/repos/search", get(search))
         .route("/api/v1/repos/{owner}/{repo}", get(repo))
@@ -113,6 +115,10 @@ fn unlocked(state: &State, caller: &Caller) -> Result<(), Refusal> {
             let why = "This account is prohibited from signing in, please contact your site administrator.";
             Err(Refusal(StatusCode::FORBIDDEN, why.to_owned()))
         }
+        Some(user) if user.must_change_password => {
+            let why = "You must change your password. Change it at: /user/change_password";
+            Err(Refusal(StatusCode::FORBIDDEN, why.to_owned()))
+        }
         Some(user) if user.locked() => Err(Refusal(StatusCode::FORBIDDEN, "This account is not activated.".to_owned())),
         _ => Ok(()),
     }
@@ -139,7 +145,7 @@ fn user_json(root: &str, user: &User) -> Value {
         "id": user.id, "login": login, "login_name": "", "source_id": 0, "full_name": "", "email": user.email(),
         "avatar_url": format!("{root}/avatars/{}", user.id), "html_url": format!("{root}/{login}"), "language": "",
         "is_admin": user.admin, "last_login": "1970-01-01T00:00:00Z", "created": "2026-01-01T00:00:00Z",
-        "restricted": false, "active": user.active, "prohibit_login": user.prohibit_login, "location": "",
+        "restricted": user.restricted, "active": user.active, "prohibit_login": user.prohibit_login, "location": "",
         "pronouns": "", "website": "", "description": "", "visibility": "public", "followers_count": 0,
         "following_count": 0, "starred_repos_count": 0, "username": login,
     })
@@ -149,6 +155,47 @@ async fn me(Extract(forge): Extract<Forge>, headers: HeaderMap, uri: Uri) -> Res
     signed_in(&forge, &headers, &uri, &["read:user"], |state, user| match state.user(user) {
         Some(user) => Ok(Json(user_json(&state.root, user)).into_response()),
         None => not_found("user redirect does not exist"),
+    })
+}
+
+fn org_json(name: &str) -> Value {
+    json!({"id": 1000, "name": name, "full_name": "", "username": name, "visibility": "public"})
+}
+
+/// A page of a list, as `page` and `limit` ask for it; 50 entries at most.
+fn page(all: Vec<Value>, query: &HashMap<String, String>) -> Response {
+    let number = |name: &str, default: usize| query.get(name).and_then(|n| n.parse().ok()).unwrap_or(default).max(1);
+    let limit = number("limit", 30).min(50);
+    let skip = (number("page", 1) - 1).saturating_mul(limit);
+    Json(all.into_iter().skip(skip).take(limit).collect::<Vec<_>>()).into_response()
+}
+
+async fn my_orgs(
+    Extract(forge): Extract<Forge>,
+    headers: HeaderMap,
+    uri: Uri,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
+    signed_in(&forge, &headers, &uri, &["read:user", "read:organization"], |state, user| {
+        let mut names: Vec<String> =
+            state.user(user).into_iter().flat_map(|user| &user.teams).map(|(org, _)| org.clone()).collect();
+        names.sort();
+        names.dedup();
+        Ok(page(names.iter().map(|name| org_json(name)).collect(), &query))
+    })
+}
+
+async fn my_teams(
+    Extract(forge): Extract<Forge>,
+    headers: HeaderMap,
+    uri: Uri,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
+    signed_in(&forge, &headers, &uri, &["read:organization"], |state, user| {
+        let teams = state.user(user).into_iter().flat_map(|user| &user.teams);
+        let teams =
+            teams.map(|(org, team)| json!({"id": 1, "name": team, "description": "", "organization": org_json(org)}));
+        Ok(page(teams.collect(), &query))
     })
 }
 
@@ -308,6 +355,25 @@ async fn app(Extract(forge): Extract<Forge>, headers: HeaderMap, uri: Uri, Path(
             Some(app) => Ok(Json(app_json(app, "")).into_response()),
             None => not_found("The target couldn't be found."),
         }
+    })
+}
+
+/// Every change makes a new secret.
+async fn change_app(
+    Extract(forge): Extract<Forge>,
+    headers: HeaderMap,
+    uri: Uri,
+    Path(id): Path<i64>,
+    Json(new): Json<NewApp>,
+) -> Response {
+    signed_in(&forge, &headers, &uri, &["write:user"], |state, user| {
+        let secret = state.fresh("gto_");
+        let Some(app) = state.apps.iter_mut().find(|app| app.id == id && app.owner == user) else {
+            return not_found("The target couldn't be found.");
+        };
+        (app.name, app.confidential, app.redirects) = (new.name, new.confidential_client, new.redirect_uris);
+        app.secret.clone_from(&secret);
+        Ok(Json(app_json(app, &secret)).into_response())
     })
 }
 

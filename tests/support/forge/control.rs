@@ -42,6 +42,10 @@ async fn add_user(Extract(forge): Extract<Forge>, Json(new): Json<NewUser>) -> J
 struct UserChange {
     active: Option<bool>,
     prohibit_login: Option<bool>,
+    must_change_password: Option<bool>,
+    restricted: Option<bool>,
+    /// `org/team`.
+    teams: Option<Vec<String>>,
 }
 
 async fn change_user(
@@ -53,6 +57,12 @@ async fn change_user(
         Some(user) => {
             user.active = change.active.unwrap_or(user.active);
             user.prohibit_login = change.prohibit_login.unwrap_or(user.prohibit_login);
+            user.must_change_password = change.must_change_password.unwrap_or(user.must_change_password);
+            user.restricted = change.restricted.unwrap_or(user.restricted);
+            if let Some(teams) = change.teams {
+                let split = |path: String| path.split_once('/').map(|(org, team)| (org.to_owned(), team.to_owned()));
+                user.teams = teams.into_iter().filter_map(split).collect();
+            }
             StatusCode::NO_CONTENT
         }
         None => StatusCode::NOT_FOUND,

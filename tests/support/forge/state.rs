@@ -49,6 +49,7 @@ pub(crate) struct State {
 }
 
 /// A user. `id` never changes, the rest can.
+#[expect(clippy::struct_excessive_bools, reason = "Forgejo has them")]
 pub(crate) struct User {
     pub(crate) id: i64,
     pub(crate) login: String,
@@ -56,12 +57,16 @@ pub(crate) struct User {
     pub(crate) admin: bool,
     pub(crate) active: bool,
     pub(crate) prohibit_login: bool,
+    pub(crate) must_change_password: bool,
+    pub(crate) restricted: bool,
+    /// Organisation and team.
+    pub(crate) teams: Vec<(String, String)>,
 }
 
 impl User {
     /// Why the API refuses this user, if it does. OAuth endpoints never ask.
     pub(crate) fn locked(&self) -> bool {
-        !self.active || self.prohibit_login
+        !self.active || self.prohibit_login || self.must_change_password
     }
 }
 
@@ -212,7 +217,17 @@ impl State {
     pub(crate) fn add_user(&mut self, login: &str, password: &str, admin: bool) -> i64 {
         let id = self.users.last().map_or(1, |user| user.id + 1);
         let (login, password) = (login.to_owned(), password.to_owned());
-        self.users.push(User { id, login, password, admin, active: true, prohibit_login: false });
+        self.users.push(User {
+            id,
+            login,
+            password,
+            admin,
+            active: true,
+            prohibit_login: false,
+            must_change_password: false,
+            restricted: false,
+            teams: Vec::new(),
+        });
         id
     }
 
