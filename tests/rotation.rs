@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue};
 use forgejo_mcp_broker::clock::{Clock, UnixTime};
+use forgejo_mcp_broker::frontend::access::Access;
 use forgejo_mcp_broker::frontend::bearer::{Challenge, Denied, Principals};
 use forgejo_mcp_broker::frontend::principal::{GrantId, Scopes};
 use forgejo_mcp_broker::frontend::rotation::{Change, Rotation, RotationError};
 use forgejo_mcp_broker::frontend::store::{Credential, NewGrant, Store};
 use forgejo_mcp_broker::frontend::token::AccessToken;
 use forgejo_mcp_broker::frontend::upstream::Forgejo;
-use forgejo_mcp_broker::frontend::upstream::refresh::Application;
+use forgejo_mcp_broker::frontend::upstream::tokens::Application;
 use forgejo_mcp_broker::frontend::vault::{self, Vault};
 use forgejo_mcp_broker::ipc::message::{Label, TenantId};
 use forgejo_mcp_broker::secret::UpstreamToken;
@@ -95,12 +96,19 @@ impl Scene {
             refresh: Some(vault.seal(&refresh, &vault::refresh_place(CREDENTIAL), &mut SysRng).expect("sealed")),
             expires_at: Some(now.plus(Duration::from_hours(1))),
         };
-        store.put_oauth_credential(&credential, now).await.expect("stored");
+        store.put_oauth_credential(&credential, &new.login, now).await.expect("stored");
         store.rest_grant_on(&new.grant, CREDENTIAL).await.expect("stored");
         let forgejo = Forgejo::new(&url).expect("a client");
         let lead = Duration::from_mins(5);
-        let (rotation, changes) =
-            Rotation::new(store.clone(), Arc::clone(&vault), forgejo, Some(application), clock.clone(), lead);
+        let (rotation, changes) = Rotation::new(
+            store.clone(),
+            Arc::clone(&vault),
+            forgejo,
+            Some(application),
+            Access::default(),
+            clock.clone(),
+            lead,
+        );
         let challenge =
             Challenge { resource_metadata: "https://broker.example/meta".to_owned(), scope: "forgejo:read" };
         let principals =

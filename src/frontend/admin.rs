@@ -14,18 +14,17 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use rand::TryRng;
 use rand::rngs::SysRng;
 use tracing::{error, info};
 
 pub use self::listener::{AdminError, serve};
-use super::bearer::Principals;
+use super::access::{Access, AccessError};
 use super::hex;
 use super::principal::{GrantId, Scopes};
-use super::session::registry::Registry;
+use super::revocation::Revocation;
 use super::session::supervisor::SupervisorSpawner;
 use super::store::{NewGrant, Store, StoreError};
-use super::token::AccessToken;
+use super::token::{AccessToken, NoRandomness};
 use super::upstream::{Forgejo, UpstreamError};
 use super::vault::{self, Vault, VaultError};
 use crate::admin_api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
@@ -40,10 +39,10 @@ pub struct Admin {
     pub vault: Arc<Vault>,
     /// Says whose a token is.
     pub forgejo: Forgejo,
-    /// Forgets what is revoked.
-    pub principals: Principals,
-    /// Ends what is revoked.
-    pub registry: Registry,
+    /// Who is let in at all.
+    pub access: Access,
+    /// Ends grants.
+    pub revocation: Revocation,
     /// Says what separates the children.
     pub supervisor: SupervisorSpawner,
     /// The time.
@@ -66,7 +65,9 @@ enum Refused {
     #[error("the broker cannot seal the token; its log says why")]
     Vault(#[from] VaultError),
     #[error("the system has no random bytes")]
-    NoRandomness,
+    NoRandomness(#[from] NoRandomness),
+    #[error("{0}")]
+    Access(#[from] AccessError),
 }
 
 impl IntoResponse for Refused {
@@ -74,11 +75,11 @@ impl IntoResponse for Refused {
         let status = match &self {
             Self::Input(_) => StatusCode::BAD_REQUEST,
             Self::NoSuchToken => StatusCode::NOT_FOUND,
-            Self::OtherUser { .. } | Self::Upstream(UpstreamError::BadToken | UpstreamError::Forbidden) => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::OtherUser { .. }
+            | Self::Access(_)
+            | Self::Upstream(UpstreamError::BadToken | UpstreamError::Forbidden) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Upstream(_) => StatusCode::BAD_GATEWAY,
-            Self::Store(_) | Self::Vault(_) | Self::NoRandomness => {
+            Self::Store(_) | Self::Vault(_) | Self::NoRandomness(_) => {
                 error!(error = %self, cause = ?std::error::Error::source(&self), "an operator's request failed");
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -110,12 +111,13 @@ async fn create(State(admin): State<Admin>, Json(asked): Json<CreateToken>) -> R
     if !user.login.as_str().eq_ignore_ascii_case(&asked.user) {
         return Err(Refused::OtherUser { asked: asked.user, actual: user.login.as_str().to_owned() });
     }
-    let token = AccessToken::mint(&mut SysRng).map_err(|_| Refused::NoRandomness)?;
-    let credential_id = random_id()?;
+    admin.access.verify(&admin.forgejo, &user, &asked.forgejo_token).await?;
+    let token = AccessToken::mint(&mut SysRng)?;
+    let credential_id = hex::random_id(&mut SysRng)?;
     let credential = admin.vault.seal(&asked.forgejo_token, &vault::access_place(&credential_id), &mut SysRng)?;
     let now = admin.clock.now();
     let new = NewGrant {
-        grant: GrantId::new(random_id()?),
+        grant: GrantId::new(hex::random_id(&mut SysRng)?),
         client_id: asked.client,
         tenant: user.id,
         login: user.login,
@@ -136,7 +138,7 @@ async fn create(State(admin): State<Admin>, Json(asked): Json<CreateToken>) -> R
 }
 
 async fn list(State(admin): State<Admin>) -> Result<Json<Vec<GrantView>>, Refused> {
-    admin.principals.flush_uses().await;
+    admin.revocation.principals.flush_uses().await;
     let grants = admin.store.grants().await?;
     let view = grants.into_iter().map(|grant| GrantView {
         id: grant.grant.as_str().to_owned(),
@@ -151,27 +153,16 @@ async fn list(State(admin): State<Admin>) -> Result<Json<Vec<GrantView>>, Refuse
     Ok(Json(view.collect()))
 }
 
-/// Revokes a grant: first in the store, then in memory, then its sessions.
 async fn revoke(State(admin): State<Admin>, Path(grant): Path<String>) -> Result<StatusCode, Refused> {
-    let grant = GrantId::new(grant);
-    if !admin.store.revoke_grant(&grant, "operator", admin.clock.now()).await? {
-        return Err(Refused::NoSuchToken);
+    if admin.revocation.revoke(&GrantId::new(grant), "operator").await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(Refused::NoSuchToken)
     }
-    admin.principals.forget_grant(&grant);
-    let sessions = admin.registry.end_grant(&grant, "revoked");
-    info!(grant = %grant, sessions, "token revoked");
-    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn status(State(admin): State<Admin>) -> Json<StatusView> {
-    let (sessions, children) = admin.registry.counts();
+    let (sessions, children) = admin.revocation.registry.counts();
     let supervisor = admin.supervisor.status().await.ok().map(Into::into);
     Json(StatusView { sessions, children, supervisor })
-}
-
-/// 96 random bits in hex: a name, not a secret.
-fn random_id() -> Result<String, Refused> {
-    let mut bytes = [0; 12];
-    SysRng.try_fill_bytes(&mut bytes).map_err(|_| Refused::NoRandomness)?;
-    Ok(hex::encode(&bytes))
 }

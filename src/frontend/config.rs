@@ -1,15 +1,22 @@
 //! The broker's configuration, parsed once and completely: all problems are reported together.
 
+mod oauth;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use url::{Host, Url};
 
+use super::access::Access;
+use super::limiter::Rates;
 use super::mcp::refusal::UnknownSession;
+use super::oauth::policy::Policy as OAuthPolicy;
 use super::session::places::Caps;
 use super::session::registry::Policy;
-use super::upstream::refresh::Application;
+use super::tools::Tables;
+use super::upstream::tokens::Application;
 use crate::config_file::{ConfigError, Section};
 use crate::limits::{DEFAULT_MAX_BODY, DEFAULT_MAX_LINE};
 use crate::secret::UpstreamToken;
@@ -25,6 +32,16 @@ pub struct Config {
     pub forgejo_url: String,
     /// The broker's registration at Forgejo: without it no upstream token is refreshed.
     pub application: Option<Application>,
+    /// Who may log in.
+    pub access: Access,
+    /// Logging in.
+    pub oauth: OAuthPolicy,
+    /// How often strangers may ask.
+    pub rates: Rates,
+    /// Whose `X-Forwarded-For` is believed.
+    pub proxies: Vec<IpNet>,
+    /// Which tools write.
+    pub tools: Tables,
     /// How long ahead of its end an upstream token is refreshed.
     pub refresh_lead: Duration,
     /// The supervisor's socket.
@@ -68,7 +85,12 @@ impl Config {
         let forgejo_url = address(&mut forgejo, "url", false);
         let application = application(&mut forgejo);
         let refresh_lead = forgejo.duration("refresh_lead", Duration::from_mins(5), seconds(1, 3600));
+        let access = oauth::access(root.section("access"));
+        let scopes = oauth::scopes(&mut forgejo, &access);
         forgejo.close();
+        let rates = oauth::rates(root.section("rates"));
+        let tools = oauth::tools(root.section("tools"));
+        let policy_of_logins = oauth::policy(root.section("oauth"), scopes);
         let mut supervisor = root.section("supervisor");
         let supervisor_socket = supervisor.path("socket", Path::new(RUN).join("supervisor.sock"));
         supervisor.close();
@@ -80,6 +102,7 @@ impl Config {
         let max_body = http.size("max_body", bytes(DEFAULT_MAX_BODY), 1024..=1 << 30);
         let max_connections = http.integer("max_connections", 4096, 1..=1_000_000);
         let mut origins = http.texts("allowed_origins", &[]);
+        let proxies = oauth::proxies(&mut http);
         let request_timeout = http.duration("request_timeout", Duration::from_mins(5), seconds(1, 86_400));
         http.close();
         let mut sessions = root.section("sessions");
@@ -101,6 +124,11 @@ impl Config {
             listen,
             forgejo_url: forgejo_url.unwrap_or_default(),
             application,
+            access,
+            oauth: policy_of_logins,
+            rates,
+            proxies,
+            tools,
             refresh_lead,
             supervisor: supervisor_socket,
             database,

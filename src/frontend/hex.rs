@@ -1,6 +1,10 @@
-//! Bytes as lower-case hex digits.
+//! Bytes as lower-case hex digits, and names made of random ones.
 
 use std::fmt::Write;
+
+use rand::TryCryptoRng;
+
+use super::token::NoRandomness;
 
 /// Two digits a byte.
 pub fn encode(bytes: &[u8]) -> String {
@@ -10,4 +14,11 @@ pub fn encode(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
     }
     text
+}
+
+/// 96 random bits: a name, not a secret.
+pub fn random_id(rng: &mut impl TryCryptoRng) -> Result<String, NoRandomness> {
+    let mut bytes = [0; 12];
+    rng.try_fill_bytes(&mut bytes).map_err(|_| NoRandomness)?;
+    Ok(encode(&bytes))
 }

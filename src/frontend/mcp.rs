@@ -2,9 +2,11 @@
 //!
 //! Behind the bearer layer: the [`Principal`](crate::frontend::principal::Principal) in the request's extensions is
 //! trusted, every header and every byte of the body is not. [`endpoint`] has the rules, [`answer`] turns what a
-//! child says into JSON or an event stream, [`headers`] reads what the client said about itself, [`refusal`] says no.
+//! child says into JSON or an event stream, [`headers`] reads what the client said about itself, [`scope`] keeps a grant
+//! to what it allows, [`refusal`] says no.
 
 pub mod answer;
 pub mod endpoint;
 pub mod headers;
 pub mod refusal;
+pub mod scope;

@@ -5,6 +5,8 @@
 //! broker that Forgejo does not know is an alarm for the operator and ends no grant. An answer that was lost may have
 //! burnt the refresh token: the next try is then refused for good, and the user logs in again.
 
+mod login;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +16,15 @@ use rand::rngs::SysRng;
 use tokio::sync::{Mutex as TurnMutex, mpsc};
 use tracing::{error, info, warn};
 
+pub use self::login::{LogInError, LoggedIn};
+use super::access::{Access, AccessError};
 use super::principal::GrantId;
 use super::store::{Credential, Store, StoreError};
-use super::upstream::refresh::{Application, RefreshError};
+use super::upstream::tokens::{Application, Pair, PairError};
 use super::upstream::{Forgejo, UpstreamError};
 use super::vault::{self, Vault, VaultError};
 use crate::clock::{Clock, UnixTime};
+use crate::ipc::message::TenantId;
 use crate::secret::UpstreamToken;
 
 /// The first pause after a failure; each further one is twice as long, up to [`LONGEST_PAUSE`].
@@ -65,8 +70,12 @@ struct Inner {
     forgejo: Forgejo,
     /// Absent while OAuth is not configured: then there is nothing to refresh.
     application: Option<Application>,
+    access: Access,
     clock: Clock,
     lead: Duration,
+    /// Held from the exchange of a login's code until its pair is stored. Forgejo counts both kinds of exchange
+    /// together, and whose code it is shows only afterwards, so it is one lock for all users.
+    logins: TurnMutex<()>,
     changes: mpsc::Sender<Change>,
     /// One refresh a credential at a time.
     turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
@@ -86,12 +95,14 @@ impl Rotation {
         vault: Arc<Vault>,
         forgejo: Forgejo,
         application: Option<Application>,
+        access: Access,
         clock: Clock,
         lead: Duration,
     ) -> (Self, mpsc::Receiver<Change>) {
         let (changes, told) = mpsc::channel(CHANGES);
-        let turns = Mutex::default();
-        (Self(Arc::new(Inner { store, vault, forgejo, application, clock, lead, changes, turns })), told)
+        let (turns, logins) = (Mutex::default(), TurnMutex::default());
+        let inner = Inner { store, vault, forgejo, application, access, clock, lead, logins, changes, turns };
+        (Self(Arc::new(inner)), told)
     }
 
     /// Whether a token that ends then should be refreshed now.
@@ -202,33 +213,36 @@ impl Rotation {
         let tenant = credential.tenant;
         let pair = match inner.forgejo.refresh(application, refresh).await {
             Ok(pair) => pair,
-            Err(e @ RefreshError::Refused) => {
+            Err(e @ PairError::Refused) => {
+                // A login of the same user may just have made it worthless; then the login's pair is the one to use.
+                drop(inner.logins.lock().await);
+                if let Some(newer) = self.newer_than(credential).await? {
+                    return Ok(newer);
+                }
                 warn!(tenant = %tenant, reason = "refresh-refused", error = %e, "the user must log in again");
-                *change = Some(self.revoke(credential, "refresh-refused").await?);
+                *change = Some(self.revoke(&credential.id, "refresh-refused").await?);
                 return Err(RotationError::LoginAgain);
             }
-            Err(e @ RefreshError::Misconfigured) => {
+            Err(e @ PairError::Misconfigured) => {
                 error!(tenant = %tenant, reason = "client-refused", error = %e, "no token can be refreshed");
                 return Err(RotationError::NotNow);
             }
-            Err(e @ RefreshError::NotNow) => {
+            Err(e @ PairError::NotNow) => {
                 warn!(tenant = %tenant, reason = "refresh-failed", error = %e, "a token could not be refreshed");
                 return Err(RotationError::NotNow);
             }
         };
-        let now = inner.clock.now();
-        let fresh = Credential {
-            access: inner.vault.seal(&pair.access, &vault::access_place(&credential.id), &mut SysRng)?,
-            refresh: Some(inner.vault.seal(&pair.refresh, &vault::refresh_place(&credential.id), &mut SysRng)?),
-            expires_at: Some(now.plus(pair.expires_in)),
-            ..credential.clone()
-        };
         // Stored before it is used: Forgejo has forgotten the old refresh token by now.
-        inner.store.put_oauth_credential(&fresh, now).await?;
-        // Forgejo's refresh does not notice a deactivated account; its API does.
-        if let Err(UpstreamError::BadToken | UpstreamError::Forbidden) = inner.forgejo.whoami(&pair.access).await {
-            warn!(tenant = %tenant, reason = "account-refused", "Forgejo does not let the account in any more");
-            *change = Some(self.revoke(credential, "account-refused").await?);
+        let fresh = self.sealed(credential.id.clone(), tenant, &pair)?;
+        if !inner.store.replace_credential(credential, &fresh, inner.clock.now()).await?
+            && let Some(newer) = self.newer_than(credential).await?
+        {
+            return Ok(newer);
+        }
+        if self.is_shut_out(&pair.access).await {
+            warn!(tenant = %tenant, reason = "account-refused", "the account is not let in any more");
+            *change = Some(self.revoke(&credential.id, "account-refused").await?);
+            inner.store.end_visits_of(tenant).await?;
             return Err(RotationError::LoginAgain);
         }
         info!(tenant = %tenant, "token refreshed");
@@ -236,10 +250,46 @@ impl Rotation {
         Ok((pair.access, pair.expires_in))
     }
 
-    /// Revokes every grant that stands on the credential.
-    async fn revoke(&self, credential: &Credential, reason: &'static str) -> Result<Change, StoreError> {
+    /// What is stored now, if it is no longer `old`.
+    async fn newer_than(&self, old: &Credential) -> Result<Option<(UpstreamToken, Duration)>, RotationError> {
         let inner = &self.0;
-        let grants = inner.store.grants_on(&credential.id).await?;
+        let Some(stored) = inner.store.find_credential(&old.id).await?.filter(|stored| stored.refresh != old.refresh)
+        else {
+            return Ok(None);
+        };
+        let access = inner.vault.open_sealed(&stored.access, &vault::access_place(&stored.id))?;
+        let left = stored.expires_at.map(|end| end.since(inner.clock.now())).unwrap_or_default();
+        Ok(Some((access, left)))
+    }
+
+    /// Forgejo's refresh does not notice a deactivated account, nor a changed membership; its API does. Trouble on the
+    /// way is no verdict.
+    async fn is_shut_out(&self, access: &UpstreamToken) -> bool {
+        let inner = &self.0;
+        match inner.forgejo.whoami(access).await {
+            Ok(user) => {
+                let verdict = inner.access.verify(&inner.forgejo, &user, access).await;
+                matches!(verdict, Err(AccessError::NotAdmitted(_)))
+            }
+            Err(error) => matches!(error, UpstreamError::BadToken | UpstreamError::Forbidden),
+        }
+    }
+
+    fn sealed(&self, id: String, tenant: TenantId, pair: &Pair) -> Result<Credential, VaultError> {
+        let inner = &self.0;
+        Ok(Credential {
+            access: inner.vault.seal(&pair.access, &vault::access_place(&id), &mut SysRng)?,
+            refresh: Some(inner.vault.seal(&pair.refresh, &vault::refresh_place(&id), &mut SysRng)?),
+            expires_at: Some(inner.clock.now().plus(pair.expires_in)),
+            id,
+            tenant,
+        })
+    }
+
+    /// Revokes every grant that stands on the credential.
+    async fn revoke(&self, credential: &str, reason: &'static str) -> Result<Change, StoreError> {
+        let inner = &self.0;
+        let grants = inner.store.grants_on(credential).await?;
         for grant in &grants {
             inner.store.revoke_grant(grant, reason, inner.clock.now()).await?;
         }

@@ -21,7 +21,12 @@ use tracing::{error, info, warn};
 use super::admin::{self, Admin, AdminError};
 use super::bearer::{Challenge, Principals, RequireBearer};
 use super::config::Config;
+use super::limiter::Limits;
 use super::mcp::endpoint::Endpoint;
+use super::mcp::scope::Scope;
+use super::oauth::document::LibraryError;
+use super::oauth::{OAuth, Setup};
+use super::revocation::Revocation;
 use super::rotation::{Change, Rotation};
 use super::session::registry::Registry;
 use super::session::supervisor::SupervisorSpawner;
@@ -69,6 +74,9 @@ pub enum ServerError {
     /// The HTTP client cannot be made.
     #[error("Forgejo cannot be asked")]
     Client(#[from] ClientError),
+    /// The client for metadata documents cannot be made.
+    #[error("metadata documents cannot be fetched")]
+    Library(#[from] LibraryError),
     /// The signal handlers cannot be installed.
     #[error("signals cannot be handled")]
     Signals(#[source] std::io::Error),
@@ -131,32 +139,53 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
         Arc::clone(&vault),
         forgejo.clone(),
         config.application.clone(),
+        config.access.clone(),
         clock.clone(),
         config.refresh_lead,
     );
     let principals =
-        Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge, Some(rotation.clone()));
+        Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge.clone(), Some(rotation.clone()));
     let spawner = Arc::new(supervisor.clone());
     let registry = Registry::load(config.sessions.clone(), spawner, Arc::new(store.clone()), clock.clone()).await?;
-    let endpoint = Endpoint::new(registry.clone(), config.max_body, config.unknown_session, config.origins.clone());
+    let scope = Scope::new(config.tools.clone(), &challenge);
+    let endpoint =
+        Endpoint::new(registry.clone(), config.max_body, config.unknown_session, config.origins.clone(), scope);
+    let revocation = Revocation {
+        store: store.clone(),
+        principals: principals.clone(),
+        registry: registry.clone(),
+        clock: clock.clone(),
+    };
+    let oauth = OAuth::new(Setup {
+        public_url: config.public_url.clone(),
+        policy: config.oauth.clone(),
+        application: config.application.clone(),
+        store: store.clone(),
+        forgejo: forgejo.clone(),
+        rotation: rotation.clone(),
+        revocation: revocation.clone(),
+        limits: Arc::new(Limits::new(config.rates, config.proxies.clone())),
+        clock: clock.clone(),
+    })?;
     let router = Router::new()
         .route("/mcp", endpoint.routes().layer(RequireBearer::new(principals.clone())))
-        .merge(health::routes(store.clone(), supervisor.clone()));
+        .merge(oauth.routes())
+        .merge(health::routes(store.clone(), supervisor.clone(), forgejo.clone()));
 
     let stop = CancellationToken::new();
     let admin = Admin {
         store: store.clone(),
         vault,
         forgejo,
-        principals: principals.clone(),
-        registry: registry.clone(),
+        access: config.access.clone(),
+        revocation: revocation.clone(),
         supervisor,
         clock: clock.clone(),
     };
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
     tokio::spawn(lifecycle::watchdog());
-    tokio::spawn(follow(changes, principals.clone(), registry.clone(), config.drain));
-    let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), rotation, store.clone(), clock));
+    tokio::spawn(follow(changes, revocation, config.drain));
+    let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), rotation, oauth, store.clone(), clock));
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
     let connections = accept::Connections::new(config.max_connections);
     let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
@@ -199,21 +228,20 @@ fn listener(inherited: &mut ListenFd, config: &Config) -> Result<TcpListener, Se
 }
 
 /// Acts on what becomes of upstream credentials.
-async fn follow(mut changes: mpsc::Receiver<Change>, principals: Principals, registry: Registry, drain: Duration) {
+async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation, drain: Duration) {
     while let Some(change) = changes.recv().await {
         match change {
             Change::Rotated(grants) => {
                 for grant in grants {
-                    principals.forget_grant(&grant);
-                    if let Some(principal) = principals.behind(&grant).await {
-                        registry.rotate(&principal, drain);
+                    revocation.forget_token(&grant);
+                    if let Some(principal) = revocation.principals.behind(&grant).await {
+                        revocation.registry.rotate(&principal, drain);
                     }
                 }
             }
             Change::Lost(grants) => {
                 for grant in grants {
-                    principals.forget_grant(&grant);
-                    registry.end_grant(&grant, "login-again");
+                    revocation.end(&grant, "login-again");
                 }
             }
         }
@@ -221,7 +249,14 @@ async fn follow(mut changes: mpsc::Receiver<Change>, principals: Principals, reg
 }
 
 /// What happens every [`REAP_EVERY`].
-async fn tick(registry: Registry, principals: Principals, rotation: Rotation, store: Store, clock: Clock) {
+async fn tick(
+    registry: Registry,
+    principals: Principals,
+    rotation: Rotation,
+    oauth: OAuth,
+    store: Store,
+    clock: Clock,
+) {
     let mut ticks = interval(REAP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -229,6 +264,7 @@ async fn tick(registry: Registry, principals: Principals, rotation: Rotation, st
         registry.sweep().await;
         rotation.sweep().await;
         principals.flush_uses().await;
+        oauth.tidy().await;
         if let Err(error) = store.forget_sessions(clock.now().minus(FORGET_AFTER)).await {
             error!(error = %error, "ended sessions could not be removed");
         }

@@ -4,21 +4,32 @@
 //! readers never wait for the writer, with `synchronous=FULL`: no call on a live session writes, and a power failure
 //! must undo neither a revocation nor a refresh token that Forgejo has just exchanged (SQLite, `PRAGMA synchronous`).
 
+mod clients;
+mod codes;
+mod consents;
 mod credentials;
 mod grants;
+mod logins;
 mod sessions;
+mod tidy;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{Row, SqlitePool};
 
+pub use self::clients::RegisteredClient;
+pub use self::codes::{Code, NewPair, RefreshRow};
+pub use self::consents::{Connection, Consent};
 pub use self::credentials::Credential;
 pub use self::grants::{Grant, GrantRow, NewGrant};
+pub use self::logins::{Login, Visitor};
 pub use self::sessions::{LiveSession, SessionDigest, SessionRecord};
+
+use crate::ipc::message::TenantId;
 
 /// Connections; SQLite has one writer anyway.
 const CONNECTIONS: u32 = 4;
@@ -98,4 +109,16 @@ impl Store {
     pub async fn close(&self) {
         self.0.close().await;
     }
+}
+
+/// A tenant as a column holds it.
+fn tenant_value(tenant: TenantId) -> Result<i64, StoreError> {
+    i64::try_from(tenant.get()).map_err(|_| StoreError::Damaged("storing a user's number"))
+}
+
+/// The column `tenant` of a row.
+fn tenant_of(row: &SqliteRow, what: &'static str) -> Result<TenantId, StoreError> {
+    let tenant: i64 = row.try_get("tenant").map_err(StoreError::query(what))?;
+    let tenant = u64::try_from(tenant).ok().and_then(|id| TenantId::new(id).ok());
+    tenant.ok_or(StoreError::Damaged(what))
 }

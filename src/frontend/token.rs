@@ -1,8 +1,10 @@
-//! The broker's own tokens: opaque, recognisable, and stored only as their hash.
+//! The broker's own secrets: opaque, recognisable, and stored only as their hash.
 //!
-//! `fjb_at_` + 43 base62 digits of 32 random bytes + `_` + 6 base62 digits of the CRC-32 of all before. The prefix
-//! and the checksum let a secret scanner find one with certainty, and let junk be refused without a look into the
-//! store; neither makes a token easier to guess (256 bits).
+//! A prefix + 43 base62 digits of 32 random bytes + `_` + 6 base62 digits of the CRC-32 of all before. The prefix
+//! and the checksum let a secret scanner find one with certainty (`fjb_(at|rt|cs)_[0-9A-Za-z]{43}_[0-9A-Za-z]{6}`),
+//! and let junk be refused without a look into the store; neither makes one easier to guess (256 bits).
+
+use std::marker::PhantomData;
 
 use rand::TryCryptoRng;
 use sha2::{Digest, Sha256};
@@ -10,8 +12,6 @@ use zeroize::Zeroizing;
 
 /// Base62, digits first.
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-/// What an access token starts with. Published for secret scanners: never change it.
-const PREFIX: &str = "fjb_at_";
 const RANDOM_BYTES: usize = 32;
 /// 62^43 > 2^256.
 const BODY: usize = 43;
@@ -28,39 +28,78 @@ impl std::fmt::Debug for TokenHash {
     }
 }
 
-/// An access token in the clear: as it is minted, and as it is presented.
-pub struct AccessToken(Zeroizing<String>);
+/// What a token is for; a token of one kind never parses as another.
+pub trait Kind {
+    /// What it starts with. Published for secret scanners: never change one.
+    const PREFIX: &'static str;
+    /// The type's name, which is all that `Debug` shows.
+    const NAME: &'static str;
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident $alias:ident $prefix:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub enum $kind {}
+        impl Kind for $kind {
+            const PREFIX: &'static str = $prefix;
+            const NAME: &'static str = stringify!($alias);
+        }
+        $(#[$doc])*
+        pub type $alias = Token<$kind>;
+    )*};
+}
+
+kinds! {
+    /// Presented with every request.
+    Access AccessToken "fjb_at_";
+    /// Exchanged for the next access token.
+    Refresh RefreshToken "fjb_rt_";
+    /// Exchanged, once, for the first tokens of a grant.
+    Code AuthorizationCode "fjb_ac_";
+    /// The secret of a confidential client.
+    Client ClientSecret "fjb_cs_";
+    /// `state` towards Forgejo: names one login under way.
+    State LoginState "fjb_st_";
+    /// The cookie that tells one browser from another while somebody logs in.
+    Browser BrowserKey "fjb_br_";
+    /// The cookie of somebody who has logged in.
+    Visit VisitKey "fjb_vk_";
+}
+
+/// A token in the clear: as it is minted, and as it is presented.
+pub struct Token<K>(Zeroizing<String>, PhantomData<K>);
 
 /// The random source failed.
 #[derive(Debug, thiserror::Error)]
 #[error("no random bytes for a token")]
 pub struct NoRandomness;
 
-impl AccessToken {
+impl<K: Kind> Token<K> {
     /// A new token.
     pub fn mint(rng: &mut impl TryCryptoRng) -> Result<Self, NoRandomness> {
         let mut bytes = Zeroizing::new([0; RANDOM_BYTES]);
         rng.try_fill_bytes(bytes.as_mut()).map_err(|_| NoRandomness)?;
-        let mut text = Zeroizing::new(String::with_capacity(PREFIX.len() + BODY + 1 + CHECKSUM));
-        text.push_str(PREFIX);
+        let mut text = Zeroizing::new(String::with_capacity(K::PREFIX.len() + BODY + 1 + CHECKSUM));
+        text.push_str(K::PREFIX);
         push_base62(&mut text, bytes.as_slice(), BODY);
         let checksum = crc32fast::hash(text.as_bytes());
         text.push('_');
         push_base62(&mut text, &checksum.to_be_bytes(), CHECKSUM);
-        Ok(Self(text))
+        Ok(Self(text, PhantomData))
     }
 
-    /// A presented text; `None` where no token minted here looks like that.
+    /// A presented text; `None` where no token of this kind minted here looks like that.
     pub fn parse(text: &str) -> Option<Self> {
         let (head, checksum) = text.rsplit_once('_')?;
-        let body = head.strip_prefix(PREFIX)?;
+        let body = head.strip_prefix(K::PREFIX)?;
         let base62 = |part: &str, length| part.len() == length && part.bytes().all(|b| b.is_ascii_alphanumeric());
         if !base62(body, BODY) || !base62(checksum, CHECKSUM) {
             return None;
         }
         let mut expected = String::with_capacity(CHECKSUM);
         push_base62(&mut expected, &crc32fast::hash(head.as_bytes()).to_be_bytes(), CHECKSUM);
-        (checksum == expected).then(|| Self(Zeroizing::new(text.to_owned())))
+        (checksum == expected).then(|| Self(Zeroizing::new(text.to_owned()), PhantomData))
     }
 
     /// The form that is kept.
@@ -74,9 +113,9 @@ impl AccessToken {
     }
 }
 
-impl std::fmt::Debug for AccessToken {
+impl<K: Kind> std::fmt::Debug for Token<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("AccessToken")
+        f.write_str(K::NAME)
     }
 }
 
@@ -122,6 +161,13 @@ mod tests {
         }
         assert!(AccessToken::parse("").is_none());
         assert!(AccessToken::parse("fjb_at__").is_none());
+    }
+
+    #[test]
+    fn a_token_of_one_kind_is_none_of_another() {
+        let token = RefreshToken::mint(&mut SysRng).expect("a token");
+        assert!(RefreshToken::parse(token.expose()).is_some());
+        assert!(AccessToken::parse(token.expose()).is_none());
     }
 
     #[test]

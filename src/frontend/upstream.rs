@@ -3,19 +3,23 @@
 //! Forgejo's answers are read as far as needed and never quoted: since version 16 the body of its 401 repeats the
 //! whole token.
 
-pub mod refresh;
+pub mod membership;
+pub mod tokens;
 
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
+use url::form_urlencoded;
 
 use crate::ipc::message::{Label, TenantId};
 use crate::secret::UpstreamToken;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const TOTAL: Duration = Duration::from_secs(15);
+/// For a look whether it is there: a person waits.
+const GLANCE: Duration = Duration::from_secs(3);
 /// Bytes of an answer that are read. A user has about one KiB.
 const MAX_ANSWER: usize = 256 * 1024;
 
@@ -48,6 +52,8 @@ pub struct ForgejoUser {
     pub login: Label,
     /// Sees only what they were given explicitly.
     pub restricted: bool,
+    /// Deactivated, or not allowed to log in. Forgejo's API refuses them already; this is the second lock.
+    pub locked: bool,
 }
 
 /// The HTTP client could not be made.
@@ -86,6 +92,9 @@ impl Forgejo {
             login: String,
             #[serde(default)]
             restricted: bool,
+            active: Option<bool>,
+            #[serde(default)]
+            prohibit_login: bool,
         }
         let request = self.client.get(format!("{}/api/v1/user", self.url)).bearer_auth(token.expose());
         let response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
@@ -101,7 +110,26 @@ impl Forgejo {
             id: TenantId::new(user.id).map_err(|_| UpstreamError::NotAUser)?,
             login: Label::parse(user.login).map_err(|_| UpstreamError::NotAUser)?,
             restricted: user.restricted,
+            locked: user.prohibit_login || user.active == Some(false),
         })
+    }
+
+    /// Whether it answers at all now. Any answer that is no server's error will do: an instance may ask everybody to
+    /// sign in before it tells even its version.
+    pub async fn answers(&self) -> bool {
+        let request = self.client.get(format!("{}/api/v1/version", self.url)).timeout(GLANCE);
+        request.send().await.is_ok_and(|response| !response.status().is_server_error())
+    }
+
+    /// Where a browser goes to log in.
+    pub fn authorize_url(&self, query: &[(&str, &str)]) -> String {
+        let query: String = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
+        format!("{}/login/oauth/authorize?{query}", self.url)
+    }
+
+    /// The instance's address.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 }
 

@@ -8,11 +8,14 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use axum::response::Response;
 use forgejo_mcp_broker::clock::{Clock, UnixTime};
+use forgejo_mcp_broker::frontend::bearer::Challenge;
 use forgejo_mcp_broker::frontend::mcp::endpoint::Endpoint;
 use forgejo_mcp_broker::frontend::mcp::refusal::UnknownSession;
+use forgejo_mcp_broker::frontend::mcp::scope::Scope;
 use forgejo_mcp_broker::frontend::principal::{GrantId, Principal, PrincipalParts, Scopes};
 use forgejo_mcp_broker::frontend::session::places::Caps;
 use forgejo_mcp_broker::frontend::session::registry::{Policy, Registry};
+use forgejo_mcp_broker::frontend::tools::Tables;
 use forgejo_mcp_broker::ipc::message::{Label, TenantId};
 use forgejo_mcp_broker::secret::UpstreamToken;
 use http_body_util::BodyExt;
@@ -76,7 +79,12 @@ impl Desk {
         let registry = Registry::load(policy, spawner.clone(), Arc::new(records.clone()), clock.clone());
         let registry = registry.await.expect("the records are readable");
         let origins = vec!["https://broker.example".to_owned()];
-        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, UnknownSession::Auto, origins);
+        let challenge = Challenge {
+            resource_metadata: "https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned(),
+            scope: "forgejo:read forgejo:write",
+        };
+        let scope = Scope::new(Tables::default(), &challenge);
+        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, UnknownSession::Auto, origins, scope);
         Self { registry, spawner, children, clock, records, endpoint }
     }
 

@@ -67,7 +67,7 @@ async fn log_in(stage: &Stage, store: &Store, vault: &Vault, client_id: &str, lo
     store.insert_grant(&new).await.expect("stored");
     let expires_at = Some(now.plus(Duration::from_secs(TOKEN_LIFE)));
     let credential = Credential { id: id.clone(), tenant, access, refresh: Some(refresh), expires_at };
-    store.put_oauth_credential(&credential, now).await.expect("stored");
+    store.put_oauth_credential(&credential, &new.login, now).await.expect("stored");
     store.rest_grant_on(&new.grant, &id).await.expect("stored");
     token.expose().to_owned()
 }

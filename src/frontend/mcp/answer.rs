@@ -22,6 +22,7 @@ use super::headers::Accept;
 use crate::frontend::jsonrpc::{self, RawId, Spliced, code};
 use crate::frontend::session::bridge::{Bridge, Pending};
 use crate::frontend::session::calls::Event;
+use crate::frontend::tools::list::View;
 use crate::limits::{SSE_AFTER_SILENCE, SSE_KEEPALIVE};
 
 /// A comment line, which every client skips.
@@ -38,19 +39,27 @@ struct Waiting {
     id: RawId,
     deadline: Instant,
     limit: Duration,
+    view: Option<View>,
 }
 
-/// Answers one request, within `limit`.
-pub async fn respond(bridge: Arc<Bridge>, pending: Pending, id: RawId, accept: Accept, limit: Duration) -> Response {
+/// Answers one request, within `limit`; the answer to `tools/list` in the caller's `view`.
+pub async fn respond(
+    bridge: Arc<Bridge>,
+    pending: Pending,
+    id: RawId,
+    accept: Accept,
+    limit: Duration,
+    view: Option<View>,
+) -> Response {
     let now = Instant::now();
-    let mut waiting = Waiting { bridge, pending, id, deadline: now + limit, limit };
+    let mut waiting = Waiting { bridge, pending, id, deadline: now + limit, limit, view };
     if !accept.json {
         return events(rest(waiting, None));
     }
     let commit = if accept.events { waiting.deadline.min(now + SSE_AFTER_SILENCE) } else { waiting.deadline };
     loop {
         match timeout_at(commit, waiting.pending.events.recv()).await {
-            Ok(Some(Event::Answer(text))) => return json(text),
+            Ok(Some(Event::Answer(text))) => return json(waiting.seen(text)),
             Ok(Some(Event::Note(text))) if accept.events => return events(rest(waiting, Some(text))),
             // Without an event stream there is nowhere to put it.
             Ok(Some(Event::Note(_))) => {}
@@ -64,6 +73,14 @@ pub async fn respond(bridge: Arc<Bridge>, pending: Pending, id: RawId, accept: A
 }
 
 impl Waiting {
+    /// The answer as its caller may see it.
+    fn seen(&self, answer: Spliced) -> Spliced {
+        match &self.view {
+            Some(view) => Spliced::whole(view.apply(answer.to_bytes())),
+            None => answer,
+        }
+    }
+
     fn error(&self, message: &str) -> Spliced {
         Spliced::whole(jsonrpc::error_text(Some(&self.id), code::INTERNAL_ERROR, message))
     }
@@ -105,7 +122,7 @@ fn rest(waiting: Waiting, first: Option<Spliced>) -> impl Stream<Item = Result<B
                     enqueue(&mut rest.queue, text);
                     continue;
                 }
-                Ok(Some(Event::Answer(text))) => Some(text),
+                Ok(Some(Event::Answer(text))) => Some(rest.waiting.seen(text)),
                 Ok(Some(Event::Cancelled)) => None,
                 Ok(None) => Some(rest.waiting.lost()),
                 Err(_) if Instant::now() >= rest.waiting.deadline => Some(rest.waiting.timed_out()),

@@ -1,7 +1,7 @@
 //! `/mcp`: what a client may send, in which order it is checked, and what becomes of it.
 //!
 //! The order: bearer (a layer in front, so that a bad token learns nothing else), `Origin`, media types, size, JSON,
-//! session, revision. Only then does a child see anything.
+//! session, revision, scope. Only then does a child see anything.
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use super::answer;
 use super::headers::{Accept, Revision, is_json};
 use super::refusal::{Refusal, UnknownSession};
+use super::scope::{Need, Scope};
 use crate::frontend::jsonrpc::{Kind, Message, RawId, Spliced, empty_result};
 use crate::frontend::principal::Principal;
 use crate::frontend::session::bridge::{Bridge, Pending};
@@ -40,12 +41,19 @@ struct Parts {
     max_body: usize,
     unknown: UnknownSession,
     origins: Vec<String>,
+    scope: Scope,
 }
 
 impl Endpoint {
     /// Bodies of at most `max_body` bytes; browsers only from `origins` (scheme, host and port as in `Origin`).
-    pub fn new(registry: Registry, max_body: usize, unknown: UnknownSession, origins: Vec<String>) -> Self {
-        Self(Arc::new(Parts { registry, max_body, unknown, origins }))
+    pub fn new(
+        registry: Registry,
+        max_body: usize,
+        unknown: UnknownSession,
+        origins: Vec<String>,
+        scope: Scope,
+    ) -> Self {
+        Self(Arc::new(Parts { registry, max_body, unknown, origins, scope }))
     }
 
     /// The handlers of `/mcp`; they expect a [`Principal`] in the request's extensions.
@@ -92,8 +100,11 @@ async fn receive(
             Kind::Request { id, .. } => Some(id.clone()),
             Kind::Notification { .. } | Kind::Response { .. } => None,
         };
-        let answered = dispatch(&endpoint, &caller, &head.headers, accept, message).await;
-        answered.map_err(|refusal| refusal.of(id.as_ref()))
+        let answered = async {
+            let need = endpoint.0.scope.need(&caller, &message)?;
+            dispatch(&endpoint, &caller, &head.headers, accept, message, need).await
+        };
+        answered.await.map_err(|refusal: Refusal| refusal.of(id.as_ref()))
     };
     outcome.await.unwrap_or_else(IntoResponse::into_response)
 }
@@ -111,6 +122,7 @@ async fn dispatch(
     headers: &HeaderMap,
     accept: Accept,
     message: Message,
+    need: Need,
 ) -> Result<Response, Refusal> {
     if let Kind::Request { method, .. } = message.kind()
         && method == "initialize"
@@ -122,9 +134,13 @@ async fn dispatch(
     match message.kind().clone() {
         Kind::Request { id, method } if method == "ping" => Ok(answer::json(Spliced::whole(empty_result(&id)))),
         Kind::Request { id, .. } => {
-            let sent = send(endpoint, &session, caller, &message, &id, accept).await;
-            let (bridge, pending) = sent.map_err(|error| endpoint.refuse(&error, Revision::of(headers)))?;
-            Ok(answer::respond(bridge, pending, id, accept, endpoint.0.registry.request_timeout()).await)
+            let sent = send(endpoint, &session, caller, &message, &id, accept, &need).await;
+            let (bridge, pending) = sent.map_err(|unsent| match unsent {
+                Unsent::Session(error) => endpoint.refuse(&error, Revision::of(headers)),
+                Unsent::Scope => endpoint.0.scope.insufficient(),
+            })?;
+            let view = endpoint.0.scope.view(caller, &bridge, &message);
+            Ok(answer::respond(bridge, pending, id, accept, endpoint.0.registry.request_timeout(), view).await)
         }
         // To a session without a child there is nothing to say: a new child gets its own `initialized`, and nothing
         // is in flight that could be cancelled or answered.
@@ -159,7 +175,13 @@ async fn open(
     Ok(response)
 }
 
-/// Sends a request to the session's child, starting one if there is none.
+/// Why a request was not sent.
+enum Unsent {
+    Session(SessionError),
+    Scope,
+}
+
+/// Sends a request to the session's child, starting one if there is none; unless the caller's grant keeps it out.
 async fn send(
     endpoint: &Endpoint,
     session: &Arc<Session>,
@@ -167,21 +189,25 @@ async fn send(
     message: &Message,
     id: &RawId,
     accept: Accept,
-) -> Result<(Arc<Bridge>, Pending), SessionError> {
+    need: &Need,
+) -> Result<(Arc<Bridge>, Pending), Unsent> {
     for _ in 0..TRIES {
-        let bridge = endpoint.0.registry.bridge(session, caller).await?;
+        let bridge = endpoint.0.registry.bridge(session, caller).await.map_err(Unsent::Session)?;
+        if !endpoint.0.scope.allows(need, &bridge).await {
+            return Err(Unsent::Scope);
+        }
         if let Ok(pending) = bridge.request(message, id.clone(), accept.events).await {
             session.note(message);
             return Ok((bridge, pending));
         }
         let outcome = bridge.ended().await;
         if outcome.is_childs_doing() {
-            return Err(SessionError::Start(outcome.explain().into()));
+            return Err(Unsent::Session(SessionError::Start(outcome.explain().into())));
         }
         // Stopped under our hands: the session goes on with another child.
         session.chill(&bridge);
     }
-    Err(SessionError::ShuttingDown)
+    Err(Unsent::Session(SessionError::ShuttingDown))
 }
 
 /// GET: the session's own stream.

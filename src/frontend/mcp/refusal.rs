@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -37,12 +37,13 @@ pub struct Refusal {
     code: i32,
     message: String,
     retry_after: Option<Duration>,
+    challenge: Option<HeaderValue>,
     id: Option<RawId>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: i32, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, id: None }
+        Self { status, code, message: message.into(), retry_after: None, challenge: None, id: None }
     }
 
     /// The body is not `application/json`.
@@ -97,6 +98,21 @@ impl Refusal {
     pub fn method() -> Self {
         let message = "Method Not Allowed: a stream needs a session; start with POST";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, code::BAD_TRANSPORT, message)
+    }
+
+    /// A grant that may only read, and a message that readers of JSON could disagree on.
+    pub fn ambiguous() -> Self {
+        let message =
+            "Invalid Request: names outside of JSON-RPC, or the tool named twice; a read-only grant needs it plain";
+        Self::new(StatusCode::BAD_REQUEST, code::INVALID_REQUEST, message)
+    }
+
+    /// The grant does not reach that far (RFC 6750 section 3.1). `challenge` says which scopes would.
+    pub fn insufficient_scope(challenge: HeaderValue) -> Self {
+        let message = "Forbidden: this needs the scope forgejo:write, which the user has not given to this client";
+        let mut refusal = Self::new(StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message);
+        refusal.challenge = Some(challenge);
+        refusal
     }
 
     /// What the registry refused.
@@ -161,6 +177,9 @@ impl IntoResponse for Refusal {
             // Whole seconds (RFC 9110 section 10.2.3), rounded up, never «now».
             let seconds = wait.as_millis().div_ceil(1000).max(1);
             headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
+        }
+        if let Some(challenge) = self.challenge {
+            headers.insert(WWW_AUTHENTICATE, challenge);
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("POST, DELETE"));

@@ -1,11 +1,14 @@
 //! Connections of clients: accepted within a bound, served as HTTP/1.1, finished at shutdown.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,6 +20,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
+
+use crate::frontend::limiter::Peer;
 
 /// How long a client may take to send the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
@@ -56,11 +61,11 @@ impl Connections {
                 accepted = accepted => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     prepare(&stream);
                     let (router, closing) = (router.clone(), self.closing.clone());
                     self.tasks.spawn(async move {
-                        serve(stream, router, closing).await;
+                        serve(stream, peer, router, closing).await;
                         drop(place);
                     });
                 }
@@ -83,11 +88,12 @@ impl Connections {
 }
 
 /// Serves one connection to its end, or until the broker closes.
-async fn serve(stream: TcpStream, router: Router, closing: CancellationToken) {
+async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, closing: CancellationToken) {
     let begun = CancellationToken::new();
     let (router, first) = (TowerToHyperService::new(router), begun.clone());
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         first.cancel();
+        request.extensions_mut().insert(Peer(peer));
         router.call(request)
     });
     let mut builder = http1::Builder::new();

@@ -7,18 +7,20 @@
 
 mod inlet;
 mod stderr;
+mod toolbox;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex as TurnMutex, Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, info, warn};
 
 use self::inlet::Inlet;
+use self::toolbox::Toolbox;
 use super::calls::{Calls, Entry, Event, Route};
 use super::lines::{LineError, Lines, Overlong};
 use super::listener::Listener;
@@ -93,6 +95,9 @@ pub struct Bridge {
     shared: Arc<Shared>,
     places: Arc<Semaphore>,
     outcome: watch::Receiver<Option<Outcome>>,
+    /// Its `serverInfo.name`, once it has answered `initialize`.
+    program: OnceLock<Box<str>>,
+    toolbox: TurnMutex<Toolbox>,
     /// The process, for the log and the operator only.
     pub pid: u32,
 }
@@ -136,7 +141,18 @@ impl Bridge {
         let errors = tokio::spawn(stderr::drain(stderr, Arc::clone(&shared)).instrument(span.clone()));
         let reader = Reader { shared: Arc::clone(&shared) };
         tokio::spawn(reader.keep(stdout, ended, errors, terms.max_line, tell).instrument(span));
-        Self { shared, places: Arc::new(Semaphore::new(MAX_IN_FLIGHT)), outcome, pid }
+        let places = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+        Self { shared, places, outcome, program: OnceLock::new(), toolbox: TurnMutex::default(), pid }
+    }
+
+    /// Notes what the child calls itself; the first time counts.
+    pub fn introduce(&self, program: &str) {
+        let _ = self.program.set(program.into());
+    }
+
+    /// What the child calls itself (`serverInfo.name`).
+    pub fn program(&self) -> &str {
+        self.program.get().map_or("", |program| program)
     }
 
     /// Sends a request; waits for a place among those in flight and for the child to read.

@@ -76,13 +76,14 @@ pub struct Calls {
     open: HashMap<u64, Call>,
     asks: HashMap<u64, Ask>,
     touched: Instant,
+    tools_changed: u64,
 }
 
 impl Calls {
     /// An empty table whose numbers start at `first`. Tables of one session must not reuse each other's numbers, or
     /// a late answer to an earlier child's request would reach the next child.
     pub fn new(first: u64, now: Instant) -> Self {
-        Self { next: first, open: HashMap::new(), asks: HashMap::new(), touched: now }
+        Self { next: first, open: HashMap::new(), asks: HashMap::new(), touched: now, tools_changed: 0 }
     }
 
     fn number(&mut self) -> u64 {
@@ -98,6 +99,11 @@ impl Calls {
     /// When the last request came in or was answered.
     pub fn touched(&self) -> Instant {
         self.touched
+    }
+
+    /// How often the child has said that its tools have changed.
+    pub fn tools_changed(&self) -> u64 {
+        self.tools_changed
     }
 
     /// Enters a client's request and gives it the form in which the child sees it; with its number.
@@ -200,7 +206,10 @@ impl Calls {
             }
             Kind::Notification { method } if method == "notifications/progress" => self.progressed(&message),
             Kind::Notification { method } if method == "notifications/cancelled" => self.child_cancelled(&message),
-            Kind::Notification { .. } => {
+            Kind::Notification { method } => {
+                if method == "notifications/tools/list_changed" {
+                    self.tools_changed = self.tools_changed.wrapping_add(1);
+                }
                 let out = message.rewritten(None, None);
                 match self.only() {
                     Some(call) => deliver(call, out),

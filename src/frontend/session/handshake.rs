@@ -59,19 +59,27 @@ pub(super) async fn initialize(bridge: &Bridge, request: &Message, limit: Durati
     if let Ok(outcome) = timeout(Duration::ZERO, died).await {
         return Err(SessionError::start_failed(&outcome.explain(), &bridge.last_words()));
     }
-    let welcome = welcome(text.to_bytes());
+    let welcome = welcome(text.to_bytes(), bridge);
     Ok(Answered { text, welcome })
 }
 
-fn welcome(answer: Bytes) -> Option<Welcome> {
+fn welcome(answer: Bytes, bridge: &Bridge) -> Option<Welcome> {
     #[derive(Deserialize)]
     struct Chosen {
         #[serde(rename = "protocolVersion")]
         version: String,
+        #[serde(rename = "serverInfo", default)]
+        server: Named,
+    }
+    #[derive(Deserialize, Default)]
+    struct Named {
+        #[serde(default)]
+        name: String,
     }
     let message = Message::parse(answer).ok()?;
     let result = message.result()?;
     let chosen: Chosen = serde_json::from_str(result).ok()?;
+    bridge.introduce(&chosen.server.name);
     Some(Welcome { version: chosen.version, result: result.to_owned() })
 }
 

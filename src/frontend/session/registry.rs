@@ -171,6 +171,11 @@ impl Registry {
         self.0.sessions.lock().values().filter(|session| session.grant == *grant).cloned().collect()
     }
 
+    /// How many sessions a grant has open.
+    pub fn sessions_of(&self, grant: &GrantId) -> usize {
+        self.of_grant(grant).len()
+    }
+
     /// Sessions, and live children.
     pub fn counts(&self) -> (usize, usize) {
         (self.0.sessions.lock().len(), self.0.child_places.taken())

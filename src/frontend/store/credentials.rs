@@ -3,11 +3,11 @@
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, tenant_of, tenant_value};
 use crate::clock::UnixTime;
 use crate::frontend::principal::GrantId;
 use crate::frontend::vault::Sealed;
-use crate::ipc::message::TenantId;
+use crate::ipc::message::{Label, TenantId};
 
 /// A credential as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,28 +27,80 @@ pub struct Credential {
 const READING: &str = "reading a credential";
 
 impl Store {
-    /// Stores the credential of a user who has logged in at Forgejo. There is one a user: an earlier one is replaced,
-    /// because Forgejo has just made its refresh token worthless.
-    pub async fn put_oauth_credential(&self, credential: &Credential, now: UnixTime) -> Result<(), StoreError> {
-        let tenant = i64::try_from(credential.tenant.get()).map_err(|_| StoreError::Damaged("storing a credential"))?;
-        sqlx::query(
-            "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, refresh_sealed, \
-             access_expires_at, updated_at) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7) \
-             ON CONFLICT (id) DO UPDATE SET key_id = excluded.key_id, access_sealed = excluded.access_sealed, \
-             refresh_sealed = excluded.refresh_sealed, access_expires_at = excluded.access_expires_at, \
-             updated_at = excluded.updated_at",
+    /// Stores the user and the credential of a login at Forgejo, both or neither. There is one credential a user: an
+    /// earlier one is replaced under its own id, because Forgejo has just made its refresh token worthless, and the
+    /// grants that stand on it go on with the new one.
+    pub async fn put_oauth_credential(
+        &self,
+        credential: &Credential,
+        login: &Label,
+        now: UnixTime,
+    ) -> Result<(), StoreError> {
+        const WHAT: &str = "storing a credential";
+        let failed = || StoreError::query(WHAT);
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        let tenant = tenant_value(credential.tenant)?;
+        let statements = [
+            sqlx::query(
+                "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
+                 ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at",
+            )
+            .bind(tenant)
+            .bind(login.as_str())
+            .bind(now.secs()),
+            sqlx::query(
+                "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, refresh_sealed, \
+                 access_expires_at, updated_at) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7) \
+                 ON CONFLICT (id) DO UPDATE SET key_id = excluded.key_id, access_sealed = excluded.access_sealed, \
+                 refresh_sealed = excluded.refresh_sealed, access_expires_at = excluded.access_expires_at, \
+                 updated_at = excluded.updated_at",
+            )
+            .bind(&credential.id)
+            .bind(tenant)
+            .bind(&credential.access.key_id)
+            .bind(&credential.access.bytes)
+            .bind(credential.refresh.as_ref().map(|refresh| &refresh.bytes))
+            .bind(credential.expires_at.map(UnixTime::secs))
+            .bind(now.secs()),
+        ];
+        for statement in statements {
+            statement.execute(&mut *transaction).await.map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+
+    /// Stores what a refresh gave, unless the credential is no longer the one that was refreshed; whether it was.
+    pub async fn replace_credential(
+        &self,
+        old: &Credential,
+        fresh: &Credential,
+        now: UnixTime,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE upstream_credentials SET key_id = $1, access_sealed = $2, refresh_sealed = $3, \
+             access_expires_at = $4, updated_at = $5 WHERE id = $6 AND refresh_sealed = $7",
         )
-        .bind(&credential.id)
-        .bind(tenant)
-        .bind(&credential.access.key_id)
-        .bind(&credential.access.bytes)
-        .bind(credential.refresh.as_ref().map(|refresh| &refresh.bytes))
-        .bind(credential.expires_at.map(UnixTime::secs))
+        .bind(&fresh.access.key_id)
+        .bind(&fresh.access.bytes)
+        .bind(fresh.refresh.as_ref().map(|refresh| &refresh.bytes))
+        .bind(fresh.expires_at.map(UnixTime::secs))
         .bind(now.secs())
+        .bind(&old.id)
+        .bind(old.refresh.as_ref().map(|refresh| &refresh.bytes))
         .execute(&self.0)
         .await
-        .map_err(StoreError::query("storing a credential"))?;
-        Ok(())
+        .map_err(StoreError::query("replacing a credential"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// The id of a user's credential from a login at Forgejo.
+    pub async fn oauth_credential_of(&self, tenant: TenantId) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT id FROM upstream_credentials WHERE tenant = $1 AND kind = 'oauth'")
+            .bind(tenant_value(tenant)?)
+            .fetch_optional(&self.0)
+            .await
+            .map_err(StoreError::query(READING))?;
+        row.map(|row| row.try_get("id")).transpose().map_err(StoreError::query(READING))
     }
 
     /// Lets a grant stand on another credential: its user has logged in again.
@@ -103,14 +155,12 @@ impl Store {
 
 fn credential(row: &SqliteRow) -> Result<Credential, StoreError> {
     let failed = || StoreError::query(READING);
-    let tenant: i64 = row.try_get("tenant").map_err(failed())?;
-    let tenant = u64::try_from(tenant).ok().and_then(|id| TenantId::new(id).ok());
     let key_id: String = row.try_get("key_id").map_err(failed())?;
     let refresh: Option<Vec<u8>> = row.try_get("refresh_sealed").map_err(failed())?;
     let expires_at: Option<i64> = row.try_get("access_expires_at").map_err(failed())?;
     Ok(Credential {
         id: row.try_get("id").map_err(failed())?,
-        tenant: tenant.ok_or(StoreError::Damaged(READING))?,
+        tenant: tenant_of(row, READING)?,
         access: Sealed { key_id: key_id.clone(), bytes: row.try_get("access_sealed").map_err(failed())? },
         refresh: refresh.map(|bytes| Sealed { key_id, bytes }),
         expires_at: expires_at.map(UnixTime::from_secs),

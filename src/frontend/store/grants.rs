@@ -3,7 +3,7 @@
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, tenant_of, tenant_value};
 use crate::clock::UnixTime;
 use crate::frontend::principal::{GrantId, Scopes};
 use crate::frontend::token::TokenHash;
@@ -83,7 +83,7 @@ pub struct Grant {
 macro_rules! grant_rows {
     ($more:literal, $which:literal) => {
         concat!(
-            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
+            "SELECT g.id, g.client_id, g.tenant, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
              c.access_sealed, c.access_expires_at, ",
             $more,
             " FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id ",
@@ -96,7 +96,7 @@ impl Store {
     /// Writes a grant with its user, client, credential and token, all or none.
     pub async fn insert_grant(&self, new: &NewGrant) -> Result<(), StoreError> {
         let failed = || StoreError::query("storing a grant");
-        let tenant = i64::try_from(new.tenant.get()).map_err(|_| StoreError::Damaged("storing a grant"))?;
+        let tenant = tenant_value(new.tenant)?;
         let now = new.created_at.secs();
         let mut transaction = self.0.begin().await.map_err(failed())?;
         let statements = [
@@ -146,7 +146,7 @@ impl Store {
     /// What stands behind a token, and when the token ends.
     pub async fn find_token(&self, token: &TokenHash) -> Result<Option<(GrantRow, UnixTime)>, StoreError> {
         let row = sqlx::query(grant_rows!(
-            "t.expires_at",
+            "t.expires_at, COALESCE(t.scopes, g.scopes) AS scopes",
             "JOIN access_tokens t ON t.grant_id = g.id WHERE t.token_hash = $1"
         ))
         .bind(token.0.as_slice())
@@ -160,7 +160,7 @@ impl Store {
 
     /// A grant and what stands behind it.
     pub async fn find_grant(&self, grant: &GrantId) -> Result<Option<GrantRow>, StoreError> {
-        let row = sqlx::query(grant_rows!("NULL", "WHERE g.id = $1"))
+        let row = sqlx::query(grant_rows!("g.scopes", "WHERE g.id = $1"))
             .bind(grant.as_str())
             .fetch_optional(&self.0)
             .await
@@ -172,7 +172,8 @@ impl Store {
     pub async fn grants(&self) -> Result<Vec<Grant>, StoreError> {
         let rows = sqlx::query(
             "SELECT g.id, g.client_id, g.tenant, g.scopes, g.created_at, g.last_used_at, g.revoked_at, u.login, \
-             (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id) AS expires_at \
+             COALESCE((SELECT MAX(r.expires_at) FROM refresh_tokens r WHERE r.grant_id = g.id), \
+             (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id)) AS expires_at \
              FROM grants g JOIN users u ON u.tenant = g.tenant ORDER BY g.created_at DESC, g.id",
         )
         .fetch_all(&self.0)
@@ -226,13 +227,11 @@ fn login(row: &SqliteRow) -> Result<Label, StoreError> {
 }
 
 fn grant_row(row: &SqliteRow) -> Result<GrantRow, StoreError> {
-    let tenant: i64 = row.try_get("tenant").map_err(StoreError::query(READING))?;
-    let tenant = u64::try_from(tenant).ok().and_then(|id| TenantId::new(id).ok());
     let bytes = row.try_get("access_sealed").map_err(StoreError::query(READING))?;
     Ok(GrantRow {
         grant: GrantId::new(text(row, "id")?),
         client_id: text(row, "client_id")?,
-        tenant: tenant.ok_or(StoreError::Damaged(READING))?,
+        tenant: tenant_of(row, READING)?,
         login: login(row)?,
         scopes: Scopes::parse(&text(row, "scopes")?),
         credential_id: text(row, "credential_id")?,

@@ -3,7 +3,7 @@
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, tenant_of, tenant_value};
 use crate::clock::UnixTime;
 use crate::frontend::hex;
 use crate::frontend::principal::GrantId;
@@ -58,7 +58,7 @@ pub struct LiveSession {
 impl Store {
     /// Writes a session that was just opened; refused when its grant was revoked meanwhile.
     pub async fn insert_session(&self, session: &SessionRecord) -> Result<(), StoreError> {
-        let tenant = i64::try_from(session.tenant.get()).map_err(|_| StoreError::Damaged("storing a session"))?;
+        let tenant = tenant_value(session.tenant)?;
         sqlx::query(
             "INSERT INTO sessions (session_hash, grant_id, tenant, protocol_version, initialize, answer, created_at, \
              last_used_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8 \
@@ -160,11 +160,10 @@ fn live(row: &SqliteRow) -> Result<LiveSession, StoreError> {
     let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(WHAT));
     let number = |name: &str| row.try_get::<i64, _>(name).map_err(StoreError::query(WHAT));
     let digest: Vec<u8> = row.try_get("session_hash").map_err(StoreError::query(WHAT))?;
-    let tenant = u64::try_from(number("tenant")?).ok().and_then(|id| TenantId::new(id).ok());
     Ok(LiveSession {
         digest: SessionDigest(digest.try_into().map_err(|_| StoreError::Damaged(WHAT))?),
         grant: GrantId::new(text("grant_id")?),
-        tenant: tenant.ok_or(StoreError::Damaged(WHAT))?,
+        tenant: tenant_of(row, WHAT)?,
         protocol_version: text("protocol_version")?,
         last_used_at: UnixTime::from_secs(number("last_used_at")?),
     })

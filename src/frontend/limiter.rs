@@ -1,0 +1,190 @@
+//! How often strangers may do what costs something, by their address.
+//!
+//! Hosted clients reach the broker from few addresses for many users, so nothing that a well-behaved client does often
+//! is counted: no token request that succeeds, no document that is cached, no registration that repeats another.
+//! An address is the peer's, or what a trusted proxy says in `X-Forwarded-For`; of an IPv6 address the network (/64).
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use ipnet::IpNet;
+
+/// Addresses that one limiter remembers at most before it forgets those that are within their limits.
+const REMEMBERED: usize = 100_000;
+
+/// Requests a minute from one address; as many may come at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    /// New clients.
+    pub registrations: u32,
+    /// Logins that go to Forgejo.
+    pub logins: u32,
+    /// Metadata documents that are not cached.
+    pub documents: u32,
+    /// Token and revocation requests that fail.
+    pub failures: u32,
+}
+
+/// Seconds until the next try may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooMany {
+    /// At least one.
+    pub seconds: u64,
+}
+
+/// The peer of a connection, put into every request's extensions where it is accepted.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// Who asks, as far as limits go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Source(IpAddr);
+
+impl Source {
+    fn of_address(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            // A user has a whole /64; a host in it is nobody.
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One kind of request.
+#[derive(Debug)]
+pub struct Limiter(DefaultKeyedRateLimiter<Source>);
+
+impl Limiter {
+    fn new(a_minute: u32) -> Self {
+        Self(RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(a_minute).unwrap_or(NonZeroU32::MIN))))
+    }
+
+    /// Counts one; refused where it is one too many.
+    pub fn count(&self, source: Source) -> Result<(), TooMany> {
+        if self.0.len() > REMEMBERED {
+            self.0.retain_recent();
+        }
+        self.0.check_key(&source).map_err(|not_until| {
+            let wait = not_until.wait_time_from(DefaultClock::default().now());
+            TooMany { seconds: wait.as_secs().saturating_add(1) }
+        })
+    }
+}
+
+/// All limits.
+#[derive(Debug)]
+pub struct Limits {
+    proxies: Vec<IpNet>,
+    /// New clients.
+    pub registrations: Limiter,
+    /// Logins that go to Forgejo.
+    pub logins: Limiter,
+    /// Metadata documents that are not cached.
+    pub documents: Limiter,
+    /// Token and revocation requests that fail.
+    pub failures: Limiter,
+}
+
+impl Limits {
+    /// With nothing counted yet. `X-Forwarded-For` is believed from `proxies`.
+    pub fn new(rates: Rates, proxies: Vec<IpNet>) -> Self {
+        Self {
+            proxies,
+            registrations: Limiter::new(rates.registrations),
+            logins: Limiter::new(rates.logins),
+            documents: Limiter::new(rates.documents),
+            failures: Limiter::new(rates.failures),
+        }
+    }
+
+    /// Who sends this request.
+    pub fn source(&self, request: &Request) -> Source {
+        let peer = request.extensions().get::<Peer>().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.0.ip());
+        self.behind(peer, request.headers())
+    }
+
+    /// The first address, from the right, that is not one of the trusted proxies: each proxy appends the address that
+    /// it was called from, and what stands further left anybody may have written.
+    fn behind(&self, peer: IpAddr, headers: &HeaderMap) -> Source {
+        let trusted = |address: IpAddr| self.proxies.iter().any(|network| network.contains(&address.to_canonical()));
+        let mut address = peer;
+        let lines: Vec<&str> =
+            headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok()).collect();
+        for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+            if !trusted(address) {
+                break;
+            }
+            // Some proxies write a port too.
+            let entry = entry.trim();
+            let parsed = entry.parse().or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
+            let Ok(parsed) = parsed else { break };
+            address = parsed;
+        }
+        Source::of_address(address)
+    }
+
+    /// Forgets addresses that are within all their limits.
+    pub fn forget(&self) {
+        for limiter in [&self.registrations, &self.logins, &self.documents, &self.failures] {
+            limiter.0.retain_recent();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn limits() -> Limits {
+        let proxies = vec!["127.0.0.0/8".parse().expect("a network"), "10.0.0.0/8".parse().expect("a network")];
+        Limits::new(Rates { registrations: 2, logins: 2, documents: 2, failures: 2 }, proxies)
+    }
+
+    fn source(peer: &str, forwarded: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append("x-forwarded-for", HeaderValue::from_str(line).expect("a value"));
+        }
+        limits().behind(peer.parse().expect("an address"), &headers).to_string()
+    }
+
+    #[test]
+    fn forwarded_addresses_are_believed_from_trusted_proxies_only() {
+        assert_eq!(source("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(source("127.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(source("::ffff:127.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(source("127.0.0.1", &["203.0.113.9, 198.51.100.7"]), "198.51.100.7", "the left one may be a lie");
+        assert_eq!(source("127.0.0.1", &["203.0.113.9, 198.51.100.7, 10.1.2.3"]), "198.51.100.7");
+        assert_eq!(source("127.0.0.1", &["203.0.113.9", "198.51.100.7"]), "198.51.100.7");
+        assert_eq!(source("127.0.0.1", &["nonsense"]), "127.0.0.1");
+        assert_eq!(source("127.0.0.1", &["198.51.100.7:4711"]), "198.51.100.7");
+        assert_eq!(source("127.0.0.1", &[]), "127.0.0.1");
+    }
+
+    #[test]
+    fn an_ipv6_host_counts_as_its_network() {
+        assert_eq!(source("2001:db8:1:2:3:4:5:6", &[]), "2001:db8:1:2::");
+    }
+
+    #[test]
+    fn one_address_too_often_is_refused_and_another_is_not() {
+        let limits = limits();
+        let (a, b) =
+            (Source::of_address("192.0.2.1".parse().expect("a")), Source::of_address("192.0.2.2".parse().expect("b")));
+        assert!(limits.logins.count(a).is_ok() && limits.logins.count(a).is_ok());
+        assert!(limits.logins.count(a).expect_err("the third").seconds >= 1);
+        assert!(limits.logins.count(b).is_ok());
+        assert!(limits.registrations.count(a).is_ok(), "each kind counts by itself");
+    }
+}

@@ -1,0 +1,119 @@
+//! A login at Forgejo: its code becomes the user's credential.
+//!
+//! Each code exchange makes the refresh token that is stored worthless, so from here on there are two outcomes only:
+//! the new pair is stored, or the user has to log in again some day.
+
+use rand::rngs::SysRng;
+use tracing::{error, info, warn};
+
+use super::{Change, Rotation};
+use crate::frontend::access::{AccessError, NotAdmitted};
+use crate::frontend::hex;
+use crate::frontend::store::StoreError;
+use crate::frontend::token::NoRandomness;
+use crate::frontend::upstream::tokens::{Answer, PairError};
+use crate::frontend::upstream::{ForgejoUser, UpstreamError};
+use crate::frontend::vault::VaultError;
+
+/// Somebody who has logged in.
+#[derive(Debug, Clone)]
+pub struct LoggedIn {
+    /// Who.
+    pub user: ForgejoUser,
+    /// What their grants stand on.
+    pub credential_id: String,
+}
+
+/// Why a login came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum LogInError {
+    /// The broker has no registration at Forgejo.
+    #[error("no application is configured")]
+    NotConfigured,
+    /// Forgejo refuses the code: used, or of another login.
+    #[error("Forgejo does not accept the code")]
+    Code,
+    /// Forgejo does not accept the broker itself.
+    #[error("Forgejo does not accept the broker's client id or secret")]
+    Misconfigured,
+    /// Forgejo does not answer, or not in a way that can be used.
+    #[error("Forgejo does not answer")]
+    NotNow,
+    /// The account may not.
+    #[error("{0}")]
+    NotAdmitted(NotAdmitted),
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// The vault failed.
+    #[error("the vault failed")]
+    Vault(#[from] VaultError),
+    /// The random source failed.
+    #[error("no random bytes")]
+    NoRandomness(#[from] NoRandomness),
+}
+
+impl Rotation {
+    /// Exchanges a login's code and stores what comes of it: the user, and their one credential. Their children that
+    /// run get the new token.
+    ///
+    /// Runs in a task of its own: a browser that goes away must not take a pair along that Forgejo has just given out.
+    pub async fn log_in(&self, answer: Answer) -> Result<LoggedIn, LogInError> {
+        let rotation = self.clone();
+        let task = tokio::spawn(async move {
+            let mut change = None;
+            let outcome = {
+                let _held = rotation.0.logins.lock().await;
+                rotation.logged_in(&answer, &mut change).await
+            };
+            if let Some(change) = change {
+                let _ = rotation.0.changes.send(change).await;
+            }
+            outcome
+        });
+        task.await.unwrap_or(Err(LogInError::NotNow))
+    }
+
+    async fn logged_in(&self, answer: &Answer, change: &mut Option<Change>) -> Result<LoggedIn, LogInError> {
+        let inner = &self.0;
+        let application = inner.application.as_ref().ok_or(LogInError::NotConfigured)?;
+        let pair = inner.forgejo.exchange(application, answer).await.map_err(|e| match e {
+            PairError::Refused => LogInError::Code,
+            PairError::Misconfigured => {
+                error!(reason = "client-refused", error = %e, "nobody can log in");
+                LogInError::Misconfigured
+            }
+            PairError::NotNow => LogInError::NotNow,
+        })?;
+        let user = inner.forgejo.whoami(&pair.access).await.map_err(|e| match e {
+            UpstreamError::BadToken | UpstreamError::Forbidden => LogInError::NotAdmitted(NotAdmitted::Locked),
+            UpstreamError::Unreachable | UpstreamError::Status(_) | UpstreamError::NotAUser => LogInError::NotNow,
+        })?;
+        let known = inner.store.oauth_credential_of(user.id).await?;
+        let verdict = inner.access.verify(&inner.forgejo, &user, &pair.access).await;
+        if let Err(AccessError::NotAdmitted(why)) = verdict {
+            warn!(tenant = %user.id, login = %user.login, reason = "not-admitted", error = %why, "login refused");
+            if let Some(known) = known {
+                *change = Some(self.revoke(&known, "account-refused").await?);
+                inner.store.end_visits_of(user.id).await?;
+            }
+            return Err(LogInError::NotAdmitted(why));
+        }
+        let id = match &known {
+            Some(known) => known.clone(),
+            None => hex::random_id(&mut SysRng)?,
+        };
+        // A credential that is there is replaced also where the lists could not be applied: it is worthless by now.
+        if verdict.is_ok() || known.is_some() {
+            let credential = self.sealed(id.clone(), user.id, &pair)?;
+            inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now()).await?;
+            *change = Some(Change::Rotated(inner.store.grants_on(&id).await?));
+        }
+        if let Err(e) = verdict {
+            warn!(tenant = %user.id, login = %user.login, reason = "memberships", error = %e, "login refused for now");
+            return Err(LogInError::NotNow);
+        }
+        info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
+        Ok(LoggedIn { user, credential_id: id })
+    }
+}

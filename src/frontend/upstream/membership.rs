@@ -1,0 +1,76 @@
+//! Which organisations and teams a user is in.
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{Forgejo, UpstreamError, body};
+use crate::secret::UpstreamToken;
+
+/// Entries a page; Forgejo's own maximum unless its operator changed it.
+const PAGE: usize = 50;
+/// Pages that are read: beyond a thousand memberships the rest does not count.
+const PAGES: usize = 20;
+
+/// Organisations, and teams as (organisation, team), all in lower case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memberships {
+    /// Organisations.
+    pub organisations: Vec<String>,
+    /// Teams with their organisation.
+    pub teams: Vec<(String, String)>,
+}
+
+#[derive(Deserialize)]
+struct Organisation {
+    // Forgejo gives both; older versions `username` only.
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    username: String,
+}
+
+impl Organisation {
+    fn key(&self) -> String {
+        if self.name.is_empty() { self.username.to_lowercase() } else { self.name.to_lowercase() }
+    }
+}
+
+#[derive(Deserialize)]
+struct Team {
+    name: String,
+    organization: Option<Organisation>,
+}
+
+impl Forgejo {
+    /// The memberships of the user whose token this is. Needs the scopes `read:user` and `read:organization`.
+    pub async fn memberships(&self, token: &UpstreamToken) -> Result<Memberships, UpstreamError> {
+        let organisations: Vec<Organisation> = self.all("/api/v1/user/orgs", token).await?;
+        let teams: Vec<Team> = self.all("/api/v1/user/teams", token).await?;
+        let teams = teams.into_iter().filter_map(|team| Some((team.organization?.key(), team.name.to_lowercase())));
+        Ok(Memberships { organisations: organisations.iter().map(Organisation::key).collect(), teams: teams.collect() })
+    }
+
+    async fn all<T: DeserializeOwned>(&self, path: &str, token: &UpstreamToken) -> Result<Vec<T>, UpstreamError> {
+        let mut all = Vec::new();
+        for page in 1..=PAGES {
+            let request = self.client.get(format!("{}{path}?page={page}&limit={PAGE}", self.url));
+            let response = request.bearer_auth(token.expose()).send().await.map_err(|_| UpstreamError::Unreachable)?;
+            match response.status() {
+                StatusCode::OK => {}
+                StatusCode::UNAUTHORIZED => return Err(UpstreamError::BadToken),
+                StatusCode::FORBIDDEN => return Err(UpstreamError::Forbidden),
+                other => return Err(UpstreamError::Status(other.as_u16())),
+            }
+            let text = body(response).await.ok_or(UpstreamError::Unreachable)?;
+            let entries: Vec<T> = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotAUser)?;
+            let none = entries.is_empty();
+            all.extend(entries);
+            // A page may be shorter than asked for (the operator's maximum); only an empty one is the end.
+            if none {
+                break;
+            }
+        }
+        Ok(all)
+    }
+}

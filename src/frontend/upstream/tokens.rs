@@ -1,0 +1,114 @@
+//! Forgejo's token endpoint, for both of its grant types.
+//!
+//! Forgejo counts: each answer makes every earlier refresh token of the user and this application worthless, so an
+//! answer that is lost on the way may have burnt the one that is stored. All its errors are 400 with a JSON body; what
+//! they mean was seen on a real one.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+
+use super::{Forgejo, body};
+use crate::secret::UpstreamToken;
+
+/// The broker's own registration at Forgejo.
+#[derive(Debug, Clone)]
+pub struct Application {
+    /// Public.
+    pub client_id: String,
+    /// Held like a token.
+    pub client_secret: UpstreamToken,
+}
+
+/// A fresh pair.
+#[derive(Debug)]
+pub struct Pair {
+    /// The access token.
+    pub access: UpstreamToken,
+    /// The refresh token that replaces every earlier one.
+    pub refresh: UpstreamToken,
+    /// How long the access token is good for.
+    pub expires_in: Duration,
+}
+
+/// Why there is no fresh pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PairError {
+    /// The code or the refresh token is worthless: used, expired, revoked, or the user is gone. Only a login helps.
+    #[error("Forgejo refuses it for good")]
+    Refused,
+    /// Forgejo does not know the broker's application or its secret. Every user would be refused, so nobody is.
+    #[error("Forgejo does not accept the broker's own client id or secret: check [forgejo] in the configuration")]
+    Misconfigured,
+    /// Not reachable, no answer in time, or a server error: worth another try, though the answer may be lost.
+    #[error("Forgejo does not answer now")]
+    NotNow,
+}
+
+/// What comes back from a login at Forgejo.
+#[derive(Debug)]
+pub struct Answer {
+    /// Forgejo's code.
+    pub code: String,
+    /// PKCE's verifier (RFC 7636).
+    pub verifier: String,
+    /// The redirect address of the authorization request, again.
+    pub redirect: String,
+}
+
+impl Forgejo {
+    /// Exchanges a refresh token.
+    pub async fn refresh(&self, application: &Application, refresh: &UpstreamToken) -> Result<Pair, PairError> {
+        let form = [("grant_type", "refresh_token"), ("refresh_token", refresh.expose())];
+        self.pair(application, &form).await
+    }
+
+    /// Exchanges the code of a login.
+    pub async fn exchange(&self, application: &Application, answer: &Answer) -> Result<Pair, PairError> {
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("code", &answer.code),
+            ("code_verifier", &answer.verifier),
+            ("redirect_uri", &answer.redirect),
+        ];
+        self.pair(application, &form).await
+    }
+
+    async fn pair(&self, application: &Application, form: &[(&str, &str)]) -> Result<Pair, PairError> {
+        #[derive(Deserialize)]
+        struct Granted {
+            access_token: UpstreamToken,
+            refresh_token: UpstreamToken,
+            expires_in: u64,
+        }
+        #[derive(Deserialize)]
+        struct Refusal {
+            error: String,
+            #[serde(default)]
+            error_description: String,
+        }
+        let client = [("client_id", &*application.client_id), ("client_secret", application.client_secret.expose())];
+        let form: Vec<_> = form.iter().chain(&client).collect();
+        let request = self.client.post(format!("{}/login/oauth/access_token", self.url)).form(&form);
+        let response = request.send().await.map_err(|_| PairError::NotNow)?;
+        let status = response.status();
+        let text = body(response).await.ok_or(PairError::NotNow)?;
+        if status == StatusCode::OK {
+            let granted: Granted = serde_json::from_slice(&text).map_err(|_| PairError::NotNow)?;
+            let expires_in = Duration::from_secs(granted.expires_in);
+            return Ok(Pair { access: granted.access_token, refresh: granted.refresh_token, expires_in });
+        }
+        if status != StatusCode::BAD_REQUEST {
+            return Err(PairError::NotNow);
+        }
+        let refusal: Refusal = serde_json::from_slice(&text).map_err(|_| PairError::NotNow)?;
+        Err(match refusal.error.as_str() {
+            // With a code, a wrong secret is called this too; only the description tells.
+            "unauthorized_client" if refusal.error_description.contains("client secret") => PairError::Misconfigured,
+            "unauthorized_client" | "invalid_grant" => PairError::Refused,
+            "invalid_client" => PairError::Misconfigured,
+            _ => PairError::NotNow,
+        })
+    }
+}
