@@ -1,0 +1,265 @@
+//! From a client's first question to its tokens, and on.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::person::{Decision, Person};
+use crate::world::{Answer, WEB, World};
+
+#[tokio::test]
+async fn a_client_registers_its_user_logs_in_and_agrees_and_it_gets_tokens_that_work() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let page = alice.open(world.authorize(&client, WEB, &[])).await;
+    assert_eq!(page.status, 200);
+    for truth in ["Test client", "client.example", &world.forgejo, "read and change", "Nobody: it registered itself"] {
+        assert!(page.text.contains(truth), "{truth} is missing:\n{}", page.text);
+    }
+    assert!(
+        !world.forge.with(|state| state.requests.iter().any(|seen| seen.path.contains("oauth"))),
+        "nothing goes to Forgejo before consent"
+    );
+    let answer = world.log_in(&mut alice, &client, WEB).await;
+    assert_eq!(answer.address(), WEB);
+    assert_eq!(answer.param("state").as_deref(), Some("client-state"));
+    assert_eq!(answer.param("iss").as_deref(), Some(world.url.as_str()));
+    let (status, tokens) = world.redeem(&client, WEB, answer.get("code")).await;
+    assert_eq!(status, 200, "{tokens}");
+    assert_eq!((&tokens["token_type"], &tokens["expires_in"]), (&json!("Bearer"), &json!(3600)));
+    assert_eq!(tokens["scope"], "forgejo:read forgejo:write");
+    let access = tokens["access_token"].as_str().expect("a token");
+    assert!(access.starts_with("fjb_at_") && tokens["refresh_token"].as_str().expect("a token").starts_with("fjb_rt_"));
+    assert_eq!(world.who(access).await.as_deref(), Ok("alice forgejo:read forgejo:write"));
+}
+
+#[tokio::test]
+async fn forgejo_is_asked_for_the_configured_scopes_with_pkce_and_a_state_of_its_own() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let page = alice.open(world.authorize(&client, WEB, &[])).await;
+    let sent = alice.send(&crate::person::decided(page.form("/oauth/consent"), Decision::Allow)).await;
+    let to = Answer::of(&sent);
+    assert!(to.0.as_str().starts_with(&format!("{}/login/oauth/authorize?", world.forgejo)));
+    assert_eq!(to.param("scope").as_deref(), Some("write:user write:repository read:organization"));
+    assert_eq!(to.param("code_challenge_method").as_deref(), Some("S256"));
+    assert_eq!(to.param("redirect_uri"), Some(format!("{}/oauth/callback", world.url)));
+    let state = to.param("state").expect("a state");
+    assert!(state.starts_with("fjb_st_") && state != "client-state");
+    assert_ne!(to.param("code_challenge"), Some(crate::world::challenge_of(crate::world::VERIFIER)));
+}
+
+#[tokio::test]
+async fn who_chooses_only_reading_gives_a_token_that_only_reads() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let page = alice.go(&world.authorize(&client, WEB, &[]), &world.known(), Decision::ReadOnly).await;
+    let (status, tokens) = world.redeem(&client, WEB, Answer::of(&page).get("code")).await;
+    assert_eq!((status, &tokens["scope"]), (200, &json!("forgejo:read")));
+    let access = tokens["access_token"].as_str().expect("a token");
+    assert_eq!(world.who(access).await.as_deref(), Ok("alice forgejo:read"));
+}
+
+#[tokio::test]
+async fn a_form_that_asks_for_more_than_the_client_did_gives_no_more() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let page = alice.open(world.authorize(&client, WEB, &[("scope", "forgejo:read")])).await;
+    assert!(!page.text.contains("read and change"));
+    let form = page.form("/oauth/consent").with("access", "write").with("decision", "approve");
+    let sent = alice.send(&form).await;
+    let page = alice.go(Answer::of(&sent).0.as_str(), &world.known(), Decision::Allow).await;
+    let (_, tokens) = world.redeem(&client, WEB, Answer::of(&page).get("code")).await;
+    assert_eq!(tokens["scope"], "forgejo:read");
+}
+
+#[tokio::test]
+async fn consent_is_remembered_for_the_user_the_client_and_the_place() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    world.log_in(&mut alice, &client, WEB).await;
+    let again = alice.open(world.authorize(&client, WEB, &[])).await;
+    assert!(again.location().is_some_and(|to| to.as_str().starts_with(&world.forgejo)), "straight on to Forgejo");
+    let asked = |page: &crate::person::Page| page.text.contains("/oauth/consent");
+    assert!(asked(&alice.open(world.authorize(&client, WEB, &[("prompt", "consent")])).await));
+    let other = world.client("https://client.example/other").await;
+    assert!(asked(&alice.open(world.authorize(&other, "https://client.example/other", &[])).await));
+    let mut stranger = Person::new("bob", "secret");
+    assert!(asked(&stranger.open(world.authorize(&client, WEB, &[])).await));
+}
+
+#[tokio::test]
+async fn a_program_on_the_persons_machine_is_asked_for_each_time_whatever_its_port() {
+    let world = World::new().await;
+    let client = world.client("http://127.0.0.1/callback").await;
+    let mut alice = Person::new("alice", "secret");
+    let answer = world.log_in(&mut alice, &client, "http://127.0.0.1:51234/callback").await;
+    assert_eq!(answer.address(), "http://127.0.0.1:51234/callback");
+    let page = alice.open(world.authorize(&client, "http://127.0.0.1:51235/callback", &[])).await;
+    assert!(page.text.contains("a program on this computer") && page.text.contains("alice"));
+}
+
+#[tokio::test]
+async fn refreshing_gives_a_new_pair_and_keeps_the_family() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let (access, refresh) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    world.clock.advance(Duration::from_mins(59));
+    let (status, tokens) = world.refresh(&client, &refresh).await;
+    assert_eq!(status, 200, "{tokens}");
+    let second = tokens["access_token"].as_str().expect("a token");
+    assert_ne!(second, access);
+    assert_ne!(tokens["refresh_token"], json!(refresh));
+    assert!(world.who(&access).await.is_ok(), "the old access token ends by itself");
+    world.clock.advance(Duration::from_mins(1));
+    assert_eq!(world.who(&access).await, Err(401));
+    assert!(world.who(second).await.is_ok());
+    let grants = world.store.grants().await.expect("grants");
+    assert_eq!(grants.len(), 1, "one family");
+}
+
+#[tokio::test]
+async fn a_refresh_may_ask_for_less() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let (_, refresh) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    let form = [
+        ("grant_type", "refresh_token"),
+        ("client_id", &*client),
+        ("refresh_token", &*refresh),
+        ("scope", "forgejo:read"),
+    ];
+    let (_, tokens) = world.token(&form).await;
+    assert_eq!(tokens["scope"], "forgejo:read");
+    let who = world.who(tokens["access_token"].as_str().expect("a token")).await;
+    assert_eq!(who.as_deref(), Ok("alice forgejo:read"));
+    let (_, tokens) = world.refresh(&client, tokens["refresh_token"].as_str().expect("a token")).await;
+    assert_eq!(tokens["scope"], "forgejo:read forgejo:write", "the family itself is not less");
+}
+
+#[tokio::test]
+async fn a_refresh_token_lives_on_as_long_as_it_is_used() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let (_, mut refresh) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_hours(29 * 24));
+        let (status, tokens) = world.refresh(&client, &refresh).await;
+        assert_eq!(status, 200, "{tokens}");
+        refresh = tokens["refresh_token"].as_str().expect("a token").to_owned();
+    }
+    world.clock.advance(Duration::from_hours(30 * 24));
+    let (status, refused) = world.refresh(&client, &refresh).await;
+    assert_eq!((status, &refused["error"]), (400, &json!("invalid_grant")));
+}
+
+#[tokio::test]
+async fn a_confidential_client_shows_its_secret_in_the_header_or_the_form() {
+    let world = World::new().await;
+    let metadata = json!({"client_name": "Confidential", "redirect_uris": [WEB]});
+    let (_, registered) = world.register(&metadata).await;
+    assert_eq!(registered["client_secret_expires_at"], 0);
+    let (client, secret) =
+        (registered["client_id"].as_str().expect("an id"), registered["client_secret"].as_str().expect("a secret"));
+    assert!(secret.starts_with("fjb_cs_"));
+    let mut alice = Person::new("alice", "secret");
+    let code = world.log_in(&mut alice, client, WEB).await.get("code").to_owned();
+    let form = |more: &[(&'static str, String)]| {
+        let mut form = vec![
+            ("grant_type", "authorization_code".to_owned()),
+            ("code", code.clone()),
+            ("redirect_uri", WEB.to_owned()),
+            ("code_verifier", crate::world::VERIFIER.to_owned()),
+        ];
+        form.extend_from_slice(more);
+        form
+    };
+    let post = |form: Vec<(&'static str, String)>, basic: Option<(String, String)>| {
+        let mut request = world.http.post(format!("{}/oauth/token", world.url)).form(&form);
+        if let Some((id, secret)) = basic {
+            request = request.basic_auth(id, Some(secret));
+        }
+        async move { request.send().await.expect("an answer") }
+    };
+    let id = ("client_id", client.to_owned());
+    assert_eq!(post(form(std::slice::from_ref(&id)), None).await.status(), 401, "without the secret");
+    let wrong = post(form(&[]), Some((client.to_owned(), "fjb_cs_wrong".to_owned()))).await;
+    assert_eq!(wrong.status(), 401);
+    assert!(wrong.headers()["www-authenticate"].to_str().expect("text").starts_with("Basic"));
+    let refused: Value = wrong.json().await.expect("json");
+    assert_eq!(refused["error"], "invalid_client");
+    let twice = post(form(&[("client_secret", secret.to_owned())]), Some((client.to_owned(), secret.to_owned()))).await;
+    assert_eq!(twice.status(), 400, "not in two ways");
+    let good = post(form(&[]), Some((client.to_owned(), secret.to_owned()))).await;
+    assert_eq!(good.status(), 200, "a failed secret has not used the code up");
+    let tokens: Value = good.json().await.expect("json");
+    let refresh = ("refresh_token", tokens["refresh_token"].as_str().expect("a token").to_owned());
+    let by_form =
+        post(vec![("grant_type", "refresh_token".to_owned()), refresh, id, ("client_secret", secret.to_owned())], None)
+            .await;
+    assert_eq!(by_form.status(), 200);
+}
+
+#[tokio::test]
+async fn the_person_says_no_and_the_client_is_told() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let page = alice.go(&world.authorize(&client, WEB, &[]), &world.known(), Decision::Deny).await;
+    let answer = Answer::of(&page);
+    assert_eq!(answer.param("error").as_deref(), Some("access_denied"));
+    assert_eq!(answer.param("iss").as_deref(), Some(world.url.as_str()));
+    assert_eq!(answer.param("state").as_deref(), Some("client-state"));
+    assert!(
+        world
+            .store
+            .consents_of(forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id"))
+            .await
+            .expect("read")
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn the_person_says_no_at_forgejo_and_the_client_is_told() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let page = alice.open(world.authorize(&client, WEB, &[])).await;
+    let mut page = alice.send(&crate::person::decided(page.form("/oauth/consent"), Decision::Allow)).await;
+    loop {
+        page = match page.location() {
+            Some(to) if to.as_str().starts_with(WEB) => break,
+            Some(to) => alice.open(to).await,
+            None if page.text.contains("/user/login") => {
+                alice.send(&page.form("/user/login").with("user_name", "alice").with("password", "secret")).await
+            }
+            None => alice.send(&page.form("/login/oauth/grant").with("granted", "false")).await,
+        };
+    }
+    assert_eq!(Answer::of(&page).param("error").as_deref(), Some("access_denied"));
+}
+
+#[tokio::test]
+async fn a_second_login_of_a_user_replaces_forgejos_tokens_for_all_their_clients() {
+    let mut world = World::new().await;
+    let (one, two) = (world.client(WEB).await, world.client("https://two.example/cb").await);
+    let mut alice = Person::new("alice", "secret");
+    let (first, _) = world.connect(&mut alice, &one, WEB).await;
+    let (second, _) = world.connect(&mut alice, &two, "https://two.example/cb").await;
+    while let Ok(change) = world.changes.try_recv() {
+        assert!(matches!(change, forgejo_mcp_broker::frontend::rotation::Change::Rotated(_)), "{change:?}");
+    }
+    // Past the life of Forgejo's first pair: the refresh must use the second.
+    world.clock.advance(Duration::from_mins(58));
+    world.rotation.sweep().await;
+    world.clock.advance(Duration::from_mins(1));
+    assert!(world.who(&first).await.is_ok() && world.who(&second).await.is_ok());
+    let grants = world.store.grants().await.expect("grants");
+    assert!(grants.iter().all(|grant| grant.revoked_at.is_none()), "{grants:?}");
+}
