@@ -3,12 +3,14 @@
 #![expect(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests fail by panicking")]
 
 #[path = "../support/forge.rs"]
-#[expect(dead_code, reason = "shared with the other tests")]
 mod forge;
 #[path = "../support/person.rs"]
-#[expect(dead_code, reason = "shared with the end-to-end tests")]
 mod person;
 
+mod account;
 mod attacks;
+mod discovery;
+mod documents;
 mod flow;
+mod trouble;
 mod world;

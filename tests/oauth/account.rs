@@ -1,0 +1,130 @@
+//! The user's own page.
+
+use crate::person::{Decision, Page, Person};
+use crate::world::{WEB, World};
+
+async fn at_account(world: &World, person: &mut Person) -> Page {
+    let page = person.open(format!("{}/account", world.url)).await;
+    let Some(form) = page.forms().into_iter().find(|form| form.action.path() == "/account/login") else { return page };
+    let sent = person.send(&form).await;
+    let mut page = person.go(sent.location().expect("a redirect").as_str(), &world.known(), Decision::Allow).await;
+    while let Some(next) = page.location() {
+        page = person.open(next).await;
+    }
+    page
+}
+
+#[tokio::test]
+async fn a_user_logs_in_and_sees_their_clients_and_nobody_elses() {
+    let world = World::new().await;
+    let (one, two) = (world.client(WEB).await, world.client("https://bobs.example/cb").await);
+    let mut alice = Person::new("alice", "secret");
+    let (access, _) = world.connect(&mut alice, &one, WEB).await;
+    world.connect(&mut Person::new("bob", "secret"), &two, "https://bobs.example/cb").await;
+    world.who(&access).await.expect("a use");
+    let page = at_account(&world, &mut Person::new("alice", "secret")).await;
+    assert_eq!(page.url.path(), "/account");
+    for part in ["alice", "Test client", &one, "last used\njust now", "0 open sessions", "Reads and changes"] {
+        assert!(page.text.contains(part), "{part}: {}", page.text);
+    }
+    assert!(!page.text.contains(&two));
+}
+
+#[tokio::test]
+async fn disconnecting_ends_the_clients_tokens_and_forgets_the_consent() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (access, refresh) = world.connect(&mut alice, &client, WEB).await;
+    let page = at_account(&world, &mut alice).await;
+    let sent = alice.send(&page.form("/account/disconnect")).await;
+    assert_eq!(sent.location().expect("back").path(), "/account");
+    assert_eq!(world.who(&access).await, Err(401));
+    assert_eq!(world.refresh(&client, &refresh).await.0, 400);
+    let page = alice.open(format!("{}/account", world.url)).await;
+    assert!(page.text.contains("No client is connected"));
+    let page = alice.open(world.authorize(&client, WEB, &[])).await;
+    assert!(page.text.contains("/oauth/consent"), "asked again");
+}
+
+#[tokio::test]
+async fn a_remembered_approval_without_a_connection_can_be_forgotten() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    // The client never comes for its tokens.
+    world.log_in(&mut alice, &client, WEB).await;
+    let page = at_account(&world, &mut alice).await;
+    assert!(page.text.contains("Approved, not connected now") && page.text.contains(WEB));
+    alice.send(&page.form("/account/disconnect")).await;
+    let page = alice.open(world.authorize(&client, WEB, &[])).await;
+    assert!(page.text.contains("/oauth/consent"));
+}
+
+#[tokio::test]
+async fn nobody_disconnects_what_is_anothers() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let (access, _) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    let grant = world.store.grants().await.expect("grants").remove(0).grant;
+    let mut bob = Person::new("bob", "secret");
+    let page = at_account(&world, &mut bob).await;
+    let token = page.form("/account/logout").fields["token"].clone();
+    let mut form = page.form("/account/logout").with("grant", grant.as_str()).with("token", &token);
+    form.action.set_path("/account/disconnect");
+    bob.send(&form).await;
+    assert!(world.who(&access).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_form_of_another_site_does_nothing() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (access, _) = world.connect(&mut alice, &client, WEB).await;
+    let page = at_account(&world, &mut alice).await;
+    let other =
+        at_account(&world, &mut Person::new("bob", "secret")).await.form("/account/logout").fields["token"].clone();
+    for token in ["", &other] {
+        let sent = alice.send(&page.form("/account/disconnect").with("token", token)).await;
+        assert_eq!(sent.status, 403);
+    }
+    assert!(world.who(&access).await.is_ok());
+}
+
+#[tokio::test]
+async fn logging_out_ends_the_visit_and_leaves_the_clients_connected() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (access, _) = world.connect(&mut alice, &client, WEB).await;
+    let page = at_account(&world, &mut alice).await;
+    let visit = alice.cookies.clone();
+    alice.send(&page.form("/account/logout")).await;
+    for cookies in [alice.cookies.clone(), visit] {
+        alice.cookies = cookies;
+        let page = alice.open(format!("{}/account", world.url)).await;
+        assert!(page.text.contains("Log in with Forgejo"), "also with the old cookie");
+    }
+    assert!(world.who(&access).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_visit_ends_by_itself() {
+    let world = World::new().await;
+    let mut alice = Person::new("alice", "secret");
+    at_account(&world, &mut alice).await;
+    world.clock.advance(std::time::Duration::from_hours(12));
+    assert!(alice.open(format!("{}/account", world.url)).await.text.contains("Log in with Forgejo"));
+}
+
+#[tokio::test]
+async fn the_front_page_tells_how_each_client_is_connected() {
+    let world = World::new().await;
+    let page = Person::new("x", "x").open(format!("{}/", world.url)).await;
+    let endpoint = format!("{}/mcp", world.url);
+    assert_eq!(page.text.matches(&endpoint).count(), 8, "{}", page.text);
+    for client in ["Claude Code", "ChatGPT", "VS Code", "Cursor", "Codex", "Gemini CLI", "opencode", "mcp-remote"] {
+        assert!(page.text.contains(client), "{client}");
+    }
+}

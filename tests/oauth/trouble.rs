@@ -1,0 +1,193 @@
+//! Forgejo away, accounts that are not let in, and what is over.
+
+use std::time::Duration;
+
+use forgejo_mcp_broker::frontend::access::Access;
+use forgejo_mcp_broker::frontend::rotation::Change;
+use serde_json::json;
+
+use crate::person::{Decision, Page, Person, decided};
+use crate::world::{Answer, Terms, WEB, World};
+
+#[tokio::test]
+async fn while_forgejo_is_away_logins_get_a_clear_page_and_nothing_is_revoked() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (access, refresh) = world.connect(&mut alice, &client, WEB).await;
+    let consent = alice.open(world.authorize(&client, WEB, &[("prompt", "consent")])).await;
+    world.misbehave(|mode| mode.fail = Some(502));
+    let page = alice.send(&decided(consent.form("/oauth/consent"), Decision::Allow)).await;
+    assert_eq!((page.status.as_u16(), page.location()), (503, None));
+    assert!(
+        page.text.contains("Forgejo cannot be reached") && page.text.contains("temporarily_unavailable"),
+        "{}",
+        page.text
+    );
+    assert!(!page.header("retry-after").is_empty());
+    let page = alice.open(format!("{}/account", world.url)).await;
+    assert_eq!(page.status, 200, "the account page needs no Forgejo");
+    assert!(world.who(&access).await.is_ok());
+    let (status, tokens) = world.refresh(&client, &refresh).await;
+    assert_eq!(status, 200, "a client's refresh does not wait for Forgejo");
+    // Past the end of Forgejo's own token: calls say that it is not possible now, and nothing is lost.
+    world.clock.advance(Duration::from_mins(61));
+    world.rotation.sweep().await;
+    let (status, tokens) = world.refresh(&client, tokens["refresh_token"].as_str().expect("a token")).await;
+    assert_eq!(status, 200, "{tokens}");
+    let access = tokens["access_token"].as_str().expect("a token");
+    assert_eq!(world.who(access).await, Err(503));
+    world.misbehave(|_| {});
+    world.clock.advance(Duration::from_mins(6));
+    assert!(world.who(access).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_answer_of_forgejo_that_is_lost_is_a_clear_page_too() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    world.misbehave(|mode| mode.lose_answer = true);
+    let page = alice.go(&world.authorize(&client, WEB, &[]), &world.known(), Decision::Allow).await;
+    assert_eq!((page.status.as_u16(), page.location()), (503, None));
+    assert!(page.text.contains("Back to the client"));
+    world.misbehave(|_| {});
+    let page = alice.go(&world.authorize(&client, WEB, &[]), &world.known(), Decision::Allow).await;
+    assert_eq!(Answer::of(&page).address(), WEB);
+}
+
+#[tokio::test]
+async fn a_broker_that_forgejo_does_not_know_says_so_and_ends_nothing() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (access, _) = world.connect(&mut alice, &client, WEB).await;
+    world.forge.with(|state| state.apps[0].secret = "changed".to_owned());
+    let page = alice.go(&world.authorize(&client, WEB, &[]), &world.known(), Decision::Allow).await;
+    assert_eq!((page.status.as_u16(), page.location()), (502, None));
+    assert!(page.text.contains("tell the operator"));
+    assert!(world.who(&access).await.is_ok());
+}
+
+async fn logs_in(world: &World, login: &str) -> Page {
+    let client = world.client(WEB).await;
+    let mut person = Person::new(login, "secret");
+    person.go(&world.authorize(&client, WEB, &[]), &world.known(), Decision::Allow).await
+}
+
+fn is_in(page: &Page) -> bool {
+    page.location().is_some_and(|to| to.as_str().starts_with(&format!("{WEB}?code=")))
+}
+
+async fn world_for(allow: &[&str], deny: &[&str]) -> World {
+    let list = |entries: &[&str]| entries.iter().map(|entry| entry.parse().expect("a subject")).collect();
+    let access = Access { allow: list(allow), deny: list(deny), restricted: false };
+    let world = World::with(Terms { access, ..Terms::default() }).await;
+    world.forge.with(|state| {
+        let alice = state.users.iter_mut().find(|user| user.login == "alice").expect("there");
+        alice.teams = (0..60).map(|n| (format!("Org{n}"), "members".to_owned())).collect();
+        alice.teams.push(("Acme".to_owned(), "Devs".to_owned()));
+    });
+    world
+}
+
+#[tokio::test]
+async fn the_operators_lists_decide_who_may_log_in() {
+    for (allow, deny, alice, bob) in [
+        (&["user:ALICE"][..], &[][..], true, false),
+        (&["org:acme"], &[], true, false),
+        (&["team:acme/devs"], &[], true, false),
+        (&["team:acme/ops"], &[], false, false),
+        (&[], &["user:alice"], false, true),
+        (&["org:acme"], &["team:acme/devs"], false, false),
+    ] {
+        let world = world_for(allow, deny).await;
+        for (login, may) in [("alice", alice), ("bob", bob)] {
+            let page = logs_in(&world, login).await;
+            assert_eq!(is_in(&page), may, "{login} allow {allow:?} deny {deny:?}");
+            if !may {
+                assert_eq!(page.status, 403);
+                assert!(page.text.contains("does not let the account in"), "{}", page.text);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn restricted_accounts_are_refused() {
+    let world = World::new().await;
+    world.forge.with(|state| state.users[0].restricted = true);
+    let page = logs_in(&world, "alice").await;
+    assert!(page.status == 403 && page.text.contains("restricted accounts"), "{}", page.text);
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_any_more_loses_everything_at_the_next_refresh() {
+    let mut world = world_for(&["org:acme"], &[]).await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (access, refresh) = world.connect(&mut alice, &client, WEB).await;
+    world.forge.with(|state| state.users[0].teams.clear());
+    world.clock.advance(Duration::from_mins(56));
+    assert_eq!(world.who(&access).await, Err(401));
+    let mut lost = Vec::new();
+    while let Ok(change) = world.changes.try_recv() {
+        if let Change::Lost(grants) = change {
+            lost.extend(grants);
+        }
+    }
+    assert_eq!(lost.len(), 1);
+    assert_eq!(world.refresh(&client, &refresh).await.0, 400);
+    let page = alice.open(format!("{}/account", world.url)).await;
+    assert!(page.text.contains("Log in with Forgejo"), "the visit is over too");
+}
+
+#[tokio::test]
+async fn a_deactivated_account_loses_everything_at_the_next_refresh() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let (access, _) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    world.forge.with(|state| state.users[0].active = false);
+    world.clock.advance(Duration::from_mins(56));
+    world.rotation.sweep().await;
+    assert_eq!(world.who(&access).await, Err(401));
+}
+
+#[tokio::test]
+async fn lists_that_cannot_be_applied_now_let_nobody_new_in_and_throw_nobody_out() {
+    let world = world_for(&["org:acme"], &[]).await;
+    let client = world.client(WEB).await;
+    let (access, _) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    // Forgejo gives no memberships any more: the grant there lacks the scope.
+    world.forge.with(|state| state.grants[0].scope = "write:user write:repository".to_owned());
+    let page = logs_in(&world, "alice").await;
+    assert_eq!((page.status.as_u16(), page.location()), (503, None));
+    world.clock.advance(Duration::from_mins(56));
+    world.rotation.sweep().await;
+    assert!(world.who(&access).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_over_is_removed_and_a_grant_without_a_live_token_ends() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (_, refresh) = world.connect(&mut alice, &client, WEB).await;
+    world.refresh(&client, &refresh).await;
+    let page = alice.open(world.authorize(&client, WEB, &[("prompt", "consent")])).await;
+    alice.send(&decided(page.form("/oauth/consent"), Decision::Allow)).await;
+    assert_eq!(world.store.logins_under_way().await.expect("a number"), 1);
+    world.clock.advance(Duration::from_hours(2));
+    world.oauth.tidy().await;
+    assert_eq!(world.store.logins_under_way().await.expect("a number"), 0);
+    let (status, refused) = world.refresh(&client, &refresh).await;
+    assert_eq!((status, &refused["error"]), (400, &json!("invalid_grant")));
+    let grants = world.store.grants().await.expect("grants");
+    assert!(grants[0].revoked_at.is_some(), "a reuse long after is still noticed");
+    let (_, refresh) = world.connect(&mut alice, &client, WEB).await;
+    world.clock.advance(Duration::from_hours(31 * 24));
+    world.oauth.tidy().await;
+    let grants = world.store.grants().await.expect("grants");
+    assert!(grants.iter().all(|grant| grant.revoked_at.is_some()), "{grants:?}");
+    assert_eq!(world.refresh(&client, &refresh).await.0, 400);
+}
