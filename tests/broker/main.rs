@@ -18,5 +18,6 @@ mod ends;
 mod idle;
 mod opening;
 mod refusals;
+mod scopes;
 mod streams;
 mod trouble;

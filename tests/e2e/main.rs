@@ -6,6 +6,8 @@
 #![expect(clippy::expect_used, reason = "tests fail by panicking")]
 #![expect(clippy::print_stderr, reason = "what is skipped is said")]
 
+#[path = "../support/person.rs"]
+mod person;
 #[path = "../support/session.rs"]
 mod session;
 #[path = "../support/stage.rs"]
@@ -15,6 +17,7 @@ mod stage;
 mod chaos;
 mod failing_children;
 mod isolation;
+mod login;
 mod operator;
 mod quickstart;
 mod restarts;

@@ -155,8 +155,10 @@ impl Person {
                 page = self.open(&next).await;
                 continue;
             }
-            let forms = page.forms();
-            let Some(form) = forms.first() else { return page };
+            let known = ["/user/login", "/login/oauth/grant", "/oauth/consent"];
+            let Some(form) = page.forms().into_iter().find(|form| known.contains(&form.action.path())) else {
+                return page;
+            };
             page = match form.action.path() {
                 "/user/login" => {
                     let form = form.clone().with("user_name", &self.login).with("password", &self.password);

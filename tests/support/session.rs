@@ -83,6 +83,11 @@ impl Session {
         self.token.clone()
     }
 
+    /// Goes on with another token.
+    pub(crate) fn change_token(&mut self, token: &str) {
+        token.clone_into(&mut self.token);
+    }
+
     /// Sends a request; the whole answer.
     pub(crate) async fn send(&mut self, method: &str, params: Value) -> Result<(StatusCode, Value)> {
         self.next += 1;

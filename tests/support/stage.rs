@@ -73,6 +73,8 @@ pub(crate) struct Setting {
     pub(crate) listen: String,
     /// A socket that the broker is to inherit instead of listening itself.
     pub(crate) inherited: Option<Arc<TcpListener>>,
+    /// Whether the broker is registered at Forgejo, so that people can log in.
+    pub(crate) oauth: bool,
     /// TOML laid over the supervisor's own configuration.
     pub(crate) supervisor: String,
     /// TOML laid over the broker's own configuration.
@@ -97,6 +99,7 @@ impl Setting {
             forgejo: None,
             listen,
             inherited: None,
+            oauth: false,
             supervisor: String::new(),
             broker: String::new(),
             privileged,
@@ -188,6 +191,9 @@ impl Stage {
         if stage.setting.forgejo.is_none() {
             stage.start_forge()?;
         }
+        if stage.setting.oauth {
+            stage.register()?;
+        }
         stage.start_supervisor()?;
         stage.start_broker()?;
         Ok(stage)
@@ -206,6 +212,51 @@ impl Stage {
         self.forge = Some(Running { name: "the demo forge", log, child });
         let url = line.trim().strip_prefix("LISTENING ").ok_or("the demo forge did not start")?;
         url.clone_into(&mut self.forgejo);
+        Ok(())
+    }
+
+    /// Registers the broker at Forgejo: at the stub through its strings, at a real one through its API. The address
+    /// must be known before the broker starts, so its socket is made here.
+    fn register(&mut self) -> Result<()> {
+        if self.setting.inherited.is_none() {
+            let listener = TcpListener::bind(&self.setting.listen)?;
+            self.setting.listen = listener.local_addr()?.to_string();
+            self.setting.inherited = Some(Arc::new(listener));
+        }
+        let callback = format!("http://{}/oauth/callback", self.setting.listen);
+        let answer = match &self.forge {
+            Some(_) => self.stub("/stub/apps", &format!(r#"{{"name":"broker","redirect_uris":["{callback}"]}}"#))?,
+            None => admin(
+                &self.forgejo,
+                "/api/v1/user/applications/oauth2",
+                &format!(r#"{{"name":"broker","confidential_client":true,"redirect_uris":["{callback}"]}}"#),
+            )?,
+        };
+        let answer: serde_json::Value = serde_json::from_str(&answer)?;
+        let part = |name: &str| answer.get(name).and_then(|part| part.as_str()).ok_or("no application was made");
+        let file = self.setting.dir.join("client-secret");
+        fs::write(&file, part("client_secret")?)?;
+        let text =
+            format!("[forgejo]\nclient_id = \"{}\"\nclient_secret_file = \"{}\"\n", part("client_id")?, file.display());
+        fs::write(self.setting.dir.join("broker-login.toml"), text)?;
+        Ok(())
+    }
+
+    /// A user who can log in with the password `secret-of-LOGIN`.
+    pub(crate) fn user(&self, login: &str) -> Result<()> {
+        let password = format!("secret-of-{login}");
+        match &self.forge {
+            Some(_) => self.stub("/stub/users", &format!(r#"{{"login":"{login}","password":"{password}"}}"#))?,
+            None => admin(
+                &self.forgejo,
+                "/api/v1/admin/users",
+                &format!(
+                    r#"{{"username":"{login}","password":"{password}","email":"{login}@example.org","must_change_password":false}}"#
+                ),
+            )
+            // From an earlier run.
+            .or_else(|e| if e.to_string().contains("422") { Ok(String::new()) } else { Err(e) })?,
+        };
         Ok(())
     }
 
@@ -242,7 +293,10 @@ impl Stage {
             database.display(),
             admin.display()
         );
-        let files = self.configure("broker", &own, &self.setting.broker)?;
+        let mut files = self.configure("broker", &own, &self.setting.broker)?;
+        if self.setting.oauth {
+            files.extend(["--config".to_owned(), self.setting.dir.join("broker-login.toml").display().to_string()]);
+        }
         let program = self.setting.broker_program.clone();
         let program = program.unwrap_or_else(|| self.setting.binaries.join("forgejo-mcp-broker"));
         let mut command = if self.setting.inherited.is_some() {
@@ -399,6 +453,21 @@ impl Drop for Stage {
         drop(self.supervisor.take());
         drop(self.forge.take());
         drop(self.short.take());
+    }
+}
+
+/// POST to a real Forgejo's API as its administrator: `FORGEJO_ADMIN` is `LOGIN:PASSWORD`.
+fn admin(forgejo: &str, path: &str, body: &str) -> Result<String> {
+    let admin = std::env::var("FORGEJO_ADMIN").map_err(|_| "FORGEJO_ADMIN=LOGIN:PASSWORD is missing")?;
+    let output = Command::new("curl")
+        .args(["-sS", "--fail-with-body", "-u", &admin, "-H", "content-type: application/json", "-d", body])
+        .arg(format!("{forgejo}{path}"))
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        Ok(text)
+    } else {
+        Err(format!("{path}: {text} {}", String::from_utf8_lossy(&output.stderr)).into())
     }
 }
 

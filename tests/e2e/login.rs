@@ -1,0 +1,174 @@
+//! People log in, their clients work in real sessions, and end when they are disconnected. The forge is the stub, or a
+//! real one: `FORGEJO_URL`, `FORGEJO_ADMIN=LOGIN:PASSWORD`.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::person::{Decision, Page, Person};
+use crate::session::Session;
+use crate::stage::Stage;
+use crate::{real_child, setting, skip, stand_in};
+
+const REDIRECT: &str = "http://127.0.0.1:9/callback";
+const VERIFIER: &str = "a-verifier-of-forty-three-characters-or-more-0123";
+
+/// A stage where people can log in; on a real Forgejo where one is given.
+pub(crate) fn login_stage(test: &str, child: crate::stage::Program, broker: &str) -> Stage {
+    let mut setting = setting(test, child);
+    setting.oauth = true;
+    setting.forgejo = std::env::var("FORGEJO_URL").ok();
+    broker.clone_into(&mut setting.broker);
+    let stage = Stage::set(setting).expect("a stage");
+    for login in ["alice", "bob"] {
+        stage.user(login).expect("a user");
+    }
+    stage
+}
+
+pub(crate) fn person(login: &str) -> Person {
+    Person::new(login, &format!("secret-of-{login}"))
+}
+
+/// A client that can be written down in a few lines.
+struct Client<'a> {
+    stage: &'a Stage,
+    http: reqwest::Client,
+    id: String,
+}
+
+impl<'a> Client<'a> {
+    async fn register(stage: &'a Stage) -> Self {
+        let http = crate::session::http();
+        let metadata =
+            json!({"client_name": "Test", "redirect_uris": [REDIRECT], "token_endpoint_auth_method": "none"});
+        let answer =
+            http.post(format!("{}/oauth/register", stage.url)).json(&metadata).send().await.expect("an answer");
+        let answer: Value = answer.json().await.expect("json");
+        let id = answer.get("client_id").and_then(Value::as_str).expect("an id").to_owned();
+        Self { stage, http, id }
+    }
+
+    async fn send(&self, person: &mut Person, decision: Decision) -> Page {
+        let query = [
+            ("response_type", "code"),
+            ("client_id", &self.id),
+            ("redirect_uri", REDIRECT),
+            ("state", "x"),
+            ("code_challenge_method", "S256"),
+            ("code_challenge", "oroLTuavjsSokHw90r4c-vQlAuGTf32wNsPC1UFaIZc"),
+        ];
+        let url = Url::parse_with_params(&format!("{}/oauth/authorize", self.stage.url), query).expect("an address");
+        person.go(url.as_str(), &[&self.stage.url, &self.stage.forgejo], decision).await
+    }
+
+    async fn connect(&self, person: &mut Person, decision: Decision) -> (String, String) {
+        let page = self.send(person, decision).await;
+        let to = page.location().unwrap_or_else(|| panic!("no redirect but {} {}", page.status, page.text));
+        let code = to.query_pairs().find(|(name, _)| name == "code").expect("a code").1.into_owned();
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("client_id", &self.id),
+            ("redirect_uri", REDIRECT),
+            ("code", &code),
+            ("code_verifier", VERIFIER),
+        ];
+        self.tokens(&form).await
+    }
+
+    async fn tokens(&self, form: &[(&str, &str)]) -> (String, String) {
+        let request = self.http.post(format!("{}/oauth/token", self.stage.url)).form(form);
+        let tokens: Value = request.send().await.expect("an answer").json().await.expect("json");
+        let text =
+            |name: &str| tokens.get(name).and_then(Value::as_str).unwrap_or_else(|| panic!("{tokens}")).to_owned();
+        (text("access_token"), text("refresh_token"))
+    }
+}
+
+#[tokio::test]
+async fn a_login_opens_a_session_of_the_users_own_and_a_refresh_keeps_it() {
+    let Some(child) = real_child() else { return skip("login", "no forgejo-mcp") };
+    let stage = login_stage("login-session", child, "");
+    let client = Client::register(&stage).await;
+    for login in ["alice", "bob"] {
+        let (access, refresh) = client.connect(&mut person(login), Decision::Allow).await;
+        let mut session = Session::open(&stage.url, &access).await.expect("a session");
+        assert!(crate::who(&mut session).await.contains(login));
+        let form = [("grant_type", "refresh_token"), ("client_id", client.id.as_str()), ("refresh_token", &refresh)];
+        let (second, _) = client.tokens(&form).await;
+        session.change_token(&second);
+        assert!(crate::who(&mut session).await.contains(login), "the session goes on under the refreshed token");
+    }
+}
+
+#[tokio::test]
+async fn who_allows_reading_only_is_shown_and_may_call_only_what_reads() {
+    let Some(child) = real_child() else { return skip("read-only login", "no forgejo-mcp") };
+    let stage = login_stage("login-readonly", child, "");
+    let client = Client::register(&stage).await;
+    let (all, _) = client.connect(&mut person("alice"), Decision::Allow).await;
+    let (some, _) = client.connect(&mut person("alice"), Decision::ReadOnly).await;
+    let mut writer = Session::open(&stage.url, &all).await.expect("a session");
+    let mut reader = Session::open(&stage.url, &some).await.expect("a session");
+    let (all, some) = (writer.tools().await.expect("tools"), reader.tools().await.expect("tools"));
+    assert!(!some.is_empty() && some.len() < all.len(), "{} of {}", some.len(), all.len());
+    assert!(crate::who(&mut reader).await.contains("alice"));
+    let writes = all.iter().find(|tool| !some.contains(tool)).expect("a tool that writes");
+    let refused = reader.text(writes, json!({})).await.expect_err("refused").to_string();
+    assert!(refused.contains("needs the scope forgejo:write"), "{refused}");
+}
+
+#[tokio::test]
+async fn disconnecting_on_the_account_page_ends_the_children_within_a_second() {
+    let stage = login_stage("login-disconnect", stand_in(&[]), "");
+    let client = Client::register(&stage).await;
+    let mut alice = person("alice");
+    let (access, _) = client.connect(&mut alice, Decision::Allow).await;
+    let mut session = Session::open(&stage.url, &access).await.expect("a session");
+    session.tools().await.expect("tools");
+    assert_eq!(stage.children().len(), 1);
+    let page = alice.open(format!("{}/account", stage.url)).await;
+    assert!(page.text.contains("1 open session"), "{}", page.text);
+    let begun = Instant::now();
+    alice.send(&page.form("/account/disconnect")).await;
+    assert!(session.tools().await.is_err(), "the token is worthless at once");
+    while !stage.children().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "the child is still there");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_login_and_its_consent_outlive_a_restart_of_the_broker() {
+    let mut stage = login_stage("login-restart", stand_in(&[]), "");
+    let (id, refresh) = {
+        let client = Client::register(&stage).await;
+        let (_, refresh) = client.connect(&mut person("alice"), Decision::Allow).await;
+        (client.id, refresh)
+    };
+    drop(stage.broker.take());
+    stage.start_broker().expect("the broker starts again");
+    let http = crate::session::http();
+    let client = Client { stage: &stage, http, id };
+    let form = [("grant_type", "refresh_token"), ("client_id", client.id.as_str()), ("refresh_token", &refresh)];
+    let (access, _) = client.tokens(&form).await;
+    Session::open(&stage.url, &access).await.expect("a session");
+}
+
+#[tokio::test]
+async fn readyz_says_that_forgejo_is_away_and_sessions_go_on() {
+    let mut setting = setting("login-away", stand_in(&[]));
+    setting.oauth = true;
+    let stage = Stage::set(setting).expect("a stage");
+    stage.user("alice").expect("a user");
+    let client = Client::register(&stage).await;
+    let (access, _) = client.connect(&mut person("alice"), Decision::Allow).await;
+    let mut session = Session::open(&stage.url, &access).await.expect("a session");
+    stage.stub("/stub/mode", r#"{"fail":502}"#).expect("the stub fails");
+    let ready = client.http.get(format!("{}/readyz", stage.url)).send().await.expect("an answer");
+    assert_eq!(ready.status(), 503);
+    let ready: Value = ready.json().await.expect("json");
+    assert_eq!(ready, json!({"store": true, "supervisor": true, "forgejo": false}));
+    session.tools().await.expect("the session goes on");
+}
