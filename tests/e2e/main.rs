@@ -15,6 +15,7 @@ mod session;
 mod stage;
 
 mod chaos;
+mod clients;
 mod failing_children;
 mod isolation;
 mod login;

