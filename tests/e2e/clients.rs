@@ -1,10 +1,15 @@
-//! Real clients log in and work, headless, with nothing said to them but the address: the official SDKs, mcp-remote,
+//! Real clients log in and work, headless, with nothing said to them but the address: the official SDKs, rmcp, mcp-remote,
 //! and the conformance suite's tests of an authorization server. `tests/run` installs them (`tests/clients/install`).
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rmcp::ServiceExt;
+use rmcp::model::CallToolRequestParams;
+use rmcp::transport::StreamableHttpClientTransport;
+use rmcp::transport::auth::{AuthClient, AuthorizationRequest, OAuthState};
+use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
@@ -124,6 +129,34 @@ async fn the_python_sdk_logs_in_works_and_refreshes() {
         command
     };
     works("client-python", command).await;
+}
+
+#[tokio::test]
+async fn rmcp_logs_in_works_and_refreshes() {
+    let Some((stage, _)) = stage("client-rmcp") else { return };
+    let endpoint = format!("{}/mcp", stage.url);
+    let config = || StreamableHttpClientTransportConfig::with_uri(endpoint.as_str());
+    let stranger = StreamableHttpClientTransport::with_client(crate::session::http(), config());
+    let refused = ().serve(stranger).await.expect_err("no token");
+    let challenge = refused.auth_challenge().expect("a challenge").to_owned();
+    let mut login = OAuthState::new(endpoint.as_str(), None).await.expect("a login");
+    let redirect = "http://127.0.0.1:9/callback";
+    let request = AuthorizationRequest::new(redirect).with_client_name("rmcp").with_challenge(challenge);
+    login.start_authorization(request).await.expect("discovery and registration");
+    let url = login.get_authorization_url().await.expect("an address");
+    let page = person("alice").go(&url, &[&stage.url, &stage.forgejo], Decision::Allow).await;
+    login.handle_callback_url(page.location().expect("a way back").as_str()).await.expect("tokens");
+    let manager = login.into_authorization_manager().expect("logged in");
+    let http = AuthClient::new(crate::session::http(), manager);
+    let client = ().serve(StreamableHttpClientTransport::with_client(http, config())).await.expect("a session");
+    assert!(client.list_all_tools().await.expect("tools").len() > 20);
+    for _ in 0..2 {
+        let answer = client.call_tool(CallToolRequestParams::new(whoami())).await.expect("an answer");
+        assert!(serde_json::to_string(&answer).expect("json").contains("alice"));
+        // The access token ends in the meantime.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    client.cancel().await.expect("an end");
 }
 
 #[tokio::test]
