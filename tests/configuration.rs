@@ -60,6 +60,44 @@ fn the_broker_reports_every_problem_with_file_and_key() {
 }
 
 #[test]
+fn everything_about_logging_in_is_checked_too() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\nscopes = [\"all\"]\n\
+                client_id = \"x\"\n[access]\nallow = [\"alice\"]\ndeny = [\"org:acme\"]\n[oauth]\n\
+                access_token_ttl = \"never\"\n[oauth.documents]\nfetch = \"maybe\"\n[oauth.clients.a]\n\
+                redirect_uris = [\"http://a.example/\"]\n[oauth.clients.b]\nredirect_uris = [\"https://b.example/\"]\n\
+                secret_file = \"/nonexistent\"\n[rates]\nlogins = 0\n[http]\ntrusted_proxies = [\"proxy\"]\n[tools]\n\
+                tables = [\"/nonexistent\"]\n";
+    let file = write(dir.path(), "broker.toml", text);
+    let (code, said) = check(BROKER, &[&file], &[]);
+    assert_eq!(code, 78, "{said}");
+    for key in [
+        "forgejo.scopes: `all` is no scope",
+        "forgejo.scopes: must hold read:user",
+        "forgejo.scopes: must hold read:organization",
+        "forgejo.client_id",
+        "access.allow",
+        "oauth.access_token_ttl",
+        "oauth.documents.fetch",
+        "oauth.clients.a.redirect_uris: `http://a.example/`: must be https",
+        "oauth.clients.b.secret_file",
+        "rates.logins",
+        "http.trusted_proxies",
+        "tools.tables",
+    ] {
+        assert!(said.contains(&format!("{}: {key}", file.display())), "{key} is not named:\n{said}");
+    }
+}
+
+#[test]
+fn an_empty_list_of_scopes_which_forgejo_takes_for_all_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\nscopes = []\n";
+    let file = write(dir.path(), "broker.toml", text);
+    assert_eq!(check(BROKER, &[&file], &[]).0, 78);
+}
+
+#[test]
 fn the_supervisor_reports_every_problem_with_file_and_key() {
     let dir = tempfile::tempdir().expect("a directory");
     let text = "broker_user = \"no-such-user-here\"\n[forgejo]\nurl = \"git.example\"\n[child]\nprofile = \"custom\"\n\

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::http::{HeaderName, Method};
 use clap::Parser;
 use listenfd::ListenFd;
 use rand::rngs::SysRng;
@@ -16,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{error, info, warn};
 
 use super::admin::{self, Admin, AdminError};
@@ -169,6 +171,7 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     })?;
     let router = Router::new()
         .route("/mcp", endpoint.routes().layer(RequireBearer::new(principals.clone())))
+        .layer(cors(&config.origins))
         .merge(oauth.routes())
         .merge(health::routes(store.clone(), supervisor.clone(), forgejo.clone()));
 
@@ -211,6 +214,25 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     }
     info!("the broker ends");
     Ok(())
+}
+
+/// Pages of the operator's origins may read what the endpoint answers; the browser's question beforehand has no token.
+fn cors(origins: &[String]) -> CorsLayer {
+    let named = |names: &[&'static str]| names.iter().map(|&name| HeaderName::from_static(name)).collect::<Vec<_>>();
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok())))
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers(named(&[
+            "authorization",
+            "content-type",
+            "accept",
+            "mcp-session-id",
+            "mcp-protocol-version",
+            "mcp-method",
+            "mcp-name",
+            "last-event-id",
+        ]))
+        .expose_headers(named(&["www-authenticate", "mcp-session-id", "mcp-protocol-version", "retry-after"]))
 }
 
 fn open_vault(config: &Config) -> Result<Vault, VaultError> {

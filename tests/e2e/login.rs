@@ -32,14 +32,14 @@ pub(crate) fn person(login: &str) -> Person {
 }
 
 /// A client that can be written down in a few lines.
-struct Client<'a> {
+pub(crate) struct Client<'a> {
     stage: &'a Stage,
     http: reqwest::Client,
-    id: String,
+    pub(crate) id: String,
 }
 
 impl<'a> Client<'a> {
-    async fn register(stage: &'a Stage) -> Self {
+    pub(crate) async fn register(stage: &'a Stage) -> Self {
         let http = crate::session::http();
         let metadata =
             json!({"client_name": "Test", "redirect_uris": [REDIRECT], "token_endpoint_auth_method": "none"});
@@ -63,7 +63,7 @@ impl<'a> Client<'a> {
         person.go(url.as_str(), &[&self.stage.url, &self.stage.forgejo], decision).await
     }
 
-    async fn connect(&self, person: &mut Person, decision: Decision) -> (String, String) {
+    pub(crate) async fn connect(&self, person: &mut Person, decision: Decision) -> (String, String) {
         let page = self.send(person, decision).await;
         let to = page.location().unwrap_or_else(|| panic!("no redirect but {} {}", page.status, page.text));
         let code = to.query_pairs().find(|(name, _)| name == "code").expect("a code").1.into_owned();
@@ -77,7 +77,7 @@ impl<'a> Client<'a> {
         self.tokens(&form).await
     }
 
-    async fn tokens(&self, form: &[(&str, &str)]) -> (String, String) {
+    pub(crate) async fn tokens(&self, form: &[(&str, &str)]) -> (String, String) {
         let request = self.http.post(format!("{}/oauth/token", self.stage.url)).form(form);
         let tokens: Value = request.send().await.expect("an answer").json().await.expect("json");
         let text =
@@ -114,9 +114,28 @@ async fn who_allows_reading_only_is_shown_and_may_call_only_what_reads() {
     let (all, some) = (writer.tools().await.expect("tools"), reader.tools().await.expect("tools"));
     assert!(!some.is_empty() && some.len() < all.len(), "{} of {}", some.len(), all.len());
     assert!(crate::who(&mut reader).await.contains("alice"));
-    let writes = all.iter().find(|tool| !some.contains(tool)).expect("a tool that writes");
-    let refused = reader.text(writes, json!({})).await.expect_err("refused").to_string();
+    let forbidden = all.iter().find(|tool| !some.contains(tool)).expect("a tool that writes");
+    let refused = reader.text(forbidden, json!({})).await.expect_err("refused").to_string();
     assert!(refused.contains("needs the scope forgejo:write"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_child_whose_annotations_are_useless_is_read_by_the_reviewed_table() {
+    let stage = login_stage("login-table", stand_in(&[]), "");
+    let client = Client::register(&stage).await;
+    let (all, _) = client.connect(&mut person("alice"), Decision::Allow).await;
+    let (some, _) = client.connect(&mut person("alice"), Decision::ReadOnly).await;
+    let mut reader = Session::open(&stage.url, &some).await.expect("a session");
+    let seen = reader.tools().await.expect("tools");
+    assert_eq!(seen.len(), 67, "the 67 of 141 that read, and none of the stand-in's own: {seen:?}");
+    let mut writer = Session::open(&stage.url, &all).await.expect("a session");
+    let (_, answer) = writer.send("tools/list", json!({})).await.expect("tools");
+    let hint = |name: &str| {
+        let tools = answer.pointer("/result/tools").and_then(Value::as_array).expect("a list");
+        let tool = tools.iter().find(|tool| tool.get("name") == Some(&json!(name))).expect("the tool");
+        tool.pointer("/annotations/readOnlyHint").and_then(Value::as_bool).expect("a hint")
+    };
+    assert!(hint("list_my_repos") && !hint("delete_file"), "clients need not ask for approval of reads");
 }
 
 #[tokio::test]
@@ -171,4 +190,24 @@ async fn readyz_says_that_forgejo_is_away_and_sessions_go_on() {
     let ready: Value = ready.json().await.expect("json");
     assert_eq!(ready, json!({"store": true, "supervisor": true, "forgejo": false}));
     session.tools().await.expect("the session goes on");
+}
+
+#[tokio::test]
+async fn pages_of_the_operators_origins_may_call_the_endpoint_and_others_may_not() {
+    let stage = login_stage("login-cors", stand_in(&[]), "[http]\nallowed_origins = [\"https://inspector.example\"]\n");
+    let ask = |origin: &'static str| {
+        let request = crate::session::http().request(reqwest::Method::OPTIONS, format!("{}/mcp", stage.url));
+        let request = request.header("origin", origin).header("access-control-request-method", "POST");
+        request.header("access-control-request-headers", "authorization,mcp-session-id").send()
+    };
+    let allowed = ask("https://inspector.example").await.expect("an answer");
+    assert_eq!(allowed.headers().get("access-control-allow-origin").expect("allowed"), "https://inspector.example");
+    let refused = ask("https://evil.example").await.expect("an answer");
+    assert!(!refused.headers().contains_key("access-control-allow-origin"));
+    let request =
+        crate::session::http().post(format!("{}/mcp", stage.url)).header("origin", "https://inspector.example");
+    let answer = request.send().await.expect("an answer");
+    assert_eq!(answer.status(), 401);
+    let exposed = answer.headers().get("access-control-expose-headers").expect("exposed").to_str().expect("text");
+    assert!(exposed.contains("www-authenticate") && exposed.contains("mcp-session-id"), "{exposed}");
 }

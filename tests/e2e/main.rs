@@ -3,10 +3,11 @@
 //! The child is the real one that `tests/run` has prepared (`FORGEJO_MCP` names another), or the stand-in where a
 //! promise is about a child that misbehaves. Needs the examples: `cargo build --examples`.
 
-#![expect(clippy::expect_used, reason = "tests fail by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![expect(clippy::print_stderr, reason = "what is skipped is said")]
 
 #[path = "../support/person.rs"]
+#[expect(dead_code, reason = "shared with the tests of logging in")]
 mod person;
 #[path = "../support/session.rs"]
 mod session;
@@ -14,6 +15,7 @@ mod session;
 #[expect(dead_code, reason = "shared with the quickstart")]
 mod stage;
 
+mod browser;
 mod chaos;
 mod clients;
 mod failing_children;

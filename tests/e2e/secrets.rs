@@ -2,9 +2,41 @@
 
 use serde_json::json;
 
+use crate::login::{Client, login_stage, person};
+use crate::person::Decision;
 use crate::session::{Session, http, post};
 use crate::stage::processes;
 use crate::{stand_in_stage, token};
+
+#[tokio::test]
+async fn no_secret_of_a_login_is_in_any_output() {
+    let stage = login_stage("secrets-login", crate::stand_in(&[]), "[oauth]\naccess_token_ttl = \"1s\"\n");
+    let client = Client::register(&stage).await;
+    let mut alice = person("alice");
+    let (access, refresh) = client.connect(&mut alice, Decision::Allow).await;
+    Session::open(&stage.url, &access).await.expect("a session");
+    let form = [("grant_type", "refresh_token"), ("client_id", client.id.as_str()), ("refresh_token", &refresh)];
+    client.tokens(&form).await;
+    // Refusals of every kind, each with a secret in it.
+    let ask = |path: &'static str, form: Vec<(&'static str, String)>| {
+        http().post(format!("{}{path}", stage.url)).form(&form).send()
+    };
+    let bad = format!("{refresh}x");
+    for (path, token) in [("/oauth/token", "refresh_token"), ("/oauth/token", "code"), ("/oauth/revoke", "token")] {
+        let grant = if token == "code" { "authorization_code" } else { "refresh_token" };
+        let form = vec![("grant_type", grant.to_owned()), ("client_id", client.id.clone()), (token, bad.clone())];
+        ask(path, form).await.expect("an answer");
+    }
+    alice.open(format!("{}/oauth/callback?state={bad}&code={bad}", stage.url)).await;
+    let output = stage.output();
+    assert!(output.contains("client connected") && output.contains("logged in at Forgejo"), "{output}");
+    for secret in ["fjb_", "secret-of-alice", "gta_", "gto_"] {
+        assert!(!output.contains(secret), "{secret} is in the output:\n{output}");
+    }
+    for cookie in alice.cookies.values() {
+        assert!(!output.contains(cookie), "a cookie is in the output:\n{output}");
+    }
+}
 
 #[tokio::test]
 async fn no_token_is_in_any_output_or_argument_of_a_whole_run() {

@@ -24,7 +24,7 @@ async fn a_user_logs_in_and_sees_their_clients_and_nobody_elses() {
     world.who(&access).await.expect("a use");
     let page = at_account(&world, &mut Person::new("alice", "secret")).await;
     assert_eq!(page.url.path(), "/account");
-    for part in ["alice", "Test client", &one, "last used\njust now", "0 open sessions", "Reads and changes"] {
+    for part in ["alice", "Test client", &one, "last used just now", "0 open sessions", "Reads and changes"] {
         assert!(page.text.contains(part), "{part}: {}", page.text);
     }
     assert!(!page.text.contains(&two));

@@ -50,6 +50,7 @@ async fn other_well_known_paths_are_a_plain_json_404() {
         "/.well-known/openid-configuration/mcp",
         "/.well-known/oauth-protected-resource/other",
         "/.well-known/mcp.json",
+        "/mcp/.well-known/openid-configuration",
     ] {
         let (status, document, headers) = get(&world, path).await;
         assert_eq!((status, &document), (404, &json!({"error": "not_found"})), "{path}");

@@ -76,6 +76,8 @@ async fn run(options: Options) -> Result<()> {
     let mut setting = Setting::new(&options.binaries, &options.dir, Program::real(&options.child));
     setting.listen.clone_from(&options.listen);
     setting.forgejo = options.forgejo.as_ref().map(|url| url.trim_end_matches('/').to_owned());
+    // With the demo forge people can log in; a real one must know the broker first (see README).
+    setting.oauth = setting.forgejo.is_none();
     if let Some(file) = &options.config {
         (setting.broker, setting.supervisor) = split(file)?;
     }
@@ -114,10 +116,17 @@ async fn run(options: Options) -> Result<()> {
     fs::create_dir_all(&options.dir)?;
     write_env(&env, &stage, &users)?;
     if let Some(first) = users.first() {
-        println!("-- add it to an MCP client, for example as {} (tokens of all users: {})", first.login, env.display());
+        let (url, login) = (&stage.url, &first.login);
+        if options.forgejo.is_none() {
+            stage.user(login)?;
+            println!("-- connect an MCP client; it sends you to log in: `{login}`, password `secret-of-{login}`");
+            println!("   claude mcp add --transport http forgejo {url}/mcp");
+            println!("   other clients: {url}/   connected clients: {url}/account");
+        }
+        println!("-- or without a login, with a token (all users' tokens: {})", env.display());
         println!(
-            "   claude mcp add --transport http forgejo {}/mcp --header \"Authorization: Bearer {}\"",
-            stage.url, first.token
+            "   claude mcp add --transport http forgejo {url}/mcp --header \"Authorization: Bearer {}\"",
+            first.token
         );
     }
     if options.once {

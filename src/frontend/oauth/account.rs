@@ -110,7 +110,10 @@ async fn overview(parts: &Parts, visitor: &Visitor, browser: &Browser) -> Result
                 client_id: one.client_id,
                 writes: one.scopes.write,
                 since: ago(now.since(one.created_at)),
-                used: one.last_used_at.map_or_else(|| "never".to_owned(), |used| ago(now.since(used))),
+                used: match one.last_used_at {
+                    Some(used) => format!("last used {}", ago(now.since(used))),
+                    None => "never used".to_owned(),
+                },
             })
             .collect(),
     };

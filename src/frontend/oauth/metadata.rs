@@ -55,7 +55,8 @@ fn server(public_url: &str, fetch: Fetch) -> Value {
 /// The routes. Below `/.well-known/` everything else is a plain JSON 404: clients probe, and take a page or a 401 for
 /// an answer.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>(public_url: &str, fetch: Option<Fetch>) -> Router<S> {
-    let mut router = Router::new().route("/.well-known/{*rest}", get(unknown).options(unknown));
+    let mut router =
+        Router::new().route("/.well-known/{*rest}", get(unknown)).route("/mcp/.well-known/{*rest}", get(unknown));
     let Some(fetch) = fetch else { return router };
     let (resource, server) = (resource(public_url).to_string(), server(public_url, fetch).to_string());
     for (path, text) in [

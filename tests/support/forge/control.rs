@@ -34,7 +34,15 @@ struct NewUser {
 }
 
 async fn add_user(Extract(forge): Extract<Forge>, Json(new): Json<NewUser>) -> Json<Value> {
-    let id = forge.with(|state| state.add_user(&new.login, &new.password, new.admin));
+    let id = forge.with(|state| match state.users.iter_mut().find(|user| user.login == new.login) {
+        Some(known) => {
+            if !new.password.is_empty() {
+                known.password.clone_from(&new.password);
+            }
+            known.id
+        }
+        None => state.add_user(&new.login, &new.password, new.admin),
+    });
     Json(json!({"id": id}))
 }
 
