@@ -4,6 +4,7 @@
 //! is counted: no token request that succeeds, no document that is cached, no registration that repeats another.
 //! An address is the peer's, or what a trusted proxy says in `X-Forwarded-For`; of an IPv6 address the network (/64).
 
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 
@@ -12,6 +13,11 @@ use axum::http::HeaderMap;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
+
+use super::principal::GrantId;
+
+/// Exchanges of one family a minute. A client needs one an hour; several of its processes may come at once.
+const REFRESHES: u32 = 30;
 
 /// Addresses that one limiter remembers at most before it forgets those that are within their limits.
 const REMEMBERED: usize = 100_000;
@@ -60,17 +66,17 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// One kind of request.
+/// One kind of request, counted by who asks.
 #[derive(Debug)]
-pub struct Limiter(DefaultKeyedRateLimiter<Source>);
+pub struct Limiter<K: Clone + Eq + Hash = Source>(DefaultKeyedRateLimiter<K>);
 
-impl Limiter {
+impl<K: Clone + Eq + Hash> Limiter<K> {
     fn new(a_minute: u32) -> Self {
         Self(RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(a_minute).unwrap_or(NonZeroU32::MIN))))
     }
 
     /// Counts one; refused where it is one too many.
-    pub fn count(&self, source: Source) -> Result<(), TooMany> {
+    pub fn count(&self, source: K) -> Result<(), TooMany> {
         if self.0.len() > REMEMBERED {
             self.0.retain_recent();
         }
@@ -93,6 +99,8 @@ pub struct Limits {
     pub documents: Limiter,
     /// Token and revocation requests that fail.
     pub failures: Limiter,
+    /// Exchanges of refresh tokens, by family: each leaves two rows behind.
+    pub refreshes: Limiter<GrantId>,
 }
 
 impl Limits {
@@ -104,6 +112,7 @@ impl Limits {
             logins: Limiter::new(rates.logins),
             documents: Limiter::new(rates.documents),
             failures: Limiter::new(rates.failures),
+            refreshes: Limiter::new(REFRESHES),
         }
     }
 
@@ -138,6 +147,7 @@ impl Limits {
         for limiter in [&self.registrations, &self.logins, &self.documents, &self.failures] {
             limiter.0.retain_recent();
         }
+        self.refreshes.0.retain_recent();
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::login::{login_stage, person};
 use crate::person::Decision;
 use crate::stage::Stage;
-use crate::{real_child, skip};
+use crate::{real_child, skip, stand_in};
 
 /// For a whole exchange of a client that is a program of its own.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,31 +53,32 @@ fn start(command: &mut Command) -> Child {
 }
 
 /// Plays the person for a client that says `OPEN url`; its `RESULT`.
-async fn run(stage: &Stage, command: &mut Command) -> Value {
+async fn run(stage: &Stage, command: &mut Command, decisions: &[Decision]) -> Value {
+    let mut decisions = decisions.iter().copied();
     let mut child = start(command);
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     let exchange = async {
         while let Some(line) = lines.next_line().await.expect("text") {
             if let Some(url) = line.strip_prefix("OPEN ") {
-                bring_back(stage, url).await;
+                bring_back(stage, url, decisions.next().unwrap_or(Decision::Allow)).await;
             } else if let Some(result) = line.strip_prefix("RESULT ") {
                 return Some(serde_json::from_str(result).expect("json"));
             }
         }
         None
     };
-    let result = timeout(PATIENCE, exchange).await.expect("in time");
-    if let Some(result) = result {
+    if let Ok(Some(result)) = timeout(PATIENCE, exchange).await {
         return result;
     }
+    let _ = child.start_kill();
     let output = child.wait_with_output().await.expect("an end");
     panic!("no result; it said:\n{}\n{}", String::from_utf8_lossy(&output.stderr), stage.output());
 }
 
 /// Logs in as alice and takes the answer to the client's own listener.
-async fn bring_back(stage: &Stage, url: &str) {
+async fn bring_back(stage: &Stage, url: &str, decision: Decision) {
     let mut alice = person("alice");
-    let page = alice.go(url, &[&stage.url, &stage.forgejo], Decision::Allow).await;
+    let page = alice.go(url, &[&stage.url, &stage.forgejo], decision).await;
     let to = page.location().unwrap_or_else(|| panic!("no way back: {} {}", page.status, page.text));
     assert!(alice.open(&to).await.status.is_success());
 }
@@ -91,7 +92,7 @@ async fn works(test: &str, command: impl FnOnce(&Path) -> Command) {
     let Some((stage, dir)) = stage(test) else { return };
     let mut command = command(&dir);
     command.arg(format!("{}/mcp", stage.url)).arg(whoami()).arg("3");
-    let result = run(&stage, &mut command).await;
+    let result = run(&stage, &mut command, &[]).await;
     assert!(result.get("names").and_then(Value::as_array).is_some_and(|names| names.len() > 20), "{result}");
     for call in ["text", "again"] {
         assert!(
@@ -129,6 +130,19 @@ async fn the_python_sdk_logs_in_works_and_refreshes() {
         command
     };
     works("client-python", command).await;
+}
+
+#[tokio::test]
+async fn a_client_that_may_only_read_asks_its_user_for_more_when_it_needs_more() {
+    let Some(dir) = installed() else { return skip("client-step-up", "no clients: run tests/run") };
+    // The stand-in's own tools are in no table, so they count as writing.
+    let stage = login_stage("client-step-up", stand_in(&[]), "");
+    let mut command = node(&dir);
+    command.arg(script("step-up.mjs")).arg(format!("{}/mcp", stage.url)).args(["get_my_user_info", "echo"]);
+    let result = run(&stage, &mut command, &[Decision::ReadOnly, Decision::Allow]).await;
+    assert_eq!(result.get("refused"), Some(&json!(true)), "{result}");
+    assert_eq!(result.get("written"), Some(&json!("x")), "{result}");
+    assert_eq!(result.get("scope"), Some(&json!("forgejo:read forgejo:write")), "{result}");
 }
 
 #[tokio::test]
@@ -176,7 +190,7 @@ async fn mcp_remote_logs_in_and_works() {
         while let Some(line) = err.next_line().await.expect("text") {
             let line = line.trim();
             if line.starts_with(&stage.url) && line.contains("/oauth/authorize?") {
-                bring_back(&stage, line).await;
+                bring_back(&stage, line, Decision::Allow).await;
                 return;
             }
         }
@@ -228,7 +242,8 @@ async fn the_conformance_suite_finds_nothing_wrong_with_the_authorization_server
             said.push_str(&line);
             said.push('\n');
             if let Some(at) = line.find(&format!("{}/oauth/authorize?", stage.url)) {
-                bring_back(&stage, line.split_at(at).1.split_whitespace().next().expect("an address")).await;
+                let url = line.split_at(at).1.split_whitespace().next().expect("an address");
+                bring_back(&stage, url, Decision::Allow).await;
             }
         }
     };

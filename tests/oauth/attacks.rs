@@ -452,6 +452,22 @@ async fn another_clients_revocation_is_refused_and_ones_own_ends_everything() {
 }
 
 #[tokio::test]
+async fn a_client_that_refreshes_in_a_loop_is_slowed_down_and_keeps_its_family() {
+    let (world, _, client, access, mut refresh) = connected().await;
+    let mut refused = 0;
+    for _ in 0..40 {
+        let (status, tokens) = world.refresh(&client, &refresh).await;
+        match status {
+            200 => tokens["refresh_token"].as_str().expect("a token").clone_into(&mut refresh),
+            429 => refused += 1,
+            other => panic!("{other} {tokens}"),
+        }
+    }
+    assert!(refused > 0);
+    assert!(world.who(&access).await.is_ok());
+}
+
+#[tokio::test]
 async fn guessing_is_slowed_down_and_honest_refreshes_from_the_same_address_are_not() {
     let terms = crate::world::Terms {
         rates: forgejo_mcp_broker::frontend::limiter::Rates {
@@ -477,4 +493,27 @@ async fn guessing_is_slowed_down_and_honest_refreshes_from_the_same_address_are_
         assert_eq!(status, 200);
         refresh = tokens["refresh_token"].as_str().expect("a token").to_owned();
     }
+}
+
+#[tokio::test]
+async fn stolen_refresh_token_a_family_that_is_revoked_in_the_middle_of_an_exchange_gives_nothing() {
+    use forgejo_mcp_broker::frontend::store::NewPair;
+    use forgejo_mcp_broker::frontend::token::{AccessToken, RefreshToken};
+    let (world, _, _, _, refresh) = connected().await;
+    let token = RefreshToken::parse(&refresh).expect("a token").hash();
+    let row = world.store.find_refresh_token(&token).await.expect("read").expect("there");
+    // Between the look at the row and the exchange:
+    let now = world.clock.now();
+    assert!(world.store.revoke_grant(&row.grant, "operator", now).await.expect("revoked"));
+    let (access, next) = (AccessToken::mint(&mut rand::rngs::SysRng), RefreshToken::mint(&mut rand::rngs::SysRng));
+    let (access, next) = (access.expect("a token"), next.expect("a token"));
+    let pair = NewPair {
+        access: access.hash(),
+        access_ends: now.plus(Duration::from_mins(1)),
+        access_scopes: None,
+        refresh: next.hash(),
+        refresh_ends: now.plus(Duration::from_mins(1)),
+    };
+    assert!(!world.store.exchange_refresh_token(&token, &row.grant, &pair, now).await.expect("no trouble"));
+    assert!(world.store.find_token(&access.hash()).await.expect("read").is_none());
 }

@@ -263,3 +263,25 @@ async fn a_second_login_of_a_user_replaces_forgejos_tokens_for_all_their_clients
     let grants = world.store.grants().await.expect("grants");
     assert!(grants.iter().all(|grant| grant.revoked_at.is_none()), "{grants:?}");
 }
+
+#[tokio::test]
+async fn a_client_from_the_configuration_is_vouched_for_by_the_operator() {
+    use forgejo_mcp_broker::frontend::oauth::client::{Client, Origin};
+    use forgejo_mcp_broker::frontend::oauth::redirect::{RedirectUri, Schemes};
+    let redirect = RedirectUri::parse(WEB, &Schemes::new(Vec::new())).expect("good");
+    let client = Client {
+        id: "our-bot".to_owned(),
+        name: "Our bot".to_owned(),
+        redirects: vec![redirect],
+        secret: None,
+        origin: Origin::Configured,
+    };
+    let world = World::with(crate::world::Terms { clients: vec![client], ..Default::default() }).await;
+    let mut alice = Person::new("alice", "secret");
+    let page = alice.open(world.authorize("our-bot", WEB, &[])).await;
+    assert!(page.text.contains("Our bot") && page.text.contains("The operator of this service"), "{}", page.text);
+    let (access, _) = world.connect(&mut alice, "our-bot", WEB).await;
+    assert!(world.who(&access).await.is_ok());
+    let page = alice.open(world.authorize("our-bot", WEB, &[("code_challenge", "")])).await;
+    assert_eq!(Answer::of(&page).param("error").as_deref(), Some("invalid_request"), "its address can be trusted");
+}

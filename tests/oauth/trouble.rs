@@ -191,3 +191,65 @@ async fn what_is_over_is_removed_and_a_grant_without_a_live_token_ends() {
     assert!(grants.iter().all(|grant| grant.revoked_at.is_some()), "{grants:?}");
     assert_eq!(world.refresh(&client, &refresh).await.0, 400);
 }
+
+/// Waits until the forge has been asked for this path so many times.
+async fn asked(world: &World, path: &str, times: usize) {
+    let count = || world.forge.with(|state| state.requests.iter().filter(|seen| seen.path == path).count());
+    while count() < times {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_that_a_login_of_the_same_user_has_overtaken_waits_for_it_and_ends_nothing() {
+    let mut world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (access, _) = world.connect(&mut alice, &client, WEB).await;
+    let credential =
+        world.store.oauth_credential_of(forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id"));
+    let credential = credential.await.expect("read").expect("a credential");
+    world.clock.advance(Duration::from_mins(56));
+    world.forge.with(|state| state.requests.clear());
+    let mut page = alice.open(world.authorize(&client, WEB, &[])).await;
+    let callback = loop {
+        let to = page.location().expect("straight through, because all was agreed to before");
+        if to.path() == "/oauth/callback" {
+            break to;
+        }
+        page = alice.open(&to).await;
+    };
+    // The login has its pair from Forgejo, which has made the stored one worthless, and cannot yet say whose it is.
+    world.misbehave(|mode| mode.hang_api = true);
+    let mut logging_in = alice.clone();
+    let login = tokio::spawn(async move { logging_in.open(callback).await });
+    asked(&world, "/login/oauth/access_token", 1).await;
+    asked(&world, "/api/v1/user", 1).await;
+    let rotation = world.rotation.clone();
+    let mut refresh = tokio::spawn(async move { rotation.fresh(&credential).await });
+    asked(&world, "/login/oauth/access_token", 2).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut refresh).await;
+    assert!(early.is_err(), "the refresh was refused, and waits for the login instead of ending the user's grants");
+    world.misbehave(|_| {});
+    let page = login.await.expect("no panic");
+    assert!(page.location().is_some_and(|to| to.as_str().starts_with(WEB)), "{}", page.text);
+    refresh.await.expect("no panic").expect("the login's own token");
+    while let Ok(change) = world.changes.try_recv() {
+        assert!(matches!(change, Change::Rotated(_)), "{change:?}");
+    }
+    assert!(world.who(&access).await.is_ok());
+}
+
+#[tokio::test]
+async fn logins_from_one_address_are_limited() {
+    let mut terms = Terms::default();
+    terms.rates.logins = 2;
+    let world = World::with(terms).await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    for n in 0..3 {
+        let page = alice.open(world.authorize(&client, WEB, &[])).await;
+        let sent = alice.send(&decided(page.form("/oauth/consent"), Decision::Allow)).await;
+        assert_eq!(sent.status.as_u16(), if n < 2 { 303 } else { 429 });
+    }
+}

@@ -13,6 +13,7 @@ use forgejo_mcp_broker::clock::{Clock, UnixTime};
 use forgejo_mcp_broker::frontend::access::Access;
 use forgejo_mcp_broker::frontend::bearer::{Challenge, Principals, RequireBearer};
 use forgejo_mcp_broker::frontend::limiter::{Limits, Peer, Rates};
+use forgejo_mcp_broker::frontend::oauth::client::Client;
 use forgejo_mcp_broker::frontend::oauth::policy::{Documents, Policy};
 use forgejo_mcp_broker::frontend::oauth::redirect::Schemes;
 use forgejo_mcp_broker::frontend::oauth::{OAuth, Setup};
@@ -73,12 +74,19 @@ pub(crate) struct Terms {
     pub(crate) documents: Documents,
     pub(crate) rates: Rates,
     pub(crate) proxies: Vec<ipnet::IpNet>,
+    pub(crate) clients: Vec<Client>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
         let rates = Rates { registrations: 1000, logins: 1000, documents: 1000, failures: 1000 };
-        Self { access: Access::default(), documents: Documents::default(), rates, proxies: Vec::new() }
+        Self {
+            access: Access::default(),
+            documents: Documents::default(),
+            rates,
+            proxies: Vec::new(),
+            clients: Vec::new(),
+        }
     }
 }
 
@@ -132,7 +140,7 @@ impl World {
             Revocation { store: store.clone(), principals: principals.clone(), registry, clock: clock.clone() };
         let oauth = OAuth::new(Setup {
             public_url: url.clone(),
-            policy: policy(terms.documents),
+            policy: Policy { clients: terms.clients, ..policy(terms.documents) },
             application: Some(application),
             store: store.clone(),
             forgejo: client,

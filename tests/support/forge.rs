@@ -51,7 +51,7 @@ async fn misbehave(Extract(forge): Extract<Forge>, request: Request, next: Next)
         state.requests.push(state::Seen { method, path, user });
         state.mode.fail
     });
-    forge.unhung().await;
+    forge.unhung(request.uri().path()).await;
     if let Some(status) = fail {
         return StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY).into_response();
     }

@@ -157,12 +157,10 @@ pub(super) async fn log_in(State(parts): State<Arc<Parts>>, request: Request) ->
         Ok((_, _, browser)) => browser,
         Err(response) => return response,
     };
-    if !parts.forgejo.answers().await {
-        return page::forgejo_away(Some(("/account", "Try again")));
-    }
     match authorize::begin(&parts, browser, None, None, source).await {
         Ok(response) => response,
         Err(NotBegun::TooMany) => page::too_many(),
+        Err(NotBegun::ForgejoAway) => page::forgejo_away(Some(("/account", "Try again"))),
         Err(NotBegun::Store(e)) => failed(&e),
         Err(NotBegun::NoRandomness) => page::trouble(),
     }

@@ -32,6 +32,9 @@ use crate::frontend::principal::Scopes;
 use crate::frontend::store::{Login, StoreError};
 use crate::frontend::token::{LoginState, NoRandomness};
 
+/// Bytes of an authorization request: it is kept while somebody logs in.
+const MAX_QUERY: usize = 8 * 1024;
+
 /// The consent page.
 #[derive(Debug, Template)]
 #[template(path = "consent.html", config = ".askama.toml")]
@@ -102,7 +105,7 @@ pub(super) async fn show(State(parts): State<Arc<Parts>>, RawQuery(query): RawQu
         if let Some(visitor) = &visitor
             && remembered(&parts, visitor.tenant, &asked).await?.is_some()
         {
-            return to_forgejo(&parts, browser, Some(query), None, source).await;
+            return to_forgejo(&parts, browser, &asked, query, None, source).await;
         }
         let login = visitor.as_ref().map(|visitor| visitor.login.as_str());
         Ok(consent_page(&parts, &asked, &query, browser, login))
@@ -129,11 +132,7 @@ pub(super) async fn decide(State(parts): State<Arc<Parts>>, request: Request) ->
         }
         // Never more than was asked for, whatever the form says.
         let scopes = Scopes { write: asked.scopes.write && form.get("access") == Some("write") };
-        if !parts.forgejo.answers().await {
-            let back = asked.back.refusing(request::NOT_NOW, &parts.public_url);
-            return Ok(page::forgejo_away(Some((&back, "Back to the client"))));
-        }
-        to_forgejo(&parts, browser, Some(query.to_owned()), Some(scopes), source).await
+        to_forgejo(&parts, browser, &asked, query.to_owned(), Some(scopes), source).await
     };
     outcome.await.unwrap_or_else(Trouble::respond)
 }
@@ -155,6 +154,9 @@ async fn read(parts: &Parts, query: &str, source: Source) -> Result<Authorizatio
         let message = Message { title: "This login link cannot be used", text, way: None };
         Trouble::Page(message.respond(StatusCode::BAD_REQUEST))
     };
+    if query.len() > MAX_QUERY {
+        return Err(wrong("It is too long. Start again from your MCP client."));
+    }
     let params = Params::parse(query.as_bytes())
         .map_err(|_| wrong("A parameter is in it twice. Start again from your MCP client."))?;
     let id = params
@@ -254,12 +256,17 @@ pub(super) fn consent_page(
 async fn to_forgejo(
     parts: &Parts,
     browser: Browser,
-    request: Option<String>,
+    asked: &AuthorizationRequest,
+    query: String,
     consented: Option<Scopes>,
     source: Source,
 ) -> Result<Response, Trouble> {
-    begin(parts, browser, request, consented, source).await.map_err(|e| match e {
+    begin(parts, browser, Some(query), consented, source).await.map_err(|e| match e {
         NotBegun::TooMany => Trouble::Page(page::too_many()),
+        NotBegun::ForgejoAway => {
+            let back = asked.back.refusing(request::NOT_NOW, &parts.public_url);
+            Trouble::Page(page::forgejo_away(Some((&back, "Back to the client"))))
+        }
         NotBegun::Store(e) => Trouble::Store(e),
         NotBegun::NoRandomness => Trouble::NoRandomness,
     })
@@ -268,6 +275,8 @@ async fn to_forgejo(
 /// Why no login was begun.
 pub(super) enum NotBegun {
     TooMany,
+    /// A browser that is sent to a forge that does not answer shows a page that helps nobody.
+    ForgejoAway,
     Store(StoreError),
     NoRandomness,
 }
@@ -283,6 +292,9 @@ pub(super) async fn begin(
     parts.limits.logins.count(source).map_err(|_| NotBegun::TooMany)?;
     if parts.store.logins_under_way().await.map_err(NotBegun::Store)? >= MAX_LOGINS {
         return Err(NotBegun::TooMany);
+    }
+    if !parts.forgejo.answers().await {
+        return Err(NotBegun::ForgejoAway);
     }
     let state = LoginState::mint(&mut SysRng).map_err(|_| NotBegun::NoRandomness)?;
     let login =

@@ -45,10 +45,7 @@ impl Params {
     /// Whether every resource that is named is `ours`. Clients write it with and without a slash behind, in any case of
     /// scheme and host, and some name the origin only; all of that is this broker and nothing else.
     pub(super) fn resource_is(&self, ours: &str) -> bool {
-        let plain = |text: &str| {
-            let url = url::Url::parse(text).ok()?;
-            url.fragment().is_none().then(|| url.as_str().trim_end_matches('/').to_owned())
-        };
+        let plain = |text: &str| Some(url::Url::parse(text).ok()?.as_str().trim_end_matches('/').to_owned());
         let origin = ours.trim_end_matches("/mcp");
         let known = [plain(ours), plain(origin)];
         self.1.iter().all(|asked| plain(asked).is_some_and(|asked| known.contains(&Some(asked))))

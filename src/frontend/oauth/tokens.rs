@@ -220,6 +220,7 @@ async fn refresh(parts: &Parts, params: &Params, caller: &Caller) -> Result<Gran
     if row.expires_at <= now {
         return Err(WORTHLESS);
     }
+    parts.limits.refreshes.count(row.grant.clone()).map_err(OAuthError::TooMany)?;
     let narrowed = params.get("scope").and_then(|asked| narrowed(asked, row.scopes));
     let (pair, granted) = mint(parts, row.scopes, narrowed)?;
     if !parts.store.exchange_refresh_token(&token, &row.grant, &pair, now).await? {

@@ -121,6 +121,8 @@ pub(crate) struct Issue {
 pub(crate) struct Mode {
     /// Accept requests and never answer until the mode changes.
     pub(crate) hang: bool,
+    /// The same for the API alone; the OAuth endpoints answer.
+    pub(crate) hang_api: bool,
     /// Answer every request with this status.
     pub(crate) fail: Option<u16>,
     /// Let the token endpoint do its work, counter and all, and then close without an answer.
@@ -183,11 +185,12 @@ impl Forge {
     }
 
     /// Waits for as long as the mode says to hang.
-    pub(crate) async fn unhung(&self) {
+    pub(crate) async fn unhung(&self, path: &str) {
         loop {
             // Made before the look, so that a change between the look and the wait is not missed.
             let changed = self.changed.notified();
-            if !self.inner.lock().mode.hang {
+            let mode = self.inner.lock().mode;
+            if !mode.hang && !(mode.hang_api && path.starts_with("/api/")) {
                 return;
             }
             changed.await;
