@@ -14,8 +14,8 @@ use forgejo_mcp_broker::frontend::access::Access;
 use forgejo_mcp_broker::frontend::bearer::{Challenge, Denied, Principals};
 use forgejo_mcp_broker::frontend::principal::{GrantId, Scopes};
 use forgejo_mcp_broker::frontend::rotation::{Change, Rotation, RotationError};
-use forgejo_mcp_broker::frontend::store::{Credential, NewGrant, Store};
-use forgejo_mcp_broker::frontend::token::AccessToken;
+use forgejo_mcp_broker::frontend::store::{Code, Credential, NewPair, Store};
+use forgejo_mcp_broker::frontend::token::{AccessToken, AuthorizationCode, RefreshToken};
 use forgejo_mcp_broker::frontend::upstream::Forgejo;
 use forgejo_mcp_broker::frontend::upstream::tokens::Application;
 use forgejo_mcp_broker::frontend::vault::{self, Vault};
@@ -47,6 +47,35 @@ fn token(text: &serde_json::Value) -> UpstreamToken {
     UpstreamToken::parse(text.as_str().expect("a text")).expect("a token")
 }
 
+/// A client that the user has connected, by the store's own steps; its access token.
+async fn connect(store: &Store, tenant: TenantId, now: UnixTime) -> AccessToken {
+    let (code, refresh) = (AuthorizationCode::mint(&mut SysRng), RefreshToken::mint(&mut SysRng));
+    let access = AccessToken::mint(&mut SysRng).expect("a token");
+    let code = Code {
+        code: code.expect("a code").hash(),
+        client_id: "client".to_owned(),
+        client_name: "Client".to_owned(),
+        redirect_uri: "https://client.example/".to_owned(),
+        challenge: String::new(),
+        tenant,
+        credential_id: CREDENTIAL.to_owned(),
+        scopes: Scopes { write: true },
+        created_at: now,
+        redeemed: None,
+    };
+    let ends = now.plus(Duration::from_hours(24 * 30));
+    let pair = NewPair {
+        access: access.hash(),
+        access_ends: ends,
+        access_scopes: None,
+        refresh: refresh.expect("a token").hash(),
+        refresh_ends: ends,
+    };
+    store.insert_code(&code).await.expect("stored");
+    assert!(store.redeem_code(&code, &GrantId::new("grant"), &pair, now).await.expect("redeemed"));
+    access
+}
+
 impl Scene {
     async fn new() -> Self {
         let clock = Clock::manual(UnixTime::from_secs(1_800_000_000));
@@ -75,29 +104,17 @@ impl Scene {
         let refresh = token(pair.get("refresh_token").expect("there"));
         let access = vault.seal(&first, &vault::access_place(CREDENTIAL), &mut SysRng).expect("sealed");
         let now = clock.now();
-        let broker_token = AccessToken::mint(&mut SysRng).expect("a token");
-        let new = NewGrant {
-            grant: GrantId::new("grant"),
-            client_id: "client".to_owned(),
-            tenant: TenantId::new(u64::try_from(user).expect("positive")).expect("an id"),
-            login: Label::parse("alice").expect("a label"),
-            scopes: Scopes { write: true },
-            credential_id: "pat".to_owned(),
-            credential: access.clone(),
-            token: broker_token.hash(),
-            created_at: now,
-            expires_at: now.plus(Duration::from_hours(24 * 30)),
-        };
-        store.insert_grant(&new).await.expect("stored");
+        let tenant = TenantId::new(u64::try_from(user).expect("positive")).expect("an id");
         let credential = Credential {
             id: CREDENTIAL.to_owned(),
-            tenant: new.tenant,
+            tenant,
             access,
             refresh: Some(vault.seal(&refresh, &vault::refresh_place(CREDENTIAL), &mut SysRng).expect("sealed")),
             expires_at: Some(now.plus(Duration::from_hours(1))),
         };
-        store.put_oauth_credential(&credential, &new.login, now).await.expect("stored");
-        store.rest_grant_on(&new.grant, CREDENTIAL).await.expect("stored");
+        let login = Label::parse("alice").expect("a label");
+        store.put_oauth_credential(&credential, &login, now).await.expect("stored");
+        let broker_token = connect(&store, tenant, now).await;
         let forgejo = Forgejo::new(&url).expect("a client");
         let lead = Duration::from_mins(5);
         let (rotation, changes) = Rotation::new(

@@ -76,11 +76,11 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
     }
 
     /// Counts one; refused where it is one too many.
-    pub fn count(&self, source: K) -> Result<(), TooMany> {
+    pub fn count(&self, source: &K) -> Result<(), TooMany> {
         if self.0.len() > REMEMBERED {
             self.0.retain_recent();
         }
-        self.0.check_key(&source).map_err(|not_until| {
+        self.0.check_key(source).map_err(|not_until| {
             let wait = not_until.wait_time_from(DefaultClock::default().now());
             TooMany { seconds: wait.as_secs().saturating_add(1) }
         })
@@ -192,9 +192,9 @@ mod tests {
         let limits = limits();
         let (a, b) =
             (Source::of_address("192.0.2.1".parse().expect("a")), Source::of_address("192.0.2.2".parse().expect("b")));
-        assert!(limits.logins.count(a).is_ok() && limits.logins.count(a).is_ok());
-        assert!(limits.logins.count(a).expect_err("the third").seconds >= 1);
-        assert!(limits.logins.count(b).is_ok());
-        assert!(limits.registrations.count(a).is_ok(), "each kind counts by itself");
+        assert!(limits.logins.count(&a).is_ok() && limits.logins.count(&a).is_ok());
+        assert!(limits.logins.count(&a).expect_err("the third").seconds >= 1);
+        assert!(limits.logins.count(&b).is_ok());
+        assert!(limits.registrations.count(&a).is_ok(), "each kind counts by itself");
     }
 }

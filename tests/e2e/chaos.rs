@@ -2,24 +2,17 @@
 //! answer or a clear error, tokens rotate underneath, and at the end nothing is left over.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use forgejo_mcp_broker::clock::Clock;
-use forgejo_mcp_broker::frontend::principal::{GrantId, Scopes};
-use forgejo_mcp_broker::frontend::store::{Credential, NewGrant, Store};
-use forgejo_mcp_broker::frontend::token::AccessToken;
-use forgejo_mcp_broker::frontend::vault::{self, Vault};
-use forgejo_mcp_broker::ipc::message::{Label, TenantId};
-use forgejo_mcp_broker::secret::UpstreamToken;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use parking_lot::Mutex;
 use rand::Rng;
-use rand::rngs::SysRng;
 use serde_json::{Value, json};
 
+use crate::login::{Client, person};
+use crate::person::Decision;
 use crate::session::{http, initialize, post};
 use crate::stage::{Stage, processes};
 use crate::{setting, stand_in};
@@ -33,43 +26,6 @@ type Counts = Arc<Mutex<BTreeMap<&'static str, u64>>>;
 
 fn count(counts: &Counts, what: &'static str) {
     *counts.lock().entry(what).or_default() += 1;
-}
-
-/// Gives a user a grant with an OAuth credential, as a login would.
-async fn log_in(stage: &Stage, store: &Store, vault: &Vault, client_id: &str, login: &str) -> String {
-    let user = stage.stub("/stub/users", &json!({"login": login}).to_string()).expect("a user");
-    let user: Value = serde_json::from_str(&user).expect("json");
-    let scope = "write:user write:repository";
-    let body = json!({"login": login, "client_id": client_id, "scope": scope}).to_string();
-    let pair: Value = serde_json::from_str(&stage.stub("/stub/pairs", &body).expect("a pair")).expect("json");
-    let part = |name: &str| {
-        let text = pair.get(name).and_then(Value::as_str).expect("a token");
-        UpstreamToken::parse(text).expect("a token")
-    };
-    let (clock, id) = (Clock::system(), format!("oauth-{login}"));
-    let access = vault.seal(&part("access_token"), &vault::access_place(&id), &mut SysRng).expect("sealed");
-    let refresh = vault.seal(&part("refresh_token"), &vault::refresh_place(&id), &mut SysRng).expect("sealed");
-    let tenant = TenantId::new(user.get("id").and_then(Value::as_u64).expect("an id")).expect("an id");
-    let token = AccessToken::mint(&mut SysRng).expect("a token");
-    let now = clock.now();
-    let new = NewGrant {
-        grant: GrantId::new(format!("grant-{login}")),
-        client_id: "chaos".to_owned(),
-        tenant,
-        login: Label::parse(login).expect("a label"),
-        scopes: Scopes { write: true },
-        credential_id: format!("pat-{login}"),
-        credential: access.clone(),
-        token: token.hash(),
-        created_at: now,
-        expires_at: now.plus(Duration::from_hours(1)),
-    };
-    store.insert_grant(&new).await.expect("stored");
-    let expires_at = Some(now.plus(Duration::from_secs(TOKEN_LIFE)));
-    let credential = Credential { id: id.clone(), tenant, access, refresh: Some(refresh), expires_at };
-    store.put_oauth_credential(&credential, &new.login, now).await.expect("stored");
-    store.rest_grant_on(&new.grant, &id).await.expect("stored");
-    token.expose().to_owned()
 }
 
 /// One client: opens sessions as it needs them and calls until the time is over.
@@ -207,36 +163,21 @@ fn descriptors(pid: u32) -> usize {
 async fn every_request_is_answered_once_and_nothing_is_left_over() {
     let seconds = std::env::var("CHAOS_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
     let mut setting = setting("chaos", stand_in(&["--check-token"]));
-    let secret = setting.dir.join("secret");
-    setting.broker = format!(
-        "[forgejo]\nclient_id = \"CLIENT\"\nclient_secret_file = \"{}\"\nrefresh_lead = \"10s\"\n\
-         [http]\nrequest_timeout = \"3s\"\n[sessions]\nstart_timeout = \"3s\"\ndrain = \"1s\"\nchildren_per_user = 6\n",
-        secret.display()
-    );
+    setting.oauth = true;
+    "[forgejo]\nrefresh_lead = \"10s\"\n[http]\nrequest_timeout = \"3s\"\n\
+     [sessions]\nstart_timeout = \"3s\"\ndrain = \"1s\"\nchildren_per_user = 6\n"
+        .clone_into(&mut setting.broker);
     setting.supervisor =
         "[caps]\nspawns_per_second = 200\nspawn_burst = 400\n[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n"
             .to_owned();
-    std::fs::create_dir_all(&setting.dir).expect("a directory");
-    std::fs::write(&secret, "not-known-yet").expect("written");
     let mut stage = Stage::set(setting).expect("a stage");
-
-    // The broker learns its client id, then starts anew with it.
     mode(&stage, &json!({}));
-    let app = json!({"name": "broker", "redirect_uris": ["http://127.0.0.1/cb"]}).to_string();
-    let app: Value = serde_json::from_str(&stage.stub("/stub/apps", &app).expect("an app")).expect("json");
-    let client_id = app.get("client_id").and_then(Value::as_str).expect("an id").to_owned();
-    std::fs::write(&secret, app.get("client_secret").and_then(Value::as_str).expect("a secret")).expect("written");
-    stage.setting.broker = stage.setting.broker.replace("CLIENT", &client_id);
-    stage.broker.as_mut().expect("runs").stop().expect("it ends");
-    stage.start_broker().expect("the broker starts");
-    let data = stage.setting.dir.join("broker");
-    let store = Store::open(&data.join("broker.db")).await.expect("the broker's store");
-    let vault = Vault::open(Path::new(&data.join("upstream.key")), false, &mut SysRng).expect("the broker's key");
     let mut tokens = Vec::new();
     for login in USERS {
-        tokens.push(log_in(&stage, &store, &vault, &client_id, login).await);
+        stage.user(login).expect("a user");
+        let client = Client::register(&stage).await;
+        tokens.push(client.connect(&mut person(login), Decision::Allow).await.0);
     }
-    store.close().await;
 
     let counts = Counts::default();
     let start = Instant::now();

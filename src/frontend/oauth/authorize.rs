@@ -289,7 +289,7 @@ pub(super) async fn begin(
     consented: Option<Scopes>,
     source: Source,
 ) -> Result<Response, NotBegun> {
-    parts.limits.logins.count(source).map_err(|_| NotBegun::TooMany)?;
+    parts.limits.logins.count(&source).map_err(|_| NotBegun::TooMany)?;
     if parts.store.logins_under_way().await.map_err(NotBegun::Store)? >= MAX_LOGINS {
         return Err(NotBegun::TooMany);
     }

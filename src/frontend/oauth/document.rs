@@ -124,7 +124,7 @@ impl Library {
         {
             return Ok(client.clone());
         }
-        self.limits.documents.count(asking).map_err(DocumentError::TooMany)?;
+        self.limits.documents.count(&asking).map_err(DocumentError::TooMany)?;
         let _place = self.places.try_acquire().map_err(|_| DocumentError::Unreachable)?;
         let response = self.client.get(url).header("accept", "application/json").send().await.map_err(|error| {
             debug!(error = ?error, client = id, "a metadata document cannot be fetched");

@@ -128,7 +128,7 @@ async fn add(parts: &Parts, source: Source, text: &Bytes) -> Result<Registered, 
         registered.client_id = known.client_id;
         return Ok(registered);
     }
-    parts.limits.registrations.count(source).map_err(OAuthError::TooMany)?;
+    parts.limits.registrations.count(&source).map_err(OAuthError::TooMany)?;
     make_room(parts).await?;
     let secret = if confidential { Some(ClientSecret::mint(&mut SysRng)?) } else { None };
     registered.client_id = format!("mcp-{}", hex::random_id(&mut SysRng)?);

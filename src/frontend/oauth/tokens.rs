@@ -83,7 +83,7 @@ async fn answer(
     };
     let mut response = match outcome.await {
         Ok(response) => response,
-        Err(error) if error.is_a_guess() => match parts.limits.failures.count(source) {
+        Err(error) if error.is_a_guess() => match parts.limits.failures.count(&source) {
             Ok(()) => error.into_response(),
             Err(too_many) => OAuthError::TooMany(too_many).into_response(),
         },
@@ -220,7 +220,7 @@ async fn refresh(parts: &Parts, params: &Params, caller: &Caller) -> Result<Gran
     if row.expires_at <= now {
         return Err(WORTHLESS);
     }
-    parts.limits.refreshes.count(row.grant.clone()).map_err(OAuthError::TooMany)?;
+    parts.limits.refreshes.count(&row.grant).map_err(OAuthError::TooMany)?;
     let narrowed = params.get("scope").and_then(|asked| narrowed(asked, row.scopes));
     let (pair, granted) = mint(parts, row.scopes, narrowed)?;
     if !parts.store.exchange_refresh_token(&token, &row.grant, &pair, now).await? {

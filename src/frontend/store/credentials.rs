@@ -103,17 +103,6 @@ impl Store {
         row.map(|row| row.try_get("id")).transpose().map_err(StoreError::query(READING))
     }
 
-    /// Lets a grant stand on another credential: its user has logged in again.
-    pub async fn rest_grant_on(&self, grant: &GrantId, credential: &str) -> Result<(), StoreError> {
-        sqlx::query("UPDATE grants SET credential_id = $1 WHERE id = $2")
-            .bind(credential)
-            .bind(grant.as_str())
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("moving a grant to another credential"))?;
-        Ok(())
-    }
-
     /// One credential.
     pub async fn find_credential(&self, id: &str) -> Result<Option<Credential>, StoreError> {
         let row = sqlx::query(

@@ -190,7 +190,7 @@ impl Forge {
             // Made before the look, so that a change between the look and the wait is not missed.
             let changed = self.changed.notified();
             let mode = self.inner.lock().mode;
-            if !mode.hang && !(mode.hang_api && path.starts_with("/api/")) {
+            if !(mode.hang || mode.hang_api && path.starts_with("/api/")) {
                 return;
             }
             changed.await;
