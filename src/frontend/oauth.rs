@@ -2,16 +2,19 @@
 //!
 //! A stranger may send anything here. A client is believed nothing but what it proves (a secret, a verifier, a token);
 //! a browser is known by its cookie; a person by what Forgejo says after a login that this browser began. The path of a
-//! login: [`authorize`] (is the request good, what was agreed to before) → the consent page → Forgejo → [`callback`]
-//! (who is it, are they let in) → the client → [`tokens`].
+//! login: [`authorize`] (is the request good) → [`consent`] (what was agreed to before; the page that asks) → [`login`]
+//! → Forgejo → [`callback`] (who is it, are they let in) → the client → [`tokens`].
 
 mod account;
 mod authorize;
 pub mod browser;
 mod callback;
 pub mod client;
+pub mod clients;
+mod consent;
 pub mod document;
 mod error;
+mod login;
 mod metadata;
 mod page;
 mod params;
@@ -36,7 +39,7 @@ use tower_http::cors::{Any, CorsLayer};
 use tracing::error;
 
 use self::browser::Cookies;
-use self::client::Clients;
+use self::clients::Clients;
 use self::document::{Library, LibraryError};
 use self::policy::Policy;
 use super::limiter::Limits;
@@ -82,6 +85,8 @@ pub struct Setup {
 struct Parts {
     public_url: String,
     resource: String,
+    /// Where Forgejo sends browsers back to; registered there.
+    callback: String,
     policy: Policy,
     application: Option<Application>,
     cookies: Cookies,
@@ -105,6 +110,7 @@ impl OAuth {
         let library = Library::new(policy.documents.clone(), Arc::clone(&limits), clock.clone())?;
         Ok(Self(Arc::new(Parts {
             resource: format!("{public_url}/mcp"),
+            callback: format!("{public_url}/oauth/callback"),
             cookies: Cookies::new(&public_url),
             clients: Clients::new(store.clone(), library),
             public_url,

@@ -96,15 +96,7 @@ impl Forgejo {
             #[serde(default)]
             prohibit_login: bool,
         }
-        let request = self.client.get(format!("{}/api/v1/user", self.url)).bearer_auth(token.expose());
-        let response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED => return Err(UpstreamError::BadToken),
-            StatusCode::FORBIDDEN => return Err(UpstreamError::Forbidden),
-            other => return Err(UpstreamError::Status(other.as_u16())),
-        }
-        let text = body(response).await.ok_or(UpstreamError::Unreachable)?;
+        let text = self.api("/api/v1/user", token).await?;
         let user: User = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotAUser)?;
         Ok(ForgejoUser {
             id: TenantId::new(user.id).map_err(|_| UpstreamError::NotAUser)?,
@@ -112,6 +104,18 @@ impl Forgejo {
             restricted: user.restricted,
             locked: user.prohibit_login || user.active == Some(false),
         })
+    }
+
+    /// What the API answers to GET with this token.
+    async fn api(&self, path: &str, token: &UpstreamToken) -> Result<Vec<u8>, UpstreamError> {
+        let request = self.client.get(format!("{}{path}", self.url)).bearer_auth(token.expose());
+        let response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
+        match response.status() {
+            StatusCode::OK => body(response).await.ok_or(UpstreamError::Unreachable),
+            StatusCode::UNAUTHORIZED => Err(UpstreamError::BadToken),
+            StatusCode::FORBIDDEN => Err(UpstreamError::Forbidden),
+            other => Err(UpstreamError::Status(other.as_u16())),
+        }
     }
 
     /// Whether it answers at all now. Any answer that is no server's error will do: an instance may ask everybody to

@@ -9,11 +9,10 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use tracing::{error, info};
 
-use super::authorize::{self, NotBegun, is_from_here};
 use super::browser::Browser;
 use super::page::{self, Message};
 use super::params::Params;
-use super::{Parts, body};
+use super::{Parts, body, login};
 use crate::frontend::principal::GrantId;
 use crate::frontend::store::{StoreError, Visitor};
 use crate::frontend::token::TokenHash;
@@ -143,8 +142,7 @@ async fn form(parts: &Parts, request: Request) -> Result<(Params, HeaderMap, Bro
     let headers = request.headers().clone();
     let text = body(request).await.map_err(|_| refused())?;
     let form = Params::parse(&text).map_err(|_| refused())?;
-    let browser = parts.cookies.known_browser(&headers);
-    match browser.filter(|browser| is_from_here(&headers) && browser.sent(FORM, form.get("token"))) {
+    match parts.cookies.sender(&headers, FORM, form.get("token")) {
         Some(browser) => Ok((form, headers, browser)),
         None => Err(refused()),
     }
@@ -157,12 +155,12 @@ pub(super) async fn log_in(State(parts): State<Arc<Parts>>, request: Request) ->
         Ok((_, _, browser)) => browser,
         Err(response) => return response,
     };
-    match authorize::begin(&parts, browser, None, None, source).await {
+    match login::begin(&parts, browser, None, None, source).await {
         Ok(response) => response,
-        Err(NotBegun::TooMany) => page::too_many(),
-        Err(NotBegun::ForgejoAway) => page::forgejo_away(Some(("/account", "Try again"))),
-        Err(NotBegun::Store(e)) => failed(&e),
-        Err(NotBegun::NoRandomness) => page::trouble(),
+        Err(login::NotBegun::TooMany) => page::too_many(),
+        Err(login::NotBegun::ForgejoAway) => page::forgejo_away(Some(("/account", "Try again"))),
+        Err(login::NotBegun::Store(e)) => failed(&e),
+        Err(login::NotBegun::NoRandomness) => page::trouble(),
     }
 }
 

@@ -74,6 +74,13 @@ impl Cookies {
         Some(Browser { key, set: None })
     }
 
+    /// The browser that sends a form about `about`, if the form was made for it. Browsers that send `Sec-Fetch-Site`
+    /// tell a form of ours from one of another site; the form's token does for all.
+    pub fn sender(self, headers: &HeaderMap, about: &str, token: Option<&str>) -> Option<Browser> {
+        let is_from_here = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
+        self.known_browser(headers).filter(|browser| is_from_here && browser.sent(about, token))
+    }
+
     /// The visit that these headers name.
     pub fn visit(self, headers: &HeaderMap) -> Option<TokenHash> {
         values(headers, self.visit_name()).find_map(VisitKey::parse).map(|visit| visit.hash())
@@ -119,7 +126,7 @@ impl Browser {
     }
 
     /// Whether a form about `about` was made for this browser; compared in constant time.
-    pub fn sent(&self, about: &str, token: Option<&str>) -> bool {
+    fn sent(&self, about: &str, token: Option<&str>) -> bool {
         let Some(given) = token.and_then(|token| URL_SAFE_NO_PAD.decode(token).ok()) else { return false };
         self.mac("form", about).is_some_and(|mac| mac.verify_slice(&given).is_ok())
     }

@@ -8,23 +8,18 @@ use axum::response::Response;
 use rand::rngs::SysRng;
 use tracing::{error, info, warn};
 
-use super::authorize;
 use super::browser::Browser;
 use super::page::{self, Message};
 use super::params::Params;
 use super::request::{self, AuthorizationRequest};
 use super::{LOGIN_TTL, Parts};
+use super::{authorize, consent};
 use crate::frontend::limiter::Source;
 use crate::frontend::principal::Scopes;
 use crate::frontend::rotation::{LogInError, LoggedIn};
 use crate::frontend::store::{Code, Consent, Login, StoreError};
 use crate::frontend::token::{AuthorizationCode, LoginState, NoRandomness, VisitKey};
 use crate::frontend::upstream::tokens::Answer;
-
-/// Where Forgejo sends browsers back to; registered there.
-pub(super) fn address(parts: &Parts) -> String {
-    format!("{}/oauth/callback", parts.public_url)
-}
 
 /// GET.
 pub(super) async fn back(State(parts): State<Arc<Parts>>, RawQuery(query): RawQuery, request: Request) -> Response {
@@ -53,7 +48,7 @@ pub(super) async fn back(State(parts): State<Arc<Parts>>, RawQuery(query): RawQu
     };
     let Some(code) = params.get("code") else { return refused_by_forgejo(&parts, &params, asked.as_ref()) };
     let answer =
-        Answer { code: code.to_owned(), verifier: browser.verifier(state.expose()), redirect: address(&parts) };
+        Answer { code: code.to_owned(), verifier: browser.verifier(state.expose()), redirect: parts.callback.clone() };
     match parts.rotation.log_in(answer).await {
         Ok(logged_in) => go_on(&parts, &logged_in, &login, asked, browser).await.unwrap_or_else(|e| failed(&e)),
         Err(e) => not_logged_in(&parts, &e, asked.as_ref(), source),
@@ -139,11 +134,11 @@ async fn go_on(
     // remembered, and Forgejo may have let in another.
     let scopes = match login.consented {
         Some(scopes) => Some(scopes),
-        None => authorize::remembered(parts, tenant, &asked).await?,
+        None => consent::remembered(parts, tenant, &asked).await?,
     };
     let Some(scopes) = scopes else {
         let query = login.request.as_deref().unwrap_or_default();
-        let page = authorize::consent_page(parts, &asked, query, browser, Some(logged_in.user.login.as_str()));
+        let page = consent::page(parts, &asked, query, browser, Some(logged_in.user.login.as_str()));
         return Ok(page::with_cookies(page, cookie));
     };
     if login.consented.is_some() {

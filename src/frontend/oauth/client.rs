@@ -1,13 +1,6 @@
-//! OAuth clients, wherever the broker knows them from.
-//!
-//! Three sources, told apart by the id alone: the operator's configuration, a metadata document (the id is its https
-//! address), and dynamic registration (everything else). What a client says about itself is shown, not believed.
+//! An OAuth client. What it says about itself is shown, not believed.
 
-use super::document::{DocumentError, Library};
-use super::policy::Policy;
-use super::redirect::{Place, RedirectUri};
-use crate::frontend::limiter::Source;
-use crate::frontend::store::{Store, StoreError};
+use super::redirect::{Place, RedirectUri, Schemes};
 use crate::frontend::token::TokenHash;
 
 /// Characters of a client's name that are shown.
@@ -42,25 +35,14 @@ pub enum Origin {
     Registered,
 }
 
-/// Why a client cannot be looked up.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Its metadata document is no good.
-    #[error("the client's metadata document: {0}")]
-    Document(#[from] DocumentError),
-    /// The store failed.
-    #[error("the store failed")]
-    Store(#[from] StoreError),
-}
-
 impl Client {
     /// The registered address that a request may be answered at. Without one in the request the only one there is.
-    pub fn redirect(&self, asked: Option<&str>, policy: &Policy) -> Option<RedirectUri> {
+    pub fn redirect(&self, asked: Option<&str>, schemes: &Schemes) -> Option<RedirectUri> {
         match (asked, self.redirects.as_slice()) {
             (None, [only]) => Some(only.clone()),
             (None, _) => None,
             (Some(asked), registered) => {
-                let asked = RedirectUri::parse(asked, &policy.schemes).ok()?;
+                let asked = RedirectUri::parse(asked, schemes).ok()?;
                 registered.iter().any(|one| one.accepts(&asked)).then_some(asked)
             }
         }
@@ -86,48 +68,6 @@ pub fn shown_name(name: &str) -> String {
     let words: Vec<&str> = name.split_whitespace().collect();
     let name: String = words.join(" ").chars().filter(|&c| visible(c)).take(NAME).collect();
     if name.is_empty() { "a client without a name".to_owned() } else { name }
-}
-
-/// All clients.
-#[derive(Debug)]
-pub struct Clients {
-    store: Store,
-    library: Library,
-}
-
-impl Clients {
-    /// Over a store and a library of documents.
-    pub fn new(store: Store, library: Library) -> Self {
-        Self { store, library }
-    }
-
-    /// A client by its id; its document is fetched if need be.
-    pub async fn find(&self, id: &str, policy: &Policy, asking: Source) -> Result<Option<Client>, ClientError> {
-        if let Some(client) = policy.clients.iter().find(|client| client.id == id) {
-            return Ok(Some(client.clone()));
-        }
-        if id.starts_with("https://") {
-            return Ok(Some(self.library.get(id, &policy.schemes, asking).await?));
-        }
-        self.registered(id, policy).await.map_err(ClientError::Store)
-    }
-
-    /// A client that needs no document to be recognised: at the token endpoint a client with a document is public, and
-    /// its code or token alone says what it may have.
-    pub async fn registered(&self, id: &str, policy: &Policy) -> Result<Option<Client>, StoreError> {
-        if let Some(client) = policy.clients.iter().find(|client| client.id == id) {
-            return Ok(Some(client.clone()));
-        }
-        let found = self.store.find_client(id).await?;
-        Ok(found.map(|found| Client {
-            // Addresses whose scheme the operator has taken off the list are left out.
-            redirects: found.redirects.iter().filter_map(|r| RedirectUri::parse(r, &policy.schemes).ok()).collect(),
-            id: found.client_id,
-            name: found.name,
-            secret: found.secret,
-            origin: Origin::Registered,
-        }))
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! Which organisations and teams a user is in.
 
-use reqwest::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{Forgejo, UpstreamError, body};
+use super::{Forgejo, UpstreamError};
 use crate::secret::UpstreamToken;
 
 /// Entries a page; Forgejo's own maximum unless its operator changed it.
@@ -54,15 +53,7 @@ impl Forgejo {
     async fn all<T: DeserializeOwned>(&self, path: &str, token: &UpstreamToken) -> Result<Vec<T>, UpstreamError> {
         let mut all = Vec::new();
         for page in 1..=PAGES {
-            let request = self.client.get(format!("{}{path}?page={page}&limit={PAGE}", self.url));
-            let response = request.bearer_auth(token.expose()).send().await.map_err(|_| UpstreamError::Unreachable)?;
-            match response.status() {
-                StatusCode::OK => {}
-                StatusCode::UNAUTHORIZED => return Err(UpstreamError::BadToken),
-                StatusCode::FORBIDDEN => return Err(UpstreamError::Forbidden),
-                other => return Err(UpstreamError::Status(other.as_u16())),
-            }
-            let text = body(response).await.ok_or(UpstreamError::Unreachable)?;
+            let text = self.api(&format!("{path}?page={page}&limit={PAGE}"), token).await?;
             let entries: Vec<T> = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotAUser)?;
             let none = entries.is_empty();
             all.extend(entries);

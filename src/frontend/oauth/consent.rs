@@ -1,0 +1,88 @@
+//! What a person agrees to: asked on a page of our own, and remembered.
+//!
+//! What was agreed to is remembered for web sites. Programs on the person's machine are asked for each time, because
+//! nothing tells one that listens on localhost from another (RFC 8252 section 8.6).
+
+use askama::Template;
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::browser::Browser;
+use super::client::{Client, Origin};
+use super::redirect::Place;
+use super::request::AuthorizationRequest;
+use super::{Parts, page};
+use crate::frontend::principal::Scopes;
+use crate::frontend::store::StoreError;
+use crate::ipc::message::TenantId;
+
+/// The consent page.
+#[derive(Debug, Template)]
+#[template(path = "consent.html", config = ".askama.toml")]
+struct ConsentPage<'a> {
+    client: &'a Client,
+    /// Where the code goes, in words.
+    goes_to: String,
+    /// Whether that is a program on the person's machine, which nobody can vouch for.
+    is_local: bool,
+    /// The host of the client's metadata document.
+    vouched_by: Option<&'a str>,
+    is_configured: bool,
+    /// Whether writing is asked for.
+    asks_to_write: bool,
+    /// Who is logged in here, if anybody.
+    login: Option<&'a str>,
+    forgejo: &'a str,
+    query: &'a str,
+    token: String,
+}
+
+/// What the form of the page is about: this request and no other.
+pub(super) fn form(query: &str) -> String {
+    format!("consent|{query}")
+}
+
+/// The page that asks.
+pub(super) fn page(
+    parts: &Parts,
+    asked: &AuthorizationRequest,
+    query: &str,
+    browser: Browser,
+    login: Option<&str>,
+) -> Response {
+    let place = asked.back.redirect.place();
+    let host = asked.back.redirect.host();
+    let shown = ConsentPage {
+        client: &asked.client,
+        goes_to: match place {
+            Place::Web => host.to_owned(),
+            Place::Loopback => format!("a program on this computer ({host})"),
+            Place::Program => format!("the program on this computer that opens {host}: links"),
+        },
+        is_local: place != Place::Web,
+        vouched_by: match &asked.client.origin {
+            Origin::Document { host } => Some(host),
+            Origin::Configured | Origin::Registered => None,
+        },
+        is_configured: asked.client.origin == Origin::Configured,
+        asks_to_write: asked.scopes.write,
+        login,
+        forgejo: parts.forgejo.url(),
+        query,
+        token: browser.form_token(&form(query)),
+    };
+    page::with_cookies(page::respond(StatusCode::OK, &shown), browser.set)
+}
+
+/// What this user agreed to before, if that covers the request and the client's place can be told from another.
+pub(super) async fn remembered(
+    parts: &Parts,
+    tenant: TenantId,
+    asked: &AuthorizationRequest,
+) -> Result<Option<Scopes>, StoreError> {
+    if asked.must_ask || asked.back.redirect.place() != Place::Web {
+        return Ok(None);
+    }
+    let agreed = parts.store.find_consent(tenant, &asked.client.id, &asked.back.redirect.remembered_as()).await?;
+    Ok(agreed.filter(|agreed| agreed.write || !asked.scopes.write).map(|_| asked.scopes))
+}
