@@ -73,6 +73,33 @@ async fn confused_deputy_the_consent_of_one_user_is_not_anothers() {
 }
 
 #[tokio::test]
+async fn confused_deputy_what_was_agreed_on_a_page_for_one_user_is_not_anothers() {
+    let (world, mut alice, _, _, _) = connected().await;
+    let other = world.client("https://other.example/cb").await;
+    let page = alice.open(world.authorize(&other, "https://other.example/cb", &[])).await;
+    assert!(page.text.contains("you are logged in as <strong>alice</strong>"), "{}", page.text);
+    // At Forgejo somebody else is logged in by now.
+    alice.cookies.retain(|(_, name), _| name != "session");
+    let mut page = alice.send(&decided(page.form("/oauth/consent"), Decision::Allow)).await;
+    loop {
+        page = match page.location() {
+            Some(to) => {
+                assert!(!to.as_str().starts_with("https://other.example"), "bob never agreed");
+                alice.open(to).await
+            }
+            None if page.text.contains("/user/login") => {
+                alice.send(&page.form("/user/login").with("user_name", "bob").with("password", "secret")).await
+            }
+            None if page.text.contains("/login/oauth/grant") => {
+                alice.send(&page.form("/login/oauth/grant").with("granted", "true")).await
+            }
+            None => break,
+        };
+    }
+    assert!(page.text.contains("you are logged in as <strong>bob</strong>"), "{}", page.text);
+}
+
+#[tokio::test]
 async fn code_injection_a_stolen_code_is_worthless_without_the_verifier() {
     let (world, mut alice, client, _, _) = connected().await;
     let answer = world.log_in(&mut alice, &client, WEB).await;

@@ -135,7 +135,7 @@ async fn read(parts: &Parts, query: &str, source: Source) -> Result<Authorizatio
         Err(ClientError::Store(e)) => return Err(Trouble::Store(e)),
         Err(ClientError::Document(DocumentError::TooMany(_))) => return Err(Trouble::Page(page::too_many())),
         Err(ClientError::Document(e)) => {
-            warn!(client = id, error = %e, source = %source, "a client's metadata document cannot be used");
+            warn!(client = id, error = ?e, source = %source, "a client's metadata document cannot be used");
             return Err(wrong(&format!(
                 "Your MCP client describes itself at {id}, and that description cannot be used: {e}."
             )));

@@ -18,7 +18,7 @@ use crate::frontend::limiter::Source;
 use crate::frontend::principal::Scopes;
 use crate::frontend::rotation::{LogInError, LoggedIn};
 use crate::frontend::store::{Code, Consent, Login, StoreError};
-use crate::frontend::token::{AuthorizationCode, LoginState, NoRandomness, VisitKey};
+use crate::frontend::token::{AuthorizationCode, LoginState, NoRandomness, TokenHash, VisitKey};
 use crate::frontend::upstream::tokens::Answer;
 
 /// GET.
@@ -49,8 +49,9 @@ pub(super) async fn back(State(parts): State<Arc<Parts>>, RawQuery(query): RawQu
     let Some(code) = params.get("code") else { return refused_by_forgejo(&parts, &params, asked.as_ref()) };
     let answer =
         Answer { code: code.to_owned(), verifier: browser.verifier(state.expose()), redirect: parts.callback.clone() };
+    let visit = parts.cookies.visit(request.headers());
     match parts.rotation.log_in(answer).await {
-        Ok(logged_in) => go_on(&parts, &logged_in, &login, asked, browser).await.unwrap_or_else(|e| failed(&e)),
+        Ok(logged_in) => go_on(&parts, &logged_in, &login, asked, browser, visit).await.unwrap_or_else(|e| failed(&e)),
         Err(e) => not_logged_in(&parts, &e, asked.as_ref(), source),
     }
 }
@@ -124,16 +125,22 @@ async fn go_on(
     login: &Login,
     asked: Option<AuthorizationRequest>,
     browser: Browser,
+    visit: Option<TokenHash>,
 ) -> Result<Response, StoreError> {
     let tenant = logged_in.user.id;
+    let known = match visit {
+        Some(visit) => parts.store.find_visit(&visit, parts.clock.now()).await?,
+        None => None,
+    };
     let Ok(visit) = VisitKey::mint(&mut SysRng) else { return Ok(page::trouble()) };
     parts.store.insert_visit(&visit.hash(), tenant, parts.clock.now().plus(parts.policy.visit_ttl)).await?;
     let cookie = parts.cookies.begin_visit(&visit, parts.policy.visit_ttl);
     let Some(asked) = asked else { return Ok(page::with_cookies(page::redirect("/account"), cookie)) };
-    // On the page the person agreed for whoever would log in; without the page it counts for the one who was
-    // remembered, and Forgejo may have let in another.
+    // The page named the visitor, and without the page it was the visitor's consent that was remembered; Forgejo may
+    // have let in another.
+    let is_the_one = known.is_none_or(|known| known.tenant == tenant);
     let scopes = match login.consented {
-        Some(scopes) => Some(scopes),
+        Some(scopes) => Some(scopes).filter(|_| is_the_one),
         None => consent::remembered(parts, tenant, &asked).await?,
     };
     let Some(scopes) = scopes else {

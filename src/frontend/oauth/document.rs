@@ -51,11 +51,12 @@ pub enum DocumentError {
     /// The id is no address of a document.
     #[error("its address must be https, with a path, and without dot segments, user, and fragment")]
     Address,
-    /// The host has an address that is nobody's on the internet.
-    #[error("its host is not on the public internet")]
+    /// The host has an address that is nobody's on the internet. Said in the same words as the next, because the
+    /// difference would tell a stranger which names exist in the operator's network.
+    #[error("it cannot be fetched, or its host is not on the public internet")]
     SpecialUse,
     /// Not there, or not in time.
-    #[error("it cannot be fetched now")]
+    #[error("it cannot be fetched, or its host is not on the public internet")]
     Unreachable,
     /// Another status than 200.
     #[error("its server answered with status {0}")]
