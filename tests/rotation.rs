@@ -14,7 +14,7 @@ use forgejo_mcp_broker::frontend::access::Access;
 use forgejo_mcp_broker::frontend::bearer::{Challenge, Denied, Principals};
 use forgejo_mcp_broker::frontend::principal::{GrantId, Scopes};
 use forgejo_mcp_broker::frontend::rotation::{Change, Rotation, RotationError};
-use forgejo_mcp_broker::frontend::store::{Code, Credential, NewPair, Store};
+use forgejo_mcp_broker::frontend::store::{Code, Credential, NewGrant, NewPair, Store};
 use forgejo_mcp_broker::frontend::token::{AccessToken, AuthorizationCode, RefreshToken};
 use forgejo_mcp_broker::frontend::upstream::Forgejo;
 use forgejo_mcp_broker::frontend::upstream::tokens::Application;
@@ -298,4 +298,64 @@ async fn whoever_stands_behind_a_grant_has_the_newest_token_until_it_is_revoked(
     assert!(scene.principals.behind(&grant).await.is_none());
     scene.store.close().await;
     assert!(scene.principals.behind(&grant).await.is_none(), "a store that fails names nobody");
+}
+
+impl Scene {
+    /// A grant that stands on a personal token of the same user.
+    async fn personal(&self) -> GrantId {
+        let token = self.forge.with(|state| state.add_token("alice", "read:user")).expect("a token");
+        let token = UpstreamToken::parse(token).expect("a token");
+        let grant = GrantId::new("personal-grant");
+        let new = NewGrant {
+            grant: grant.clone(),
+            client_id: "service".to_owned(),
+            tenant: TenantId::new(1).expect("an id"),
+            login: Label::parse("alice").expect("a label"),
+            scopes: Scopes { write: true },
+            credential: self.vault.seal(&token, &vault::access_place("personal"), &mut SysRng).expect("sealed"),
+            credential_id: "personal".to_owned(),
+            token: AccessToken::mint(&mut SysRng).expect("a token").hash(),
+            created_at: self.clock.now(),
+            expires_at: self.clock.now().plus(Duration::from_hours(24 * 365)),
+        };
+        self.store.insert_grant(&new).await.expect("stored");
+        self.forge.with(|state| state.requests.clear());
+        grant
+    }
+
+    fn looks(&self) -> usize {
+        self.forge.with(|state| state.requests.iter().filter(|seen| seen.path == "/api/v1/user").count())
+    }
+}
+
+#[tokio::test]
+async fn the_account_behind_a_personal_token_is_looked_at_once_an_hour() {
+    let mut scene = Scene::new().await;
+    let grant = scene.personal().await;
+    scene.rotation.recheck().await;
+    assert_eq!(scene.looks(), 0, "it was good an instant ago");
+    scene.pass(61);
+    scene.rotation.recheck().await;
+    scene.rotation.recheck().await;
+    assert_eq!(scene.looks(), 1);
+    assert!(scene.changes.try_recv().is_err());
+    scene.forge.with(|state| state.users.iter_mut().for_each(|user| user.active = false));
+    scene.pass(61);
+    scene.rotation.recheck().await;
+    assert_eq!(scene.changes.try_recv().ok(), Some(Change::Lost(vec![grant.clone()])));
+    assert!(scene.store.find_grant(&grant).await.expect("read").is_some_and(|row| row.revoked));
+}
+
+#[tokio::test]
+async fn while_forgejo_is_away_no_personal_token_is_judged() {
+    let mut scene = Scene::new().await;
+    let grant = scene.personal().await;
+    scene.pass(61);
+    scene.mode(|mode| mode.fail = Some(502));
+    scene.rotation.recheck().await;
+    assert!(scene.changes.try_recv().is_err());
+    assert!(scene.store.find_grant(&grant).await.expect("read").is_some_and(|row| !row.revoked));
+    scene.mode(|_| {});
+    scene.rotation.recheck().await;
+    assert_eq!(scene.looks(), 2, "asked again as soon as it is back");
 }

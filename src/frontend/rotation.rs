@@ -6,11 +6,13 @@
 //! burnt the refresh token: the next try is then refused for good, and the user logs in again.
 
 mod login;
+mod recheck;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use rand::rngs::SysRng;
 use tokio::sync::{Mutex as TurnMutex, mpsc};
@@ -30,6 +32,8 @@ use crate::secret::UpstreamToken;
 /// The first pause after a failure; each further one is twice as long, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Refreshes of a sweep that run at once: while Forgejo is slow, one user must not wait for all the others.
+const AT_ONCE: usize = 8;
 /// Changes that wait to be followed.
 const CHANGES: usize = 256;
 
@@ -81,6 +85,15 @@ struct Inner {
     turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
 }
 
+/// What Forgejo and the operator's lists say of an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    LetIn,
+    ShutOut,
+    /// Neither: Forgejo does not answer now.
+    None,
+}
+
 /// How a credential's last refreshes went.
 #[derive(Debug, Default)]
 struct Pause {
@@ -119,10 +132,12 @@ impl Rotation {
                 return;
             }
         };
-        for credential in due {
-            // What went wrong was logged where it happened; the next sweep tries again.
-            let _ = self.fresh(&credential.id).await;
-        }
+        // What went wrong was logged where it happened; the next sweep tries again.
+        let refresh = |credential: Credential| {
+            let rotation = self.clone();
+            async move { drop(rotation.fresh(&credential.id).await) }
+        };
+        stream::iter(due).for_each_concurrent(AT_ONCE, refresh).await;
     }
 
     /// A good access token of the credential, refreshed if it is due. Of many callers one refreshes, and the others
@@ -239,7 +254,7 @@ impl Rotation {
         {
             return Ok(newer);
         }
-        if self.is_shut_out(&pair.access).await {
+        if self.verdict(&pair.access).await == Verdict::ShutOut {
             warn!(tenant = %tenant, reason = "account-refused", "the account is not let in any more");
             *change = Some(self.revoke(&credential.id, "account-refused").await?);
             inner.store.end_visits_of(tenant).await?;
@@ -264,14 +279,16 @@ impl Rotation {
 
     /// Forgejo's refresh does not notice a deactivated account, nor a changed membership; its API does. Trouble on the
     /// way is no verdict.
-    async fn is_shut_out(&self, access: &UpstreamToken) -> bool {
+    async fn verdict(&self, access: &UpstreamToken) -> Verdict {
         let inner = &self.0;
         match inner.forgejo.whoami(access).await {
-            Ok(user) => {
-                let verdict = inner.access.verify(&inner.forgejo, &user, access).await;
-                matches!(verdict, Err(AccessError::NotAdmitted(_)))
-            }
-            Err(error) => matches!(error, UpstreamError::BadToken | UpstreamError::Forbidden),
+            Ok(user) => match inner.access.verify(&inner.forgejo, &user, access).await {
+                Ok(()) => Verdict::LetIn,
+                Err(AccessError::NotAdmitted(_)) => Verdict::ShutOut,
+                Err(AccessError::Memberships(_)) => Verdict::None,
+            },
+            Err(UpstreamError::BadToken | UpstreamError::Forbidden) => Verdict::ShutOut,
+            Err(UpstreamError::Unreachable | UpstreamError::Status(_) | UpstreamError::NotAUser) => Verdict::None,
         }
     }
 

@@ -188,7 +188,8 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
     tokio::spawn(lifecycle::watchdog());
     tokio::spawn(follow(changes, revocation, config.drain));
-    let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), rotation, oauth, store.clone(), clock));
+    let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), oauth, store.clone(), clock));
+    let asking = tokio::spawn(tick_upstream(rotation));
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
     let connections = accept::Connections::new(config.max_connections);
     let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
@@ -205,6 +206,7 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
         registry.shut_down(config.drain).await;
         connections.finish(LAST_BYTES).await;
         ticking.abort();
+        asking.abort();
         principals.flush_uses().await;
         store.close().await;
     };
@@ -271,24 +273,27 @@ async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation, dra
 }
 
 /// What happens every [`REAP_EVERY`].
-async fn tick(
-    registry: Registry,
-    principals: Principals,
-    rotation: Rotation,
-    oauth: OAuth,
-    store: Store,
-    clock: Clock,
-) {
+async fn tick(registry: Registry, principals: Principals, oauth: OAuth, store: Store, clock: Clock) {
     let mut ticks = interval(REAP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         registry.sweep().await;
-        rotation.sweep().await;
         principals.flush_uses().await;
         oauth.tidy().await;
         if let Err(error) = store.forget_sessions(clock.now().minus(FORGET_AFTER)).await {
             error!(error = %error, "ended sessions could not be removed");
         }
+    }
+}
+
+/// What happens as often and waits for Forgejo, by itself, so that the reaper waits for nobody.
+async fn tick_upstream(rotation: Rotation) {
+    let mut ticks = interval(REAP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        rotation.sweep().await;
+        rotation.recheck().await;
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use super::seconds;
 use crate::config_file::Section;
@@ -59,7 +60,7 @@ fn clients(section: &mut Section, schemes: &Schemes) -> Vec<Client> {
             one.complain("redirect_uris", "must name at least one address");
         }
         let secret = one.optional_path("secret_file").and_then(|file| {
-            let text = fs::read_to_string(&file).map_err(|e| e.to_string());
+            let text = fs::read_to_string(&file).map(Zeroizing::new).map_err(|e| e.to_string());
             let good = text.and_then(|text| match text.trim() {
                 secret if (32..=200).contains(&secret.len()) && secret.bytes().all(is_unreserved) => {
                     Ok(TokenHash(Sha256::digest(secret.as_bytes()).into()))

@@ -130,6 +130,31 @@ impl Store {
         rows.iter().map(credential).collect()
     }
 
+    /// Personal tokens that a live grant needs and that were last checked before `before`.
+    pub async fn personal_credentials(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at FROM upstream_credentials c \
+             WHERE kind = 'pat' AND updated_at < $1 AND EXISTS \
+             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)",
+        )
+        .bind(before.secs())
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query("reading the personal tokens"))?;
+        rows.iter().map(credential).collect()
+    }
+
+    /// Notes that the account behind a personal token was found good.
+    pub async fn note_checked(&self, credential: &str, now: UnixTime) -> Result<(), StoreError> {
+        sqlx::query("UPDATE upstream_credentials SET updated_at = $1 WHERE id = $2")
+            .bind(now.secs())
+            .bind(credential)
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("noting a check"))?;
+        Ok(())
+    }
+
     /// The live grants that stand on a credential.
     pub async fn grants_on(&self, credential: &str) -> Result<Vec<GrantId>, StoreError> {
         let rows = sqlx::query("SELECT id FROM grants WHERE credential_id = $1 AND revoked_at IS NULL ORDER BY id")

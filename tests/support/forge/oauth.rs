@@ -175,8 +175,17 @@ async fn userinfo(Extract(forge): Extract<Forge>, headers: HeaderMap) -> Respons
         let user = state.grant(claims.gnt)?.user;
         let root = state.root.clone();
         let user = state.user(user)?;
-        Some(json!({"sub": user.id.to_string(), "name": user.login, "preferred_username": user.login,
-            "email": user.email(), "picture": format!("{root}/avatars/{}", user.id)}))
+        let mut told = json!({"sub": user.id.to_string(), "name": user.login, "preferred_username": user.login,
+            "email": user.email(), "picture": format!("{root}/avatars/{}", user.id)});
+        // Whatever the scope, as everything here.
+        let mut groups: Vec<String> =
+            user.teams.iter().flat_map(|(org, team)| [org.clone(), format!("{org}:{team}")]).collect();
+        groups.sort();
+        groups.dedup();
+        if let (Some(told), false) = (told.as_object_mut(), groups.is_empty()) {
+            told.insert("groups".to_owned(), json!(groups));
+        }
+        Some(told)
     });
     match told {
         Some(told) => Json(told).into_response(),
