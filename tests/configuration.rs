@@ -90,6 +90,35 @@ fn everything_about_logging_in_is_checked_too() {
 }
 
 #[test]
+fn the_example_in_readme_is_good_with_every_line_uncommented() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let secret = write(dir.path(), "secret", "a-secret-of-at-least-thirty-two-characters");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README");
+    let example = readme.lines().skip_while(|line| !line.starts_with("    public_url")).map_while(|line| {
+        let line = line.strip_prefix("    ").or(line.is_empty().then_some(""))?;
+        Some(line.trim_start_matches("# ").to_owned())
+    });
+    let mut text = String::new();
+    for line in example {
+        // Several settings may share a line; what follows a `#` is for people.
+        let line = line.split(" # ").next().unwrap_or_default();
+        for setting in line.split("   ").map(str::trim).filter(|setting| !setting.is_empty()) {
+            let (key, value) = setting.split_once(" = ").unwrap_or((setting, ""));
+            let line = match key {
+                "client_secret_file" | "secret_file" => format!("{key} = {:?}\n", secret.display()),
+                _ if value.is_empty() => format!("{key}\n"),
+                _ => format!("{key} = {value}\n"),
+            };
+            text.push_str(&line);
+        }
+    }
+    assert!(text.contains("correct_hints = true\ntables = []") && text.contains("[oauth.clients.our-bot]"), "{text}");
+    let file = write(dir.path(), "broker.toml", &text);
+    let (code, said) = check(BROKER, &[&file], &[]);
+    assert_eq!(code, 0, "{said}\n{text}");
+}
+
+#[test]
 fn an_empty_list_of_scopes_which_forgejo_takes_for_all_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\nscopes = []\n";

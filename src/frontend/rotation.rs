@@ -15,7 +15,8 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use rand::rngs::SysRng;
-use tokio::sync::{Mutex as TurnMutex, mpsc};
+use tokio::sync::{Mutex as TurnMutex, MutexGuard, mpsc};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 pub use self::login::{LogInError, LoggedIn};
@@ -32,6 +33,8 @@ use crate::secret::UpstreamToken;
 /// The first pause after a failure; each further one is twice as long, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// How long a login waits for those before it: a person looks at a browser.
+const IN_LINE: Duration = Duration::from_secs(20);
 /// Refreshes of a sweep that run at once: while Forgejo is slow, one user must not wait for all the others.
 const AT_ONCE: usize = 8;
 /// Changes that wait to be followed.
@@ -230,7 +233,7 @@ impl Rotation {
             Ok(pair) => pair,
             Err(e @ PairError::Refused) => {
                 // A login of the same user may just have made it worthless; then the login's pair is the one to use.
-                drop(inner.logins.lock().await);
+                drop(self.logins_done().await.ok_or(RotationError::NotNow)?);
                 if let Some(newer) = self.newer_than(credential).await? {
                     return Ok(newer);
                 }
@@ -263,6 +266,12 @@ impl Rotation {
         info!(tenant = %tenant, "token refreshed");
         *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
         Ok((pair.access, pair.expires_in))
+    }
+
+    /// Waits for logins whose pair is not stored yet, and holds off further ones; `None` where Forgejo keeps them
+    /// waiting for too long.
+    async fn logins_done(&self) -> Option<MutexGuard<'_, ()>> {
+        timeout(IN_LINE, self.0.logins.lock()).await.ok()
     }
 
     /// What is stored now, if it is no longer `old`.

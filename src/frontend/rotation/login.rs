@@ -63,7 +63,8 @@ impl Rotation {
         let task = tokio::spawn(async move {
             let mut change = None;
             let outcome = {
-                let _held = rotation.0.logins.lock().await;
+                // Not begun, so that nothing is lost: the code at Forgejo is good for another try.
+                let _held = rotation.logins_done().await.ok_or(LogInError::NotNow)?;
                 rotation.logged_in(&answer, &mut change).await
             };
             if let Some(change) = change {
