@@ -15,6 +15,7 @@ use listenfd::ListenFd;
 use rand::rngs::SysRng;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Duration, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -41,6 +42,8 @@ use crate::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
 use crate::limits::REAP_EVERY;
 use crate::{lifecycle, telemetry};
 
+/// How often what is over is removed from the store.
+const TIDY_EVERY: Duration = Duration::from_mins(10);
 /// How long ended sessions stay in the store, for an operator who asks what became of one.
 const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
 /// How long answers that were begun may take to leave after every child is stopped.
@@ -188,8 +191,11 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
     tokio::spawn(lifecycle::watchdog());
     tokio::spawn(follow(changes, revocation, config.drain));
-    let ticking = tokio::spawn(tick(registry.clone(), principals.clone(), oauth, store.clone(), clock));
-    let asking = tokio::spawn(tick_upstream(rotation));
+    let ticking = [
+        tokio::spawn(tick(registry.clone(), principals.clone())),
+        tokio::spawn(tick_upstream(rotation)),
+        tokio::spawn(tidy(oauth, store.clone(), clock)),
+    ];
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
     let connections = accept::Connections::new(config.max_connections);
     let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
@@ -205,8 +211,7 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
         let _ = accepting.await;
         registry.shut_down(config.drain).await;
         connections.finish(LAST_BYTES).await;
-        ticking.abort();
-        asking.abort();
+        ticking.iter().for_each(JoinHandle::abort);
         principals.flush_uses().await;
         store.close().await;
     };
@@ -273,13 +278,22 @@ async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation, dra
 }
 
 /// What happens every [`REAP_EVERY`].
-async fn tick(registry: Registry, principals: Principals, oauth: OAuth, store: Store, clock: Clock) {
+async fn tick(registry: Registry, principals: Principals) {
     let mut ticks = interval(REAP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         registry.sweep().await;
         principals.flush_uses().await;
+    }
+}
+
+/// What happens every [`TIDY_EVERY`].
+async fn tidy(oauth: OAuth, store: Store, clock: Clock) {
+    let mut ticks = interval(TIDY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
         oauth.tidy().await;
         if let Err(error) = store.forget_sessions(clock.now().minus(FORGET_AFTER)).await {
             error!(error = %error, "ended sessions could not be removed");

@@ -176,10 +176,16 @@ async fn what_is_over_is_removed_and_a_grant_without_a_live_token_ends() {
     world.refresh(&client, &refresh).await;
     let page = alice.open(world.authorize(&client, WEB, &[("prompt", "consent")])).await;
     alice.send(&decided(page.form("/oauth/consent"), Decision::Allow)).await;
-    assert_eq!(world.store.logins_under_way().await.expect("a number"), 1);
+    assert_eq!(
+        world.store.logins_under_way(crate::world::START.minus(Duration::from_hours(24))).await.expect("a number"),
+        1
+    );
     world.clock.advance(Duration::from_hours(2));
     world.oauth.tidy().await;
-    assert_eq!(world.store.logins_under_way().await.expect("a number"), 0);
+    assert_eq!(
+        world.store.logins_under_way(crate::world::START.minus(Duration::from_hours(24))).await.expect("a number"),
+        0
+    );
     let (status, refused) = world.refresh(&client, &refresh).await;
     assert_eq!((status, &refused["error"]), (400, &json!("invalid_grant")));
     let grants = world.store.grants().await.expect("grants");
@@ -252,4 +258,42 @@ async fn logins_from_one_address_are_limited() {
         let sent = alice.send(&decided(page.form("/oauth/consent"), Decision::Allow)).await;
         assert_eq!(sent.status.as_u16(), if n < 2 { 303 } else { 429 });
     }
+}
+
+#[tokio::test]
+async fn the_tokens_of_who_has_disconnected_leave_the_database_and_come_back_with_a_login() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (_, refresh) = world.connect(&mut alice, &client, WEB).await;
+    let form = [("client_id", client.as_str()), ("token", refresh.as_str())];
+    world.http.post(format!("{}/oauth/revoke", world.url)).form(&form).send().await.expect("an answer");
+    let tenant = forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id");
+    let id = world.store.oauth_credential_of(tenant).await.expect("read").expect("there");
+    world.oauth.tidy().await;
+    let sealed = world.store.find_credential(&id).await.expect("read").expect("there");
+    assert!(sealed.refresh.is_some(), "a code may be on its way");
+    world.clock.advance(Duration::from_hours(2));
+    world.oauth.tidy().await;
+    let emptied = world.store.find_credential(&id).await.expect("read").expect("there");
+    assert!(emptied.access.bytes.is_empty() && emptied.refresh.is_none());
+    let (access, _) = world.connect(&mut alice, &client, WEB).await;
+    assert!(world.who(&access).await.is_ok());
+    world.clock.advance(Duration::from_hours(24 * 100));
+    world.oauth.tidy().await;
+    world.oauth.tidy().await;
+    let grants = world.store.grants().await.expect("grants");
+    assert_eq!(grants.len(), 1, "the revoked one is gone after ninety days, the expired one not yet: {grants:?}");
+}
+
+#[tokio::test]
+async fn the_credential_of_a_live_grant_is_never_emptied() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let (_, refresh) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    world.clock.advance(Duration::from_hours(24 * 20));
+    world.oauth.tidy().await;
+    let (status, tokens) = world.refresh(&client, &refresh).await;
+    assert_eq!(status, 200);
+    assert!(world.who(tokens["access_token"].as_str().expect("a token")).await.is_ok());
 }

@@ -33,8 +33,9 @@ use crate::frontend::limiter::{Limits, Source, TooMany};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a document. The draft recommends 5 KB; those of today's clients have one or two.
 const MAX_DOCUMENT: usize = 10 * 1024;
-/// Fetches at once.
-const AT_ONCE: usize = 8;
+/// Fetches at once. A server that answers slowly on purpose keeps a place for [`PATIENCE`]; what one address may ask
+/// for in a minute keeps two or three of them.
+const AT_ONCE: usize = 64;
 /// Documents that are kept.
 const KEPT: usize = 1000;
 /// How long a document is kept that does not say.

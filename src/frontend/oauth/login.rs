@@ -8,7 +8,7 @@ use rand::rngs::SysRng;
 use sha2::{Digest, Sha256};
 
 use super::browser::Browser;
-use super::{MAX_LOGINS, Parts, page};
+use super::{LOGIN_TTL, MAX_LOGINS, Parts, page};
 use crate::frontend::limiter::Source;
 use crate::frontend::principal::Scopes;
 use crate::frontend::store::{Login, StoreError};
@@ -33,15 +33,15 @@ pub(super) async fn begin(
     source: Source,
 ) -> Result<Response, NotBegun> {
     parts.limits.logins.count(&source).map_err(|_| NotBegun::TooMany)?;
-    if parts.store.logins_under_way().await.map_err(NotBegun::Store)? >= MAX_LOGINS {
+    let now = parts.clock.now();
+    if parts.store.logins_under_way(now.minus(LOGIN_TTL)).await.map_err(NotBegun::Store)? >= MAX_LOGINS {
         return Err(NotBegun::TooMany);
     }
     if !parts.forgejo.answers().await {
         return Err(NotBegun::ForgejoAway);
     }
     let state = LoginState::mint(&mut SysRng).map_err(|_| NotBegun::NoRandomness)?;
-    let login =
-        Login { state: state.hash(), browser: browser.hash(), request, consented, created_at: parts.clock.now() };
+    let login = Login { state: state.hash(), browser: browser.hash(), request, consented, created_at: now };
     parts.store.insert_login(&login).await.map_err(NotBegun::Store)?;
     let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(browser.verifier(state.expose()).as_bytes()));
     let client_id = parts.application.as_ref().map_or("", |application| &application.client_id);

@@ -74,9 +74,10 @@ impl Store {
         }))
     }
 
-    /// How many logins are under way.
-    pub async fn logins_under_way(&self) -> Result<i64, StoreError> {
-        let row = sqlx::query("SELECT COUNT(*) AS n FROM logins").fetch_one(&self.0).await;
+    /// How many logins that began after `since` are under way.
+    pub async fn logins_under_way(&self, since: UnixTime) -> Result<i64, StoreError> {
+        let count = sqlx::query("SELECT COUNT(*) AS n FROM logins WHERE created_at > $1").bind(since.secs());
+        let row = count.fetch_one(&self.0).await;
         row.and_then(|row| row.try_get("n")).map_err(StoreError::query("counting logins"))
     }
 
