@@ -214,4 +214,19 @@ async fn the_log_level_and_the_watched_resources_are_told_to_the_next_child() {
     assert_eq!(next.answers(json!({"ok": 1})).await["method"], "tools/call");
     let answer = body(calling.await.expect("no panic")).await;
     assert_eq!((&answer["id"], &answer["result"]["ok"]), (&json!("mine"), &json!(1)), "and the client sees none of it");
+
+    // Also after a restart of the broker.
+    let registry = desk.registry.clone();
+    let stopping = tokio::spawn(async move { registry.shut_down(Duration::from_secs(1)).await });
+    next.is_stopped().await;
+    stopping.await.expect("no panic");
+    let mut after = Desk::over(policy(), desk.records.clone()).await;
+    let calling = after.posting(&alice, Some(&id), call("mine", "x"));
+    let mut next = after.child().await;
+    next.welcomes().await;
+    next.hears().await.expect("initialized");
+    assert_eq!(next.answers(json!({})).await["params"]["level"], "error");
+    assert_eq!(next.answers(json!({})).await["params"]["uri"], "forge://b");
+    assert_eq!(next.answers(json!({})).await["method"], "tools/call");
+    calling.await.expect("no panic");
 }

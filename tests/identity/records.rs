@@ -16,6 +16,7 @@ fn record(world: &World, n: u8) -> SessionRecord {
         answer: r#"{"capabilities":{"tools":{}}}"#.to_owned(),
         created_at: START,
         last_used_at: START,
+        settings: "{}".to_owned(),
     }
 }
 
@@ -46,4 +47,14 @@ async fn the_sessions_of_a_revoked_grant_do_not_come_back_after_a_restart() {
     assert!(matches!(late, Err(StoreError::GrantRevoked)), "nor is one opened that came too late: {late:?}");
     assert!(world.store.live_sessions().await.expect("readable").is_empty());
     assert!(world.store.is_alive().await);
+}
+
+#[tokio::test]
+async fn what_a_client_has_set_is_kept_with_its_session() {
+    let world = world().await;
+    world.store.insert_session(&record(&world, 1)).await.expect("stored");
+    let kept = vec![(SessionDigest([1; 32]), r#"{"level":"x"}"#.to_owned())];
+    world.store.keep_session_settings(&kept).await.expect("stored");
+    let found = world.store.find_session(&SessionDigest([1; 32])).await.expect("read").expect("there");
+    assert_eq!(found.settings, r#"{"level":"x"}"#);
 }

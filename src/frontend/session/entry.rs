@@ -57,7 +57,7 @@ pub(super) enum Child {
 }
 
 impl Session {
-    pub(super) fn new(record: Record, child: Child, place: Place) -> Self {
+    pub(super) fn new(record: Record, settings: Settings, child: Child, place: Place) -> Self {
         let Record { digest, grant, tenant, version, listener, last_used } = record;
         Self {
             digest,
@@ -67,7 +67,7 @@ impl Session {
             listener,
             child: Mutex::new(child),
             falls: Mutex::default(),
-            settings: Mutex::default(),
+            settings: Mutex::new(settings),
             last_used: AtomicI64::new(last_used.secs()),
             saved: AtomicI64::new(last_used.secs()),
             place: Mutex::new(Some(place)),

@@ -25,6 +25,8 @@ pub trait Records: Send + Sync + std::fmt::Debug + 'static {
     ) -> BoxFuture<'a, Result<(), StoreError>>;
     /// Writes when sessions were last used.
     fn touch<'a>(&'a self, uses: &'a [(SessionDigest, UnixTime)]) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// Writes what clients have set beyond the handshake.
+    fn keep_settings<'a>(&'a self, settings: &'a [(SessionDigest, String)]) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
 impl Records for Store {
@@ -51,5 +53,9 @@ impl Records for Store {
 
     fn touch<'a>(&'a self, uses: &'a [(SessionDigest, UnixTime)]) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(self.touch_sessions(uses))
+    }
+
+    fn keep_settings<'a>(&'a self, settings: &'a [(SessionDigest, String)]) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(self.keep_session_settings(settings))
     }
 }

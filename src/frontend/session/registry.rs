@@ -24,6 +24,7 @@ use super::error::SessionError;
 use super::id::{self, SessionId};
 use super::places::{Caps, Place, Places};
 use super::records::Records;
+use super::settings::Settings;
 use super::spawner::Spawner;
 use super::turns::Turns;
 use crate::clock::Clock;
@@ -98,7 +99,8 @@ impl Registry {
                 listener: Arc::default(),
                 last_used: live.last_used_at,
             };
-            let session = Session::new(record, Child::Cold, session_places.take_existing(live.tenant));
+            let session =
+                Session::new(record, Settings::default(), Child::Cold, session_places.take_existing(live.tenant));
             sessions.insert(session.digest, Arc::new(session));
         }
         info!(sessions = sessions.len(), "sessions loaded");

@@ -1,6 +1,7 @@
 //! What a client has told its child beyond the handshake, so that the child's successor can be told as well: the log
-//! level, and which resources it watches. Kept in memory only; after a restart of the broker clients that care say it
-//! again.
+//! level, and which resources it watches. Recorded with the session, by every sweep and at shutdown.
+
+use serde::{Deserialize, Serialize};
 
 use crate::frontend::jsonrpc::Message;
 
@@ -10,13 +11,37 @@ const MOST: usize = 64;
 const LONGEST: usize = 2048;
 
 /// One session's settings. Empty for nearly all sessions.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Settings {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     level: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     watched: Vec<Box<str>>,
+    /// Whether they are all there is: not so for a session of before a restart until its record was read.
+    #[serde(skip)]
+    known: bool,
+    #[serde(skip)]
+    unsaved: bool,
 }
 
 impl Settings {
+    /// Of a session that opens.
+    pub(super) fn of_new_session() -> Self {
+        Self { known: true, ..Self::default() }
+    }
+
+    /// Takes over what was recorded, unless more is known already.
+    pub(super) fn restore(&mut self, recorded: &str) {
+        if !self.known {
+            *self = Self { known: true, ..serde_json::from_str(recorded).unwrap_or_default() };
+        }
+    }
+
+    /// What to record, if it has changed since the last time.
+    pub(super) fn take_unsaved(&mut self) -> Option<String> {
+        std::mem::take(&mut self.unsaved).then(|| serde_json::to_string(self).ok())?
+    }
+
     /// Notes a request of the client, if it is one of those.
     pub(super) fn note(&mut self, request: &Message) {
         let Some(params) = request.params().filter(|params| params.len() <= LONGEST) else { return };
@@ -28,8 +53,9 @@ impl Settings {
                 self.watched.push(params.into());
             }
             Some("resources/unsubscribe") => self.watched.retain(|watched| **watched != *params),
-            _ => {}
+            _ => return,
         }
+        self.unsaved = true;
     }
 
     /// The requests that bring a fresh child to the same state.

@@ -38,6 +38,8 @@ pub struct SessionRecord {
     pub created_at: UnixTime,
     /// When it was last used, as far as that was written.
     pub last_used_at: UnixTime,
+    /// What the client has set beyond the handshake, as JSON, as far as that was written.
+    pub settings: String,
 }
 
 /// What is needed of a session that is not being used.
@@ -81,7 +83,7 @@ impl Store {
     /// A session that has not ended.
     pub async fn find_session(&self, digest: &SessionDigest) -> Result<Option<SessionRecord>, StoreError> {
         let row = sqlx::query(
-            "SELECT session_hash, grant_id, tenant, protocol_version, initialize, answer, created_at, last_used_at \
+            "SELECT session_hash, grant_id, tenant, protocol_version, initialize, answer, settings, created_at, last_used_at \
              FROM sessions WHERE session_hash = $1 AND ended_at IS NULL",
         )
         .bind(digest.0.as_slice())
@@ -101,6 +103,7 @@ impl Store {
             answer: column("answer")?,
             created_at: UnixTime::from_secs(created_at),
             last_used_at: live.last_used_at,
+            settings: column("settings")?,
         }))
     }
 
@@ -140,6 +143,21 @@ impl Store {
         for (digest, at) in uses {
             sqlx::query("UPDATE sessions SET last_used_at = $1 WHERE session_hash = $2")
                 .bind(at.secs())
+                .bind(digest.0.as_slice())
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+
+    /// Writes what clients have set beyond the handshake, all or none.
+    pub async fn keep_session_settings(&self, settings: &[(SessionDigest, String)]) -> Result<(), StoreError> {
+        let failed = || StoreError::query("storing the settings of sessions");
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        for (digest, settings) in settings {
+            sqlx::query("UPDATE sessions SET settings = $1 WHERE session_hash = $2")
+                .bind(settings)
                 .bind(digest.0.as_slice())
                 .execute(&mut *transaction)
                 .await

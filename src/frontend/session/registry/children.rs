@@ -161,7 +161,11 @@ impl Registry {
         let record = record.ok_or(SessionError::Unknown)?;
         let started = self.start(principal, Arc::clone(&session.listener)).await?;
         let limit = self.0.policy.start_timeout;
-        let settings = session.settings.lock().requests();
+        let settings = {
+            let mut settings = session.settings.lock();
+            settings.restore(&record.settings);
+            settings.requests()
+        };
         let (initialize, answer) = (&record.initialize, &record.answer);
         handshake::replay(&started.bridge, initialize, answer, &settings, &session.listener, limit).await?;
         Ok(started)

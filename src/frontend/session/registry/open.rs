@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{error, info};
 
-use super::{Child, Inner, Place, Principal, Record, Registry, Session, SessionError, SessionId};
+use super::{Child, Inner, Place, Principal, Record, Registry, Session, SessionError, SessionId, Settings};
 use crate::frontend::jsonrpc::{Message, Spliced};
 use crate::frontend::session::bridge::Bridge;
 use crate::frontend::session::handshake::{self, Welcome};
@@ -75,6 +75,7 @@ impl Registry {
             answer: welcome.result,
             created_at: now,
             last_used_at: now,
+            settings: "{}".to_owned(),
         };
         let kept = Record {
             digest: record.digest,
@@ -84,7 +85,7 @@ impl Registry {
             listener,
             last_used: now,
         };
-        let session = Arc::new(Session::new(kept, Child::Live(Arc::clone(&bridge)), place));
+        let session = Arc::new(Session::new(kept, Settings::of_new_session(), Child::Live(Arc::clone(&bridge)), place));
         self.0.sessions.lock().insert(session.digest, Arc::clone(&session));
         self.watch(&session, bridge, child_place);
         // After the session is in the table: a revocation of its grant either finds it there, or came first and

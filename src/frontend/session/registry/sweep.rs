@@ -28,16 +28,22 @@ impl Registry {
         self.save_uses().await;
     }
 
-    /// Writes when sessions were last used, all at once.
+    /// Writes when sessions were last used and what their clients have set, each all at once.
     pub(super) async fn save_uses(&self) {
         let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();
         let uses: Vec<_> =
             sessions.iter().filter_map(|session| Some((session.digest, session.unsaved_use()?))).collect();
-        if uses.is_empty() {
-            return;
-        }
-        if let Err(error) = self.0.records.touch(&uses).await {
+        if !uses.is_empty()
+            && let Err(error) = self.0.records.touch(&uses).await
+        {
             error!(error = %error, "the last use of sessions could not be stored");
+        }
+        let changed = |session: &Arc<Session>| Some((session.digest, session.settings.lock().take_unsaved()?));
+        let settings: Vec<_> = sessions.iter().filter_map(changed).collect();
+        if !settings.is_empty()
+            && let Err(error) = self.0.records.keep_settings(&settings).await
+        {
+            error!(error = %error, "the settings of sessions could not be stored");
         }
     }
 }
