@@ -124,7 +124,8 @@ async fn add(parts: &Parts, source: Source, text: &Bytes) -> Result<Registered, 
         client_secret_expires_at: None,
     };
     let alike = alike(&registered);
-    if !confidential && let Some(known) = parts.store.find_client_alike(&alike).await? {
+    // Public ones only: nobody is given a client whose secret somebody else has.
+    if let Some(known) = parts.store.find_client_alike(&alike).await? {
         registered.client_id = known.client_id;
         return Ok(registered);
     }
