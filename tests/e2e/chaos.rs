@@ -28,8 +28,45 @@ fn count(counts: &Counts, what: &'static str) {
     *counts.lock().entry(what).or_default() += 1;
 }
 
+/// What a client has got from a login.
+#[derive(Debug, Clone)]
+struct Login {
+    client_id: String,
+    access: String,
+    refresh: String,
+}
+
+/// The next pair of tokens. A try whose answer is lost is made again with the same refresh token, as clients do; the
+/// broker's grace is there for that.
+async fn refreshed(http: &reqwest::Client, url: &str, login: &mut Login, counts: &Counts) {
+    loop {
+        let form = [
+            ("grant_type", "refresh_token"),
+            ("client_id", login.client_id.as_str()),
+            ("refresh_token", login.refresh.as_str()),
+        ];
+        let Ok(response) = http.post(format!("{url}/oauth/token")).form(&form).send().await else {
+            count(counts, "connection lost");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let status = response.status().as_u16();
+        let Ok(tokens) = response.json::<Value>().await else { continue };
+        if status == 429 || status == 503 {
+            count(counts, "refused with Retry-After");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        }
+        assert_eq!(status, 200, "no client loses its login: {tokens}");
+        let text = |name: &str| tokens.get(name).and_then(Value::as_str).expect("a token").to_owned();
+        (login.access, login.refresh) = (text("access_token"), text("refresh_token"));
+        count(counts, "client refreshed");
+        return;
+    }
+}
+
 /// One client: opens sessions as it needs them and calls until the time is over.
-async fn client(url: String, token: String, number: usize, until: Instant, counts: Counts) {
+async fn client(url: String, mut login: Login, number: usize, until: Instant, counts: Counts) {
     let http = http();
     let mut session: Option<String> = None;
     let mut round = 0_u64;
@@ -41,7 +78,7 @@ async fn client(url: String, token: String, number: usize, until: Instant, count
             Some(_) => json!({"jsonrpc": "2.0", "id": text, "method": "tools/call",
                 "params": {"name": "echo", "arguments": {"text": text}}}),
         };
-        let Ok(response) = post(&http, &url, &token, session.as_deref(), &message).await else {
+        let Ok(response) = post(&http, &url, &login.access, session.as_deref(), &message).await else {
             // The broker is away, or died with the request: the connection says so.
             count(&counts, "connection lost");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -80,6 +117,7 @@ async fn client(url: String, token: String, number: usize, until: Instant, count
                     count(&counts, "answered");
                 }
             }
+            401 => refreshed(&http, &url, &mut login, &counts).await,
             404 | 410 => {
                 session = None;
                 count(&counts, "session ended with its child");
@@ -93,7 +131,8 @@ async fn client(url: String, token: String, number: usize, until: Instant, count
         }
     }
     if let Some(id) = session {
-        let _ = http.delete(format!("{url}/mcp")).bearer_auth(&token).header("mcp-session-id", id).send().await;
+        refreshed(&http, &url, &mut login, &counts).await;
+        let _ = http.delete(format!("{url}/mcp")).bearer_auth(&login.access).header("mcp-session-id", id).send().await;
     }
 }
 
@@ -165,18 +204,19 @@ async fn every_request_is_answered_once_and_nothing_is_left_over() {
     let mut setting = setting("chaos", stand_in(&["--check-token"]));
     setting.oauth = true;
     "[forgejo]\nrefresh_lead = \"10s\"\n[http]\nrequest_timeout = \"3s\"\n\
-     [sessions]\nstart_timeout = \"3s\"\ndrain = \"1s\"\nchildren_per_user = 6\n"
+     [sessions]\nstart_timeout = \"3s\"\ndrain = \"1s\"\nchildren_per_user = 6\n[oauth]\naccess_token_ttl = \"15s\"\n"
         .clone_into(&mut setting.broker);
     setting.supervisor =
         "[caps]\nspawns_per_second = 200\nspawn_burst = 400\n[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n"
             .to_owned();
     let mut stage = Stage::set(setting).expect("a stage");
     mode(&stage, &json!({}));
-    let mut tokens = Vec::new();
+    let mut logins = Vec::new();
     for login in USERS {
         stage.user(login).expect("a user");
         let client = Client::register(&stage).await;
-        tokens.push(client.connect(&mut person(login), Decision::Allow).await.0);
+        let (access, refresh) = client.connect(&mut person(login), Decision::Allow).await;
+        logins.push(Login { client_id: client.id, access, refresh });
     }
 
     let counts = Counts::default();
@@ -185,8 +225,8 @@ async fn every_request_is_answered_once_and_nothing_is_left_over() {
     let supervisor_before = resident(stage.supervisor.as_ref().expect("runs").pid());
     let clients: Vec<_> = (0..SESSIONS)
         .map(|n| {
-            let token = tokens.get(n % USERS.len()).expect("a token").clone();
-            tokio::spawn(client(stage.url.clone(), token, n, until, Arc::clone(&counts)))
+            let login = logins.get(n % USERS.len()).expect("a login").clone();
+            tokio::spawn(client(stage.url.clone(), login, n, until, Arc::clone(&counts)))
         })
         .collect();
     let mut round = 0;
@@ -223,7 +263,7 @@ async fn every_request_is_answered_once_and_nothing_is_left_over() {
     assert!(descriptors(broker) < 40, "the broker holds {} descriptors", descriptors(broker));
     assert!(descriptors(supervisor) < 25, "the supervisor holds {} descriptors", descriptors(supervisor));
     let (broker_after, supervisor_after) = (resident(broker), resident(supervisor));
-    let refreshed: u64 = {
+    let rotated: u64 = {
         let log = stage.broker.as_ref().expect("runs").output();
         u64::try_from(log.matches("token refreshed").count()).expect("fits")
     };
@@ -231,12 +271,13 @@ async fn every_request_is_answered_once_and_nothing_is_left_over() {
     for (what, number) in counts.lock().iter() {
         println!("chaos: {number:>7} {what}");
     }
-    println!("chaos: {refreshed:>7} tokens refreshed");
+    println!("chaos: {rotated:>7} tokens of Forgejo's refreshed");
     println!(
         "chaos: broker {broker_after} KiB, {} descriptors; supervisor {supervisor_before} KiB before, {supervisor_after} KiB after",
         descriptors(broker)
     );
     assert!(supervisor_after < supervisor_before + 2048, "the supervisor grew");
     assert!(counts.lock().get("answered").copied().unwrap_or_default() > 100, "most of it is work");
-    assert!(refreshed > 0, "tokens rotated underneath");
+    assert!(rotated > 0, "Forgejo's tokens rotated underneath");
+    assert!(counts.lock().get("client refreshed").is_some(), "and the clients' own");
 }
