@@ -94,7 +94,7 @@ impl Scene {
             state.grants.push(forge::state::Grant { id: 77, user, app, scope, nonce: String::new(), counter: 0 });
             let pair = state.issue_pair(77).expect("a pair");
             let client_secret = UpstreamToken::parse(secret).expect("a secret");
-            (user, Application { client_id, client_secret }, pair)
+            (user, Application { client_id, client_secret, scopes: Vec::new() }, pair)
         });
         let pair: serde_json::Value = serde_json::from_str(&pair).expect("json");
         let dir = tempfile::tempdir().expect("a directory");

@@ -83,14 +83,14 @@ impl Config {
         let listen = root.parsed("listen").unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         let mut forgejo = root.section("forgejo");
         let forgejo_url = address(&mut forgejo, "url", false);
-        let application = application(&mut forgejo);
         let refresh_lead = forgejo.duration("refresh_lead", Duration::from_mins(5), seconds(1, 3600));
         let access = oauth::access(root.section("access"));
         let scopes = oauth::scopes(&mut forgejo, &access);
+        let application = application(&mut forgejo, scopes);
         forgejo.close();
         let rates = oauth::rates(root.section("rates"));
         let tools = oauth::tools(root.section("tools"));
-        let policy_of_logins = oauth::policy(root.section("oauth"), scopes);
+        let policy_of_logins = oauth::policy(root.section("oauth"));
         let mut supervisor = root.section("supervisor");
         let supervisor_socket = supervisor.path("socket", Path::new(RUN).join("supervisor.sock"));
         supervisor.close();
@@ -216,7 +216,7 @@ fn address(section: &mut Section, key: &str, own: bool) -> Option<String> {
 
 /// `client_id` and `client_secret_file` go together. The secret is in a file of its own, so that the configuration
 /// can be read by anybody.
-fn application(forgejo: &mut Section) -> Option<Application> {
+fn application(forgejo: &mut Section, scopes: Vec<String>) -> Option<Application> {
     let (id, file) = (forgejo.parsed::<String>("client_id"), forgejo.optional_path("client_secret_file"));
     if id.is_some() != file.is_some() {
         forgejo.complain("client_id", "and client_secret_file are needed together");
@@ -224,7 +224,7 @@ fn application(forgejo: &mut Section) -> Option<Application> {
     let (client_id, file) = (id?, file?);
     let secret = std::fs::read_to_string(&file).map_err(|e| e.to_string());
     match secret.and_then(|text| UpstreamToken::parse(text.trim()).map_err(|e| e.to_string())) {
-        Ok(client_secret) => Some(Application { client_id, client_secret }),
+        Ok(client_secret) => Some(Application { client_id, client_secret, scopes }),
         Err(what) => {
             forgejo.complain("client_secret_file", format!("{}: {what}", file.display()));
             None

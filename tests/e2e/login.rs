@@ -211,3 +211,20 @@ async fn pages_of_the_operators_origins_may_call_the_endpoint_and_others_may_not
     let exposed = answer.headers().get("access-control-expose-headers").expect("exposed").to_str().expect("text");
     assert!(exposed.contains("www-authenticate") && exposed.contains("mcp-session-id"), "{exposed}");
 }
+
+#[tokio::test]
+async fn the_operator_is_told_when_forgejo_keeps_to_the_scopes_of_an_earlier_login() {
+    let mut stage = login_stage("login-scopes", stand_in(&[]), "");
+    {
+        let client = Client::register(&stage).await;
+        client.connect(&mut person("alice"), Decision::Allow).await;
+    }
+    assert!(!stage.output().contains("scopes-differ"), "{}", stage.output());
+    drop(stage.broker.take());
+    "[forgejo]\nscopes = [\"read:user\", \"read:repository\"]\n".clone_into(&mut stage.setting.broker);
+    stage.start_broker().expect("the broker starts again");
+    let client = Client::register(&stage).await;
+    client.connect(&mut person("alice"), Decision::Allow).await;
+    let output = stage.output();
+    assert!(output.contains("scopes-differ") && output.contains("write:issue"), "{output}");
+}

@@ -115,7 +115,8 @@ impl World {
             let id = state.add_app(0, "broker", true, vec![format!("{url}/oauth/callback")]);
             let app = state.app(id).expect("there");
             let client_secret = UpstreamToken::parse(app.secret.clone()).expect("a secret");
-            Application { client_id: app.client_id.clone(), client_secret }
+            let scopes = ["write:user", "write:repository", "read:organization"].map(str::to_owned).to_vec();
+            Application { client_id: app.client_id.clone(), client_secret, scopes }
         });
         let dir = tempfile::tempdir().expect("a directory");
         let vault = Arc::new(Vault::open(&dir.path().join("key"), false, &mut SysRng).expect("a vault"));
@@ -283,7 +284,6 @@ pub(crate) fn policy(documents: Documents) -> Policy {
         schemes: Schemes::new(vec!["cursor".to_owned()]),
         clients: Vec::new(),
         documents,
-        scopes: vec!["write:user".to_owned(), "write:repository".to_owned(), "read:organization".to_owned()],
     }
 }
 

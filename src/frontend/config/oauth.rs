@@ -27,7 +27,7 @@ const GROUPS: [&str; 8] =
     ["activitypub", "misc", "notification", "organization", "package", "issue", "repository", "user"];
 
 /// `[oauth]` and what is below it.
-pub(super) fn policy(mut section: Section, scopes: Vec<String>) -> Policy {
+pub(super) fn policy(mut section: Section) -> Policy {
     let hour = 3600;
     let access_ttl = section.duration("access_token_ttl", Duration::from_hours(1), seconds(1, 24 * hour));
     let refresh_ttl =
@@ -39,7 +39,7 @@ pub(super) fn policy(mut section: Section, scopes: Vec<String>) -> Policy {
     let clients = clients(&mut section, &schemes);
     let documents = documents(section.section("documents"));
     section.close();
-    Policy { access_ttl, refresh_ttl, visit_ttl, keep_unused, schemes, clients, documents, scopes }
+    Policy { access_ttl, refresh_ttl, visit_ttl, keep_unused, schemes, clients, documents }
 }
 
 /// `[oauth.clients.ID]`: clients that the operator vouches for.

@@ -44,14 +44,13 @@ pub(super) async fn begin(
     let login = Login { state: state.hash(), browser: browser.hash(), request, consented, created_at: now };
     parts.store.insert_login(&login).await.map_err(NotBegun::Store)?;
     let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(browser.verifier(state.expose()).as_bytes()));
-    let client_id = parts.application.as_ref().map_or("", |application| &application.client_id);
+    let Some(application) = &parts.application else { return Err(NotBegun::ForgejoAway) };
     let url = parts.forgejo.authorize_url(&[
-        ("client_id", client_id),
+        ("client_id", &application.client_id),
         ("redirect_uri", &parts.callback),
         ("response_type", "code"),
         ("state", state.expose()),
-        // An empty scope would grant everything; the configuration does not let it be empty.
-        ("scope", &parts.policy.scopes.join(" ")),
+        ("scope", &application.scopes.join(" ")),
         ("code_challenge", &challenge),
         ("code_challenge_method", "S256"),
     ]);

@@ -23,8 +23,6 @@ pub struct Policy {
     pub clients: Vec<Client>,
     /// Client ID metadata documents.
     pub documents: Documents,
-    /// What is asked of Forgejo; never empty, because Forgejo takes that for everything.
-    pub scopes: Vec<String>,
 }
 
 /// Whose metadata documents are fetched.

@@ -3,6 +3,8 @@
 //! Each code exchange makes the refresh token that is stored worthless, so from here on there are two outcomes only:
 //! the new pair is stored, or the user has to log in again some day.
 
+use std::collections::BTreeSet;
+
 use rand::rngs::SysRng;
 use tracing::{error, info, warn};
 
@@ -11,9 +13,10 @@ use crate::frontend::access::{AccessError, NotAdmitted};
 use crate::frontend::hex;
 use crate::frontend::store::StoreError;
 use crate::frontend::token::NoRandomness;
-use crate::frontend::upstream::tokens::{Answer, PairError};
+use crate::frontend::upstream::tokens::{Answer, Application, PairError};
 use crate::frontend::upstream::{ForgejoUser, UpstreamError};
 use crate::frontend::vault::VaultError;
+use crate::secret::UpstreamToken;
 
 /// Somebody who has logged in.
 #[derive(Debug, Clone)]
@@ -114,7 +117,23 @@ impl Rotation {
             warn!(tenant = %user.id, login = %user.login, reason = "memberships", error = %e, "login refused for now");
             return Err(LogInError::NotNow);
         }
+        self.compare_scopes(application, &user, &pair.access).await;
         info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
         Ok(LoggedIn { user, credential_id: id })
+    }
+
+    /// Forgejo fixes the scopes of a user and an application at their first login and keeps silent about it later: the
+    /// operator is told, because tools then fail that the configuration means to allow.
+    async fn compare_scopes(&self, application: &Application, user: &ForgejoUser, access: &UpstreamToken) {
+        let Some(granted) = self.0.forgejo.granted_scopes(application, access).await else { return };
+        let (asked, granted) =
+            (application.scopes.iter().collect::<BTreeSet<_>>(), granted.iter().collect::<BTreeSet<_>>());
+        if asked != granted {
+            warn!(
+                tenant = %user.id, login = %user.login, reason = "scopes-differ", granted = ?granted, asked = ?asked,
+                "Forgejo keeps the scopes of the user's first login; to change them the user must remove the application \
+                 at Forgejo (Settings, Applications) and log in again"
+            );
+        }
     }
 }

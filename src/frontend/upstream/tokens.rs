@@ -19,6 +19,8 @@ pub struct Application {
     pub client_id: String,
     /// Held like a token.
     pub client_secret: UpstreamToken,
+    /// What is asked of Forgejo at a login; never empty, because Forgejo takes that for everything.
+    pub scopes: Vec<String>,
 }
 
 /// A fresh pair.
@@ -73,6 +75,22 @@ impl Forgejo {
             ("redirect_uri", &answer.redirect),
         ];
         self.pair(application, &form).await
+    }
+
+    /// The scopes that Forgejo holds a token to: those of the user's first login through this application, whatever is
+    /// asked for now. `None` where it does not say.
+    pub async fn granted_scopes(&self, application: &Application, access: &UpstreamToken) -> Option<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Introspected {
+            active: bool,
+            scope: Option<String>,
+        }
+        let Application { client_id, client_secret, .. } = application;
+        let request = self.client.post(format!("{}/login/oauth/introspect", self.url));
+        let request = request.basic_auth(client_id, Some(client_secret.expose())).form(&[("token", access.expose())]);
+        let response = request.send().await.ok().filter(|response| response.status() == StatusCode::OK)?;
+        let told: Introspected = serde_json::from_slice(&body(response).await?).ok()?;
+        told.scope.filter(|_| told.active).map(|scope| scope.split_whitespace().map(ToOwned::to_owned).collect())
     }
 
     async fn pair(&self, application: &Application, form: &[(&str, &str)]) -> Result<Pair, PairError> {
