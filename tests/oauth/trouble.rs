@@ -201,9 +201,12 @@ async fn what_is_over_is_removed_and_a_grant_without_a_live_token_ends() {
 /// Waits until the forge has been asked for this path so many times.
 async fn asked(world: &World, path: &str, times: usize) {
     let count = || world.forge.with(|state| state.requests.iter().filter(|seen| seen.path == path).count());
-    while count() < times {
-        tokio::task::yield_now().await;
-    }
+    let enough = async {
+        while count() < times {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), enough).await.expect("the forge is asked");
 }
 
 #[tokio::test]
@@ -296,4 +299,34 @@ async fn the_credential_of_a_live_grant_is_never_emptied() {
     let (status, tokens) = world.refresh(&client, &refresh).await;
     assert_eq!(status, 200);
     assert!(world.who(tokens["access_token"].as_str().expect("a token")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_forge_that_fails_in_the_middle_of_a_login_costs_the_user_nothing() {
+    let mut world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let (access, _) = world.connect(&mut alice, &client, WEB).await;
+    let mut page = alice.open(world.authorize(&client, WEB, &[])).await;
+    let callback = loop {
+        let to = page.location().expect("straight through, because all was agreed to before");
+        if to.path() == "/oauth/callback" {
+            break to;
+        }
+        page = alice.open(&to).await;
+    };
+    world.forge.with(|state| state.requests.clear());
+    world.misbehave(|mode| mode.fail_api = true);
+    let login = tokio::spawn(async move { alice.open(callback).await });
+    // The exchange is done, the older pair worthless; who it was, Forgejo does not say.
+    asked(&world, "/api/v1/user", 2).await;
+    world.misbehave(|_| {});
+    let page = login.await.expect("no panic");
+    assert!(page.location().is_some_and(|to| to.as_str().starts_with(WEB)), "{}", page.text);
+    world.clock.advance(Duration::from_mins(56));
+    world.rotation.sweep().await;
+    assert!(world.who(&access).await.is_ok());
+    while let Ok(change) = world.changes.try_recv() {
+        assert!(matches!(change, Change::Rotated(_)), "{change:?}");
+    }
 }

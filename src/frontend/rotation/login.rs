@@ -4,8 +4,10 @@
 //! the new pair is stored, or the user has to log in again some day.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use rand::rngs::SysRng;
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::{Change, Rotation};
@@ -17,6 +19,14 @@ use crate::frontend::upstream::tokens::{Answer, Application, PairError};
 use crate::frontend::upstream::{ForgejoUser, UpstreamError};
 use crate::frontend::vault::VaultError;
 use crate::secret::UpstreamToken;
+
+/// How long a browser waits for its login.
+const AT_MOST: Duration = Duration::from_secs(25);
+/// How long Forgejo is asked whose pair it has just given out. Other logins and refreshes that were refused wait for
+/// it, and are told to come back, not that all is lost.
+const PERSISTENCE: Duration = Duration::from_mins(2);
+/// The first pause between two such questions; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Somebody who has logged in.
 #[derive(Debug, Clone)]
@@ -75,7 +85,8 @@ impl Rotation {
             }
             outcome
         });
-        task.await.unwrap_or(Err(LogInError::NotNow))
+        // The task goes on without the browser.
+        timeout(AT_MOST, task).await.map_or(Err(LogInError::NotNow), |ended| ended.unwrap_or(Err(LogInError::NotNow)))
     }
 
     async fn logged_in(&self, answer: &Answer, change: &mut Option<Change>) -> Result<LoggedIn, LogInError> {
@@ -89,10 +100,7 @@ impl Rotation {
             }
             PairError::NotNow => LogInError::NotNow,
         })?;
-        let user = inner.forgejo.whoami(&pair.access).await.map_err(|e| match e {
-            UpstreamError::BadToken | UpstreamError::Forbidden => LogInError::NotAdmitted(NotAdmitted::Locked),
-            UpstreamError::Unreachable | UpstreamError::Status(_) | UpstreamError::NotAUser => LogInError::NotNow,
-        })?;
+        let user = timeout(PERSISTENCE, self.whose(&pair.access)).await.unwrap_or(Err(LogInError::NotNow))?;
         let known = inner.store.oauth_credential_of(user.id).await?;
         let verdict = inner.access.verify(&inner.forgejo, &user, &pair.access).await;
         if let Err(AccessError::NotAdmitted(why)) = verdict {
@@ -120,6 +128,25 @@ impl Rotation {
         self.compare_scopes(application, &user, &pair.access).await;
         info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
         Ok(LoggedIn { user, credential_id: id })
+    }
+
+    /// Whose pair this is, asked until Forgejo answers: given up here, it would be lost with every connection of a user
+    /// whose older pair it has made worthless.
+    async fn whose(&self, access: &UpstreamToken) -> Result<ForgejoUser, LogInError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.0.forgejo.whoami(access).await {
+                Ok(user) => return Ok(user),
+                Err(UpstreamError::BadToken | UpstreamError::Forbidden) => {
+                    return Err(LogInError::NotAdmitted(NotAdmitted::Locked));
+                }
+                Err(e @ (UpstreamError::Unreachable | UpstreamError::Status(_) | UpstreamError::NotAUser)) => {
+                    warn!(error = %e, "Forgejo does not say who has logged in; asking again");
+                    sleep(pause).await;
+                    pause = pause.saturating_mul(2);
+                }
+            }
+        }
     }
 
     /// Forgejo fixes the scopes of a user and an application at their first login and keeps silent about it later: the

@@ -118,11 +118,14 @@ pub(crate) struct Issue {
 /// How the forge misbehaves. Everything but `/stub/` is subject to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch")]
 pub(crate) struct Mode {
     /// Accept requests and never answer until the mode changes.
     pub(crate) hang: bool,
     /// The same for the API alone; the OAuth endpoints answer.
     pub(crate) hang_api: bool,
+    /// Answer every request to the API with 502; the OAuth endpoints answer.
+    pub(crate) fail_api: bool,
     /// Answer every request with this status.
     pub(crate) fail: Option<u16>,
     /// Let the token endpoint do its work, counter and all, and then close without an answer.
