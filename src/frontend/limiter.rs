@@ -16,8 +16,11 @@ use ipnet::IpNet;
 
 use super::principal::GrantId;
 
-/// Exchanges of one family a minute. A client needs one an hour; several of its processes may come at once.
-const REFRESHES: u32 = 30;
+/// Exchanges of one family: one a minute, thirty at once. A client needs one an hour; several of its processes may
+/// come together, and each exchange leaves a row behind for as long as the token would have lived.
+fn refreshes() -> Quota {
+    Quota::per_minute(NonZeroU32::MIN).allow_burst(NonZeroU32::MIN.saturating_add(29))
+}
 
 /// Addresses that one limiter remembers at most before it forgets those that are within their limits.
 const REMEMBERED: usize = 100_000;
@@ -112,7 +115,7 @@ impl Limits {
             logins: Limiter::new(rates.logins),
             documents: Limiter::new(rates.documents),
             failures: Limiter::new(rates.failures),
-            refreshes: Limiter::new(REFRESHES),
+            refreshes: Limiter(RateLimiter::keyed(refreshes())),
         }
     }
 

@@ -35,6 +35,7 @@ use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderName, Method};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt, Limited};
+use tokio::time::timeout;
 use tower_http::cors::{Any, CorsLayer};
 use tracing::error;
 
@@ -54,6 +55,8 @@ use crate::clock::Clock;
 const LOGIN_TTL: Duration = Duration::from_mins(10);
 /// Bytes of a form or of a client's metadata.
 const MAX_BODY: usize = 64 * 1024;
+/// How long such a body may take: whoever opens a connection and sends nothing must not keep it.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 /// Logins under way, of everybody.
 const MAX_LOGINS: i64 = 20_000;
 
@@ -179,6 +182,6 @@ impl Parts {
 struct NoBody;
 
 async fn body(request: Request) -> Result<Bytes, NoBody> {
-    let collected = Limited::new(request.into_body(), MAX_BODY).collect().await.map_err(|_| NoBody)?;
-    Ok(collected.to_bytes())
+    let collected = timeout(BODY_WITHIN, Limited::new(request.into_body(), MAX_BODY).collect()).await;
+    Ok(collected.map_err(|_| NoBody)?.map_err(|_| NoBody)?.to_bytes())
 }

@@ -16,7 +16,8 @@ use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use rand::rngs::SysRng;
 use tokio::sync::{Mutex as TurnMutex, MutexGuard, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 pub use self::login::{LogInError, LoggedIn};
@@ -37,6 +38,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 const IN_LINE: Duration = Duration::from_secs(20);
 /// Refreshes of a sweep that run at once: while Forgejo is slow, one user must not wait for all the others.
 const AT_ONCE: usize = 8;
+/// How often a write is tried again that must not fail, with growing pauses: for two and a half minutes.
+const WRITES: u32 = 5;
 /// Changes that wait to be followed.
 const CHANGES: usize = 256;
 
@@ -84,6 +87,8 @@ struct Inner {
     /// together, and whose code it is shows only afterwards, so it is one lock for all users.
     logins: TurnMutex<()>,
     changes: mpsc::Sender<Change>,
+    /// Exchanges under way: Forgejo may have given out a pair that is not stored yet.
+    tasks: TaskTracker,
     /// One refresh a credential at a time.
     turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
 }
@@ -117,8 +122,28 @@ impl Rotation {
     ) -> (Self, mpsc::Receiver<Change>) {
         let (changes, told) = mpsc::channel(CHANGES);
         let (turns, logins) = (Mutex::default(), TurnMutex::default());
-        let inner = Inner { store, vault, forgejo, application, access, clock, lead, logins, changes, turns };
+        let inner = Inner {
+            store,
+            vault,
+            forgejo,
+            application,
+            access,
+            clock,
+            lead,
+            logins,
+            changes,
+            tasks: TaskTracker::new(),
+            turns,
+        };
         (Self(Arc::new(inner)), told)
+    }
+
+    /// Waits for exchanges under way, for at most `limit`: a pair that is not stored is lost with all that stands on it.
+    pub async fn finish(&self, limit: Duration) {
+        self.0.tasks.close();
+        if timeout(limit, self.0.tasks.wait()).await.is_err() {
+            warn!("the broker ends with exchanges at Forgejo under way; their users may have to log in again");
+        }
     }
 
     /// Whether a token that ends then should be refreshed now.
@@ -149,7 +174,7 @@ impl Rotation {
     /// Runs in a task of its own: a caller who goes away must not take a pair along that Forgejo has just given out.
     pub async fn fresh(&self, credential_id: &str) -> Result<UpstreamToken, RotationError> {
         let (rotation, id) = (self.clone(), credential_id.to_owned());
-        let task = tokio::spawn(async move {
+        let task = self.0.tasks.spawn(async move {
             let turn = Arc::clone(rotation.0.turns.lock().entry(id.clone()).or_default());
             let (outcome, change) = rotation.in_turn(&id, &turn).await;
             drop(turn);
@@ -252,7 +277,7 @@ impl Rotation {
         };
         // Stored before it is used: Forgejo has forgotten the old refresh token by now.
         let fresh = self.sealed(credential.id.clone(), tenant, &pair)?;
-        if !inner.store.replace_credential(credential, &fresh, inner.clock.now()).await?
+        if !persist(|| inner.store.replace_credential(credential, &fresh, inner.clock.now())).await?
             && let Some(newer) = self.newer_than(credential).await?
         {
             return Ok(newer);
@@ -321,4 +346,18 @@ impl Rotation {
         }
         Ok(Change::Lost(grants))
     }
+}
+
+/// Tries a write until it succeeds, for a while: what Forgejo has just given out is nowhere else.
+async fn persist<T, F: Future<Output = Result<T, StoreError>>>(mut write: impl FnMut() -> F) -> Result<T, StoreError> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 0..WRITES {
+        match write().await {
+            Ok(done) => return Ok(done),
+            Err(e) => error!(error = %e, "a token that Forgejo has given out cannot be stored; trying again"),
+        }
+        sleep(pause).await;
+        pause = pause.saturating_mul(2);
+    }
+    write().await
 }

@@ -46,6 +46,8 @@ use crate::{lifecycle, telemetry};
 const TIDY_EVERY: Duration = Duration::from_mins(10);
 /// How long ended sessions stay in the store, for an operator who asks what became of one.
 const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
+/// How long exchanges at Forgejo that were begun may take; longer than Forgejo is waited for.
+const LAST_EXCHANGES: Duration = Duration::from_secs(20);
 /// How long answers that were begun may take to leave after every child is stopped.
 const LAST_BYTES: Duration = Duration::from_secs(5);
 
@@ -191,11 +193,9 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
     tokio::spawn(lifecycle::watchdog());
     tokio::spawn(follow(changes, revocation, config.drain));
-    let ticking = [
-        tokio::spawn(tick(registry.clone(), principals.clone())),
-        tokio::spawn(tick_upstream(rotation)),
-        tokio::spawn(tidy(oauth, store.clone(), clock)),
-    ];
+    let asking = tokio::spawn(tick_upstream(rotation.clone()));
+    let ticking =
+        [tokio::spawn(tick(registry.clone(), principals.clone())), tokio::spawn(tidy(oauth, store.clone(), clock))];
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
     let connections = accept::Connections::new(config.max_connections);
     let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
@@ -206,11 +206,14 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     info!(reason = signal, "stopping");
     lifecycle::stopping();
     stop.cancel();
+    // What it has begun goes on in tasks of its own, which are waited for below.
+    asking.abort();
     let orderly = async {
         // New connections wait in the socket for the next broker, or are refused; those that are open go on.
         let _ = accepting.await;
         registry.shut_down(config.drain).await;
         connections.finish(LAST_BYTES).await;
+        rotation.finish(LAST_EXCHANGES).await;
         ticking.iter().for_each(JoinHandle::abort);
         principals.flush_uses().await;
         store.close().await;

@@ -112,8 +112,16 @@ impl Forgejo {
         let response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
         match response.status() {
             StatusCode::OK => body(response).await.ok_or(UpstreamError::Unreachable),
-            StatusCode::UNAUTHORIZED => Err(UpstreamError::BadToken),
-            StatusCode::FORBIDDEN => Err(UpstreamError::Forbidden),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                // Connections end because of this, so it must be Forgejo's own word and not that of something in
+                // between. Only the shape is looked at; the text repeats the token.
+                let is_forgejos = body(response).await.is_some_and(|text| is_refusal(&text));
+                Err(match status {
+                    StatusCode::UNAUTHORIZED if is_forgejos => UpstreamError::BadToken,
+                    StatusCode::FORBIDDEN if is_forgejos => UpstreamError::Forbidden,
+                    other => UpstreamError::Status(other.as_u16()),
+                })
+            }
             other => Err(UpstreamError::Status(other.as_u16())),
         }
     }
@@ -135,6 +143,16 @@ impl Forgejo {
     pub fn url(&self) -> &str {
         &self.url
     }
+}
+
+/// Whether this is how Forgejo's API says no: a JSON object with a `message`.
+fn is_refusal(text: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(rename = "message")]
+        _message: serde::de::IgnoredAny,
+    }
+    serde_json::from_slice::<Refusal>(text).is_ok()
 }
 
 /// The body of an answer; `None` where it breaks off or goes beyond [`MAX_ANSWER`].

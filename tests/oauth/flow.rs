@@ -285,3 +285,19 @@ async fn a_client_from_the_configuration_is_vouched_for_by_the_operator() {
     let page = alice.open(world.authorize("our-bot", WEB, &[("code_challenge", "")])).await;
     assert_eq!(Answer::of(&page).param("error").as_deref(), Some("invalid_request"), "its address can be trusted");
 }
+
+#[tokio::test]
+async fn a_user_has_twenty_connections_through_one_client_and_the_longest_unused_makes_room() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let mut tokens = Vec::new();
+    for _ in 0..20 {
+        tokens.push(world.connect(&mut alice, &client, WEB).await.0);
+        world.clock.advance(Duration::from_secs(1));
+    }
+    assert!(world.who(&tokens[0]).await.is_ok());
+    world.connect(&mut alice, &client, WEB).await;
+    assert_eq!(world.who(&tokens[0]).await, Err(401));
+    assert!(world.who(&tokens[1]).await.is_ok());
+}

@@ -4,6 +4,7 @@
 //! session, revision, scope. Only then does a child see anything.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Body;
@@ -13,6 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::time::timeout;
 
 use super::answer;
 use super::headers::{Accept, Revision, is_json};
@@ -27,6 +29,8 @@ use crate::frontend::session::registry::Registry;
 
 /// The header that carries a session's id.
 const SESSION_ID: &str = "mcp-session-id";
+/// How long a message may take to arrive: attachments over a slow line, but nobody who sends nothing.
+const BODY_WITHIN: Duration = Duration::from_mins(2);
 /// How often a request is sent again because its child was stopped just before: once for the child that idled out
 /// in that moment, once more for the bad luck of its successor.
 const TRIES: usize = 3;
@@ -110,7 +114,8 @@ async fn receive(
 }
 
 async fn read(body: Body, limit: usize) -> Result<Message, Refusal> {
-    let collected = Limited::new(body, limit).collect().await.map_err(|error| {
+    let collected = timeout(BODY_WITHIN, Limited::new(body, limit).collect()).await;
+    let collected = collected.map_err(|_| Refusal::body_unreadable())?.map_err(|error| {
         if error.is::<LengthLimitError>() { Refusal::body_too_large(limit) } else { Refusal::body_unreadable() }
     })?;
     Message::parse(collected.to_bytes()).map_err(Refusal::message)

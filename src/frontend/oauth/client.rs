@@ -49,12 +49,12 @@ impl Client {
     }
 
     /// Whether somebody answers for the client's addresses, so that an error may be sent there without asking the
-    /// person first. Otherwise anybody could register an address and use the broker to redirect to it.
+    /// person first. Otherwise anybody could name an address and use the broker to redirect to it.
     pub fn is_vouched_for(&self, redirect: &RedirectUri) -> bool {
         match (&self.origin, redirect.place()) {
             (Origin::Configured, _) | (_, Place::Loopback | Place::Program) => true,
-            (Origin::Document { host }, Place::Web) => host == redirect.host(),
-            (Origin::Registered, Place::Web) => false,
+            // Anybody can put a document on a host of their own.
+            (Origin::Document { .. } | Origin::Registered, Place::Web) => false,
         }
     }
 }
@@ -72,7 +72,25 @@ pub fn shown_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::shown_name;
+    use super::*;
+
+    #[test]
+    fn nobody_vouches_for_a_web_address_but_the_operator() {
+        let redirect = |text: &str| RedirectUri::parse(text, &Schemes::new(Vec::new())).expect("good");
+        let (web, local) = (redirect("https://evil.example/phish"), redirect("http://localhost/cb"));
+        let client = |origin: Origin| Client {
+            id: "x".to_owned(),
+            name: "x".to_owned(),
+            redirects: vec![web.clone(), local.clone()],
+            secret: None,
+            origin,
+        };
+        // Anybody can put a document on a host of their own.
+        let document = client(Origin::Document { host: "evil.example".to_owned() });
+        assert!(!document.is_vouched_for(&web) && document.is_vouched_for(&local));
+        assert!(!client(Origin::Registered).is_vouched_for(&web));
+        assert!(client(Origin::Configured).is_vouched_for(&web));
+    }
 
     #[test]
     fn a_name_is_one_bounded_line_that_cannot_be_turned_around() {

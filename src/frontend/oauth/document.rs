@@ -143,7 +143,12 @@ impl Library {
         if kept.len() >= KEPT {
             kept.retain(|_, (_, ends)| *ends > now);
         }
-        if kept.len() < KEPT && !fresh.is_zero() {
+        if kept.len() >= KEPT
+            && let Some(any) = kept.keys().next().cloned()
+        {
+            kept.remove(&any);
+        }
+        if !fresh.is_zero() {
             kept.insert(id.to_owned(), (client.clone(), now.plus(fresh)));
         }
         Ok(client)

@@ -27,6 +27,8 @@ use crate::frontend::token::ClientSecret;
 
 /// Addresses of one client.
 const REDIRECTS: usize = 20;
+/// Bytes of all of them.
+const REDIRECT_BYTES: usize = 4000;
 /// Clients that have never completed a login; beyond it the oldest of them make room.
 const UNUSED: i64 = 10_000;
 /// A client that has not completed its login may still be at it for so long, whoever needs room.
@@ -126,6 +128,7 @@ async fn add(parts: &Parts, source: Source, text: &Bytes) -> Result<Registered, 
     let alike = alike(&registered);
     // Public ones only: nobody is given a client whose secret somebody else has.
     if let Some(known) = parts.store.find_client_alike(&alike).await? {
+        parts.store.renew_client(&known.client_id, now).await?;
         registered.client_id = known.client_id;
         return Ok(registered);
     }
@@ -148,8 +151,9 @@ async fn add(parts: &Parts, source: Source, text: &Bytes) -> Result<Registered, 
 
 fn redirects(parts: &Parts, asked: &Asked) -> Result<Vec<String>, OAuthError> {
     let refuse = |description| Err(OAuthError::Bad("invalid_redirect_uri", description));
-    if asked.redirect_uris.is_empty() || asked.redirect_uris.len() > REDIRECTS {
-        return refuse("redirect_uris must name one to twenty addresses");
+    let bytes: usize = asked.redirect_uris.iter().map(String::len).sum();
+    if asked.redirect_uris.is_empty() || asked.redirect_uris.len() > REDIRECTS || bytes > REDIRECT_BYTES {
+        return refuse("redirect_uris must name one to twenty addresses, with 4000 bytes together");
     }
     for text in &asked.redirect_uris {
         match RedirectUri::parse(text, &parts.policy.schemes) {

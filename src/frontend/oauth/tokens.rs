@@ -27,6 +27,9 @@ use crate::frontend::principal::{GrantId, Scopes};
 use crate::frontend::store::{Code, NewPair};
 use crate::frontend::token::{AccessToken, AuthorizationCode, RefreshToken, TokenHash};
 
+/// Connections of one user through one client, such as on several machines; a further one ends the one that was not
+/// used for longest.
+const CONNECTIONS: u32 = 20;
 /// How long a code is good.
 pub(super) const CODE_TTL: Duration = Duration::from_mins(1);
 /// How long a refresh token that was used gives a sibling: clients send one twice when an answer was lost or two of
@@ -178,8 +181,17 @@ async fn redeem(parts: &Parts, params: &Params, caller: &Caller) -> Result<Grant
         }
         return Err(WORTHLESS);
     }
-    parts.store.keep_client(&caller.id, now).await?;
     info!(grant = %grant, tenant = %code.tenant, client = %code.client_id, scopes = code.scopes.as_str(), "client connected");
+    // The tokens are given out whatever becomes of this: a failure must not make the client come with its code again.
+    match parts.store.surplus_grants(code.tenant, &code.client_id, CONNECTIONS).await {
+        Ok(surplus) => {
+            for old in surplus {
+                // What fails is logged there, and comes up again with the next connection.
+                let _ = parts.revocation.revoke(&old, "made-room").await;
+            }
+        }
+        Err(e) => warn!(error = %e, "a client's connections could not be counted"),
+    }
     Ok(granted)
 }
 

@@ -10,7 +10,7 @@ use rand::rngs::SysRng;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use super::{Change, Rotation};
+use super::{Change, Rotation, persist};
 use crate::frontend::access::{AccessError, NotAdmitted};
 use crate::frontend::hex;
 use crate::frontend::store::StoreError;
@@ -73,7 +73,7 @@ impl Rotation {
     /// Runs in a task of its own: a browser that goes away must not take a pair along that Forgejo has just given out.
     pub async fn log_in(&self, answer: Answer) -> Result<LoggedIn, LogInError> {
         let rotation = self.clone();
-        let task = tokio::spawn(async move {
+        let task = self.0.tasks.spawn(async move {
             let mut change = None;
             let outcome = {
                 // Not begun, so that nothing is lost: the code at Forgejo is good for another try.
@@ -102,7 +102,8 @@ impl Rotation {
         })?;
         let user = timeout(PERSISTENCE, self.whose(&pair.access)).await.unwrap_or(Err(LogInError::NotNow))?;
         let known = inner.store.oauth_credential_of(user.id).await?;
-        let verdict = inner.access.verify(&inner.forgejo, &user, &pair.access).await;
+        let verdict = timeout(AT_MOST, inner.access.verify(&inner.forgejo, &user, &pair.access)).await;
+        let verdict = verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable)));
         if let Err(AccessError::NotAdmitted(why)) = verdict {
             warn!(tenant = %user.id, login = %user.login, reason = "not-admitted", error = %why, "login refused");
             if let Some(known) = known {
@@ -118,14 +119,16 @@ impl Rotation {
         // A credential that is there is replaced also where the lists could not be applied: it is worthless by now.
         if verdict.is_ok() || known.is_some() {
             let credential = self.sealed(id.clone(), user.id, &pair)?;
-            inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now()).await?;
+            persist(|| inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now())).await?;
             *change = Some(Change::Rotated(inner.store.grants_on(&id).await?));
         }
         if let Err(e) = verdict {
             warn!(tenant = %user.id, login = %user.login, reason = "memberships", error = %e, "login refused for now");
             return Err(LogInError::NotNow);
         }
-        self.compare_scopes(application, &user, &pair.access).await;
+        let (rotation, compared) = (self.clone(), (application.clone(), user.clone(), pair.access.clone()));
+        // Nobody waits for it, and no other login.
+        tokio::spawn(async move { rotation.compare_scopes(&compared.0, &compared.1, &compared.2).await });
         info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
         Ok(LoggedIn { user, credential_id: id })
     }
@@ -140,7 +143,9 @@ impl Rotation {
                 Err(UpstreamError::BadToken | UpstreamError::Forbidden) => {
                     return Err(LogInError::NotAdmitted(NotAdmitted::Locked));
                 }
-                Err(e @ (UpstreamError::Unreachable | UpstreamError::Status(_) | UpstreamError::NotAUser)) => {
+                Err(UpstreamError::NotAUser) => return Err(LogInError::NotNow),
+                Err(UpstreamError::Status(status)) if status < 500 && status != 429 => return Err(LogInError::NotNow),
+                Err(e @ (UpstreamError::Unreachable | UpstreamError::Status(_))) => {
                     warn!(error = %e, "Forgejo does not say who has logged in; asking again");
                     sleep(pause).await;
                     pause = pause.saturating_mul(2);

@@ -63,14 +63,14 @@ impl Store {
         row.map_err(StoreError::query(READING))?.as_ref().map(client).transpose()
     }
 
-    /// Notes that a login through this client was completed: it is never forgotten from now on.
-    pub async fn keep_client(&self, client_id: &str, now: UnixTime) -> Result<(), StoreError> {
-        sqlx::query("UPDATE registered_clients SET logged_in_at = $1 WHERE client_id = $2 AND logged_in_at IS NULL")
+    /// Notes that an unused client has registered again: its time begins anew.
+    pub async fn renew_client(&self, client_id: &str, now: UnixTime) -> Result<(), StoreError> {
+        sqlx::query("UPDATE registered_clients SET created_at = $1 WHERE client_id = $2 AND logged_in_at IS NULL")
             .bind(now.secs())
             .bind(client_id)
             .execute(&self.0)
             .await
-            .map_err(StoreError::query("keeping a registered client"))?;
+            .map_err(StoreError::query("renewing a registered client"))?;
         Ok(())
     }
 

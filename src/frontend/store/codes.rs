@@ -121,6 +121,12 @@ impl Store {
             return Ok(false);
         }
         let statements = [
+            // From the first login that was completed a client is never forgotten.
+            sqlx::query(
+                "UPDATE registered_clients SET logged_in_at = $1 WHERE client_id = $2 AND logged_in_at IS NULL",
+            )
+            .bind(now.secs())
+            .bind(&code.client_id),
             sqlx::query(
                 "INSERT INTO clients (client_id, name, created_at) VALUES ($1, $2, $3) \
                  ON CONFLICT (client_id) DO UPDATE SET name = excluded.name",
@@ -145,6 +151,27 @@ impl Store {
         insert_pair(&mut transaction, grant, pair, now).await?;
         transaction.commit().await.map_err(failed())?;
         Ok(true)
+    }
+
+    /// The live grants of a user for one client beyond the `most` that were used last.
+    pub async fn surplus_grants(
+        &self,
+        tenant: TenantId,
+        client_id: &str,
+        most: u32,
+    ) -> Result<Vec<GrantId>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id FROM grants WHERE tenant = $1 AND client_id = $2 AND revoked_at IS NULL \
+             ORDER BY COALESCE(last_used_at, created_at) DESC, created_at DESC LIMIT 1000 OFFSET $3",
+        )
+        .bind(tenant_value(tenant)?)
+        .bind(client_id)
+        .bind(i64::from(most))
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query("reading a client's grants"))?;
+        let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
+        rows.iter().map(|row| id(row).map_err(StoreError::query("reading a client's grants"))).collect()
     }
 
     /// A refresh token, also one that was used.

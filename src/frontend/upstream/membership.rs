@@ -8,8 +8,8 @@ use crate::secret::UpstreamToken;
 
 /// Entries a page; Forgejo's own maximum unless its operator changed it.
 const PAGE: usize = 50;
-/// Pages that are read: beyond a thousand memberships the rest does not count.
-const PAGES: usize = 20;
+/// Pages that are read; who is in more cannot be judged by lists of organisations and teams.
+const PAGES: usize = 40;
 
 /// Organisations, and teams as (organisation, team), all in lower case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,9 +59,10 @@ impl Forgejo {
             all.extend(entries);
             // A page may be shorter than asked for (the operator's maximum); only an empty one is the end.
             if none {
-                break;
+                return Ok(all);
             }
         }
-        Ok(all)
+        // A list that is cut short could hide the entry that keeps somebody out.
+        Err(UpstreamError::NotAUser)
     }
 }
