@@ -3,9 +3,10 @@
 //! Hosted clients reach the broker from few addresses for many users, so nothing that a well-behaved client does often
 //! is counted: no token request that succeeds, no document that is cached, no registration that repeats another.
 //! An address is the peer's, or what a trusted proxy says in `X-Forwarded-For`; of an IPv6 address the network (/64).
+//! Each counts a second time with its neighbours (/48, or /24 for IPv4), because one customer may have many of them.
 
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 
 use axum::extract::Request;
@@ -21,6 +22,9 @@ use super::principal::GrantId;
 fn refreshes() -> Quota {
     Quota::per_minute(NonZeroU32::MIN).allow_burst(NonZeroU32::MIN.saturating_add(29))
 }
+
+/// How many times as much as one address all of its neighbourhood may do.
+const NEIGHBOURS: u32 = 4;
 
 /// Addresses that one limiter remembers at most before it forgets those that are within their limits.
 const REMEMBERED: usize = 100_000;
@@ -63,6 +67,16 @@ impl Source {
     }
 }
 
+impl Source {
+    /// The neighbourhood.
+    fn around(&self) -> Self {
+        Self(match self.0 {
+            IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() >> 8 << 8)),
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 80 << 80)),
+        })
+    }
+}
+
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
@@ -71,7 +85,7 @@ impl std::fmt::Display for Source {
 
 /// One kind of request, counted by who asks.
 #[derive(Debug)]
-pub struct Limiter<K: Clone + Eq + Hash = Source>(DefaultKeyedRateLimiter<K>);
+pub struct Limiter<K: Clone + Eq + Hash>(DefaultKeyedRateLimiter<K>);
 
 impl<K: Clone + Eq + Hash> Limiter<K> {
     fn new(a_minute: u32) -> Self {
@@ -90,18 +104,42 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
     }
 }
 
+/// One kind of request, counted by address and by neighbourhood.
+#[derive(Debug)]
+pub struct ByAddress {
+    own: Limiter<Source>,
+    around: Limiter<Source>,
+}
+
+impl ByAddress {
+    fn new(a_minute: u32) -> Self {
+        Self { own: Limiter::new(a_minute), around: Limiter::new(a_minute.saturating_mul(NEIGHBOURS)) }
+    }
+
+    /// Counts one; refused where it is one too many.
+    pub fn count(&self, source: &Source) -> Result<(), TooMany> {
+        self.own.count(source)?;
+        self.around.count(&source.around())
+    }
+
+    fn forget(&self) {
+        self.own.0.retain_recent();
+        self.around.0.retain_recent();
+    }
+}
+
 /// All limits.
 #[derive(Debug)]
 pub struct Limits {
     proxies: Vec<IpNet>,
     /// New clients.
-    pub registrations: Limiter,
+    pub registrations: ByAddress,
     /// Logins that go to Forgejo.
-    pub logins: Limiter,
+    pub logins: ByAddress,
     /// Metadata documents that are not cached.
-    pub documents: Limiter,
+    pub documents: ByAddress,
     /// Token and revocation requests that fail.
-    pub failures: Limiter,
+    pub failures: ByAddress,
     /// Exchanges of refresh tokens, by family: each leaves two rows behind.
     pub refreshes: Limiter<GrantId>,
 }
@@ -111,10 +149,10 @@ impl Limits {
     pub fn new(rates: Rates, proxies: Vec<IpNet>) -> Self {
         Self {
             proxies,
-            registrations: Limiter::new(rates.registrations),
-            logins: Limiter::new(rates.logins),
-            documents: Limiter::new(rates.documents),
-            failures: Limiter::new(rates.failures),
+            registrations: ByAddress::new(rates.registrations),
+            logins: ByAddress::new(rates.logins),
+            documents: ByAddress::new(rates.documents),
+            failures: ByAddress::new(rates.failures),
             refreshes: Limiter(RateLimiter::keyed(refreshes())),
         }
     }
@@ -148,7 +186,7 @@ impl Limits {
     /// Forgets addresses that are within all their limits.
     pub fn forget(&self) {
         for limiter in [&self.registrations, &self.logins, &self.documents, &self.failures] {
-            limiter.0.retain_recent();
+            limiter.forget();
         }
         self.refreshes.0.retain_recent();
     }
@@ -199,5 +237,22 @@ mod tests {
         assert!(limits.logins.count(&a).expect_err("the third").seconds >= 1);
         assert!(limits.logins.count(&b).is_ok());
         assert!(limits.registrations.count(&a).is_ok(), "each kind counts by itself");
+    }
+
+    #[test]
+    fn a_neighbourhood_has_four_times_as_much_as_an_address_and_no_more() {
+        for network in ["192.0.2.", "2001:db8:1:"] {
+            let limits = limits();
+            let host = |n: u8| if network.contains(':') { format!("{network}{n}::1") } else { format!("{network}{n}") };
+            let source = |n: u8| Source::of_address(host(n).parse().expect("an address"));
+            let let_in = (0..30).filter(|&n| limits.logins.count(&source(n)).is_ok()).count();
+            assert_eq!(let_in, 8, "{network}");
+        }
+        let limits = limits();
+        let elsewhere = |text: &str| Source::of_address(text.parse().expect("an address"));
+        for n in 0..30 {
+            let _ = limits.logins.count(&elsewhere(&format!("192.0.2.{n}")));
+        }
+        assert!(limits.logins.count(&elsewhere("192.0.3.1")).is_ok());
     }
 }
