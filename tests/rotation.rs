@@ -91,7 +91,15 @@ impl Scene {
             let (client_id, secret) =
                 state.app(app).map(|app| (app.client_id.clone(), app.secret.clone())).expect("an app");
             let scope = "write:user write:repository".to_owned();
-            state.grants.push(forge::state::Grant { id: 77, user, app, scope, nonce: String::new(), counter: 0 });
+            state.grants.push(forge::state::Grant {
+                id: 77,
+                user,
+                app,
+                scope,
+                nonce: String::new(),
+                counter: 0,
+                unused: None,
+            });
             let pair = state.issue_pair(77).expect("a pair");
             let client_secret = UpstreamToken::parse(secret).expect("a secret");
             (user, Application { client_id, client_secret, scopes: Vec::new() }, pair)

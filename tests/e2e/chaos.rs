@@ -1,5 +1,5 @@
 //! Twenty sessions of five users call for a minute while everything that can die dies. Every request gets exactly one
-//! answer or a clear error, tokens rotate underneath, and at the end nothing is left over.
+//! answer or a clear error, tokens rotate underneath, nobody loses a login, and at the end nothing is left over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -157,6 +157,7 @@ fn strike(stage: &mut Stage, round: u32, counts: &Counts) {
             count(counts, "strike: child stopped");
         }
         2 => {
+            no_pair_on_its_way(stage);
             let broker = stage.broker.as_mut().expect("runs");
             broker.signal(Signal::SIGKILL);
             broker.wait().expect("it ends");
@@ -187,6 +188,18 @@ fn mode(stage: &Stage, change: &Value) {
         mode.extend(change.clone());
     }
     stage.stub("/stub/mode", &mode.to_string()).expect("the stub obeys");
+}
+
+/// Waits until the broker has stored every pair that Forgejo gave out, and has Forgejo give out no more. A broker that
+/// is killed with a pair in its hands has lost it, and its user must log in again: Forgejo has one refresh token a user
+/// and no way back. The broker uses a pair only when it is stored.
+fn no_pair_on_its_way(stage: &Stage) {
+    mode(stage, &json!({"fail_tokens": true}));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while stage.stub_says("/stub/pairs").expect("the stub answers") != "0" {
+        assert!(Instant::now() < deadline, "the broker stores what it is given");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn resident(pid: u32) -> u64 {
@@ -240,7 +253,11 @@ async fn every_request_is_answered_once_and_nothing_is_left_over() {
     }
     mode(&stage, &json!({}));
     for client in clients {
-        client.await.expect("no client saw an unclear answer");
+        if let Err(e) = client.await {
+            let log = stage.broker.as_ref().expect("runs").output();
+            let reasons: Vec<&str> = log.lines().filter(|line| line.contains("reason=")).collect();
+            panic!("a client saw an unclear answer: {e}\n{}", reasons.join("\n"));
+        }
     }
 
     // The sessions are ended; what they used must go.

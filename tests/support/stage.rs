@@ -391,6 +391,11 @@ impl Stage {
         self.pull("POST", path, body)
     }
 
+    /// What the stub says.
+    pub(crate) fn stub_says(&self, path: &str) -> Result<String> {
+        self.pull("GET", path, "")
+    }
+
     /// Takes something of the stub's away.
     pub(crate) fn stub_delete(&self, path: &str) -> Result<String> {
         self.pull("DELETE", path, "")

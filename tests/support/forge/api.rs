@@ -77,7 +77,10 @@ fn by_token(state: &mut State, token: &str) -> Result<Caller, Refusal> {
     let missing = format!("access token does not exist [sha: {token}]");
     let why = match state.claims(token) {
         Ok(claims) if claims.tt == 0 => match state.grant(claims.gnt) {
-            Some(grant) => return Ok(Caller { user: grant.user, scopes: effective(&grant.scope) }),
+            Some(grant) => {
+                let _ = grant.unused.take_if(|unused| unused == token);
+                return Ok(Caller { user: grant.user, scopes: effective(&grant.scope) });
+            }
             None => "grant does not exist",
         },
         Ok(_) => "token is not an access token",

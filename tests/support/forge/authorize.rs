@@ -185,7 +185,7 @@ async fn decide(Extract(forge): Extract<Forge>, headers: HeaderMap, Form(sent): 
             None => {
                 let id = state.grants.last().map_or(1, |grant| grant.id + 1);
                 let nonce = field(&sent, "nonce").to_owned();
-                state.grants.push(Grant { id, user, app, scope, nonce, counter: 0 });
+                state.grants.push(Grant { id, user, app, scope, nonce, counter: 0, unused: None });
                 id
             }
         };

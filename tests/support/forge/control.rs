@@ -17,7 +17,7 @@ pub(crate) fn routes() -> Router<Forge> {
         .route("/stub/users/{login}", post(change_user).delete(delete_user))
         .route("/stub/tokens", post(add_token))
         .route("/stub/apps", post(add_app))
-        .route("/stub/pairs", post(add_pair))
+        .route("/stub/pairs", post(add_pair).get(unused_pairs))
         .route("/stub/grants/{login}", axum::routing::delete(revoke_grants))
         .route("/stub/mode", post(set_mode))
         .route("/stub/requests", get(requests).delete(forget_requests))
@@ -154,11 +154,24 @@ async fn add_pair(Extract(forge): Extract<Forge>, Json(new): Json<NewPair>) -> R
         let known = state.grants.iter().find(|grant| grant.user == user && grant.app == app).map(|grant| grant.id);
         let id = known.unwrap_or_else(|| state.grants.iter().map(|grant| grant.id).max().unwrap_or_default() + 1);
         if known.is_none() {
-            state.grants.push(Grant { id, user, app, scope: new.scope, nonce: String::new(), counter: 0 });
+            state.grants.push(Grant {
+                id,
+                user,
+                app,
+                scope: new.scope,
+                nonce: String::new(),
+                counter: 0,
+                unused: None,
+            });
         }
         state.issue_pair(id)
     });
     pair.map_or_else(|| StatusCode::NOT_FOUND.into_response(), IntoResponse::into_response)
+}
+
+/// How many users' newest pairs nobody has used yet.
+async fn unused_pairs(Extract(forge): Extract<Forge>) -> Json<Value> {
+    Json(json!(forge.with(|state| state.grants.iter().filter(|grant| grant.unused.is_some()).count())))
 }
 
 async fn revoke_grants(Extract(forge): Extract<Forge>, Path(login): Path<String>) -> StatusCode {

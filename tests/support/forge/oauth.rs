@@ -73,6 +73,9 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 async fn token(Extract(forge): Extract<Forge>, headers: HeaderMap, body: Bytes) -> Response {
+    if forge.with(|state| state.mode.fail_tokens) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let mut fields = Fields::parse(&headers, &body);
     let (outcome, lose) = forge.with(|state| (grant_tokens(state, &headers, &mut fields), state.mode.lose_answer));
     match outcome {

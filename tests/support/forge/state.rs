@@ -97,6 +97,8 @@ pub(crate) struct Grant {
     pub(crate) nonce: String,
     /// Raised by every code exchange and every refresh; a refresh token is good only at its own value.
     pub(crate) counter: i64,
+    /// The newest access token, until it is first used: until then nobody knows whether it arrived.
+    pub(crate) unused: Option<String>,
 }
 
 /// An authorisation code, good once and for ever.
@@ -126,6 +128,8 @@ pub(crate) struct Mode {
     pub(crate) hang_api: bool,
     /// Answer every request to the API with 502; the OAuth endpoints answer.
     pub(crate) fail_api: bool,
+    /// Answer every request to the token endpoint with 503; nothing else changes.
+    pub(crate) fail_tokens: bool,
     /// Answer every request with this status.
     pub(crate) fail: Option<u16>,
     /// Let the token endpoint do its work, counter and all, and then close without an answer.
@@ -295,6 +299,7 @@ impl State {
         let (user, app, counter, nonce) = (held.user, held.app, held.counter, held.nonce.clone());
         let openid = held.scope.split(' ').any(|scope| scope == "openid");
         let access = sign(&root, &json!(Claims { gnt: grant, tt: 0, cnt: None, exp: now + exp, iat: now }));
+        held.unused = Some(access.clone());
         let refresh =
             sign(&root, &json!(Claims { gnt: grant, tt: 1, cnt: Some(counter), exp: now + REFRESH_TTL, iat: now }));
         let id_token = if openid {
