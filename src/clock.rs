@@ -40,6 +40,14 @@ impl UnixTime {
     }
 }
 
+/// To the second below; a time before the epoch is the epoch.
+impl From<SystemTime> for UnixTime {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    }
+}
+
 /// Where the time comes from: the system in production, a hand in tests. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Clock(Source);
@@ -65,10 +73,7 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the system for the time of day")]
     pub fn now(&self) -> UnixTime {
         match &self.0 {
-            Source::System => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                UnixTime(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
-            }
+            Source::System => SystemTime::now().into(),
             Source::Manual(hand) => UnixTime(hand.load(Ordering::SeqCst)),
         }
     }

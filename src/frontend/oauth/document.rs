@@ -6,6 +6,7 @@
 //! to, and for hosts that are addresses), bounded in size, time and number. Errors are never cached.
 
 mod address;
+mod freshness;
 mod resolver;
 
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::CONTENT_TYPE;
 use parking_lot::Mutex;
 use reqwest::redirect::Policy as Redirects;
 use reqwest::{Certificate, Response, StatusCode};
@@ -22,6 +23,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info};
 use url::{Host, Url};
 
+use self::freshness::freshness;
 use self::resolver::PublicResolver;
 use super::client::{Client, Origin, shown_name};
 use super::policy::{Documents, Fetch};
@@ -38,10 +40,6 @@ const MAX_DOCUMENT: usize = 10 * 1024;
 const AT_ONCE: usize = 64;
 /// Documents that are kept.
 const KEPT: usize = 1000;
-/// How long a document is kept that does not say.
-const FRESH: Duration = Duration::from_hours(1);
-/// How long a document is kept at most, whatever it says.
-const FRESH_AT_MOST: Duration = Duration::from_hours(24);
 
 /// Why a document cannot be used. Shown to the person who is logging in; names no address of the operator's network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -135,7 +133,7 @@ impl Library {
         if response.status() != StatusCode::OK {
             return Err(DocumentError::Status(response.status().as_u16()));
         }
-        let fresh = freshness(&response);
+        let fresh = freshness(response.headers(), now);
         let text = read(response).await?;
         let client = parse(id, host, &text, schemes)?;
         info!(client = id, "metadata document fetched");
@@ -200,21 +198,6 @@ async fn read(mut response: Response) -> Result<Vec<u8>, DocumentError> {
         }
     }
     Ok(text)
-}
-
-/// How long the answer may be kept (RFC 9111 section 5.2.2), within our own bounds.
-fn freshness(response: &Response) -> Duration {
-    let lines = response.headers().get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
-    let directives: Vec<String> =
-        lines.flat_map(|line| line.split(',')).map(|one| one.trim().to_ascii_lowercase()).collect();
-    if directives.iter().any(|one| one == "no-store" || one == "no-cache") {
-        return Duration::ZERO;
-    }
-    let age = directives.iter().find_map(|one| one.strip_prefix("max-age="));
-    match age.and_then(|age| age.trim_matches('"').parse().ok()) {
-        Some(seconds) => Duration::from_secs(seconds).min(FRESH_AT_MOST),
-        None => FRESH,
-    }
 }
 
 /// Reads a document that was found at `id`.
