@@ -4,6 +4,7 @@
 //! whole token.
 
 pub mod membership;
+pub mod scopes;
 pub mod tokens;
 
 use std::time::Duration;

@@ -31,6 +31,23 @@ async fn a_user_logs_in_and_sees_their_clients_and_nobody_elses() {
 }
 
 #[tokio::test]
+async fn a_user_is_told_where_forgejo_keeps_to_other_scopes() {
+    let world = World::new().await;
+    let fixed = |scope: &'static str| {
+        world.forge.with(|state| state.grants.iter_mut().for_each(|grant| scope.clone_into(&mut grant.scope)));
+    };
+    let again = async || at_account(&world, &mut Person::new("alice", "secret")).await.text;
+    assert!(!again().await.contains("at your first login"), "nothing differs");
+    fixed("read:user");
+    let page = again().await;
+    assert!(page.contains("Not allowed: write:") && page.contains("/user/settings/applications"), "{page}");
+    fixed("all");
+    assert!(again().await.contains("Allowed, and not needed: all"));
+    world.forge.with(|state| state.grants.clear());
+    assert!(!again().await.contains("at your first login"), "removed there and logged in again");
+}
+
+#[tokio::test]
 async fn disconnecting_ends_the_clients_tokens_and_forgets_the_consent() {
     let world = World::new().await;
     let client = world.client(WEB).await;

@@ -16,6 +16,7 @@ use super::{Parts, body, login};
 use crate::frontend::principal::GrantId;
 use crate::frontend::store::{StoreError, Visitor};
 use crate::frontend::token::TokenHash;
+use crate::frontend::upstream::scopes::difference;
 
 /// What all forms of the page are about; which one it is stands in the form itself.
 const FORM: &str = "account";
@@ -26,6 +27,8 @@ struct AccountPage {
     login: String,
     forgejo: String,
     token: String,
+    /// Where Forgejo holds the user to other scopes than this service asks for.
+    scopes: Option<ScopesView>,
     connections: Vec<ConnectionView>,
     /// Approvals without a connection.
     approvals: Vec<ApprovalView>,
@@ -46,6 +49,12 @@ struct ConnectionView {
     since: String,
     used: String,
     sessions: usize,
+}
+
+#[derive(Debug)]
+struct ScopesView {
+    missing: String,
+    excess: String,
 }
 
 #[derive(Debug)]
@@ -95,7 +104,11 @@ async fn overview(parts: &Parts, visitor: &Visitor, browser: &Browser) -> Result
         place: consent.redirect,
         writes: consent.scopes.write,
     });
+    let granted = parts.store.granted_scopes_of(visitor.tenant).await?;
+    let asked = parts.application.as_ref().map(|application| &*application.scopes).unwrap_or_default();
+    let differ = granted.and_then(|granted| difference(asked, &granted));
     let page = AccountPage {
+        scopes: differ.map(|found| ScopesView { missing: found.missing.join(", "), excess: found.excess.join(", ") }),
         login: visitor.login.as_str().to_owned(),
         forgejo: parts.forgejo.url().to_owned(),
         token: browser.form_token(FORM),

@@ -3,7 +3,6 @@
 //! Each code exchange makes the refresh token that is stored worthless, so from here on there are two outcomes only:
 //! the new pair is stored, or the user has to log in again some day.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::rngs::SysRng;
@@ -15,13 +14,16 @@ use crate::frontend::access::{AccessError, NotAdmitted};
 use crate::frontend::hex;
 use crate::frontend::store::StoreError;
 use crate::frontend::token::NoRandomness;
-use crate::frontend::upstream::tokens::{Answer, Application, PairError};
+use crate::frontend::upstream::scopes::difference;
+use crate::frontend::upstream::tokens::{Answer, PairError};
 use crate::frontend::upstream::{ForgejoUser, UpstreamError};
 use crate::frontend::vault::VaultError;
 use crate::secret::UpstreamToken;
 
 /// How long a browser waits for its login.
 const AT_MOST: Duration = Duration::from_secs(25);
+/// How long a login waits to hear which scopes Forgejo has granted: good to know, and no more.
+const GLANCE: Duration = Duration::from_secs(3);
 /// How long Forgejo is asked whose pair it has just given out. Other logins and refreshes that were refused wait for
 /// it, and are told to come back, not that all is lost.
 const PERSISTENCE: Duration = Duration::from_mins(2);
@@ -83,13 +85,20 @@ impl Rotation {
             if let Some(change) = change {
                 let _ = rotation.0.changes.send(change).await;
             }
-            outcome
+            let (logged_in, access) = outcome?;
+            // After the turn, so that no other login waits for it.
+            let _ = timeout(GLANCE, rotation.compare_scopes(&logged_in, &access)).await;
+            Ok(logged_in)
         });
         // The task goes on without the browser.
         timeout(AT_MOST, task).await.map_or(Err(LogInError::NotNow), |ended| ended.unwrap_or(Err(LogInError::NotNow)))
     }
 
-    async fn logged_in(&self, answer: &Answer, change: &mut Option<Change>) -> Result<LoggedIn, LogInError> {
+    async fn logged_in(
+        &self,
+        answer: &Answer,
+        change: &mut Option<Change>,
+    ) -> Result<(LoggedIn, UpstreamToken), LogInError> {
         let inner = &self.0;
         let application = inner.application.as_ref().ok_or(LogInError::NotConfigured)?;
         let pair = inner.forgejo.exchange(application, answer).await.map_err(|e| match e {
@@ -126,11 +135,8 @@ impl Rotation {
             warn!(tenant = %user.id, login = %user.login, reason = "memberships", error = %e, "login refused for now");
             return Err(LogInError::NotNow);
         }
-        let (rotation, compared) = (self.clone(), (application.clone(), user.clone(), pair.access.clone()));
-        // Nobody waits for it, and no other login.
-        tokio::spawn(async move { rotation.compare_scopes(&compared.0, &compared.1, &compared.2).await });
         info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
-        Ok(LoggedIn { user, credential_id: id })
+        Ok((LoggedIn { user, credential_id: id }, pair.access))
     }
 
     /// Whose pair this is, asked until Forgejo answers: given up here, it would be lost with every connection of a user
@@ -154,15 +160,19 @@ impl Rotation {
         }
     }
 
-    /// Forgejo fixes the scopes of a user and an application at their first login and keeps silent about it later: the
-    /// operator is told, because tools then fail that the configuration means to allow.
-    async fn compare_scopes(&self, application: &Application, user: &ForgejoUser, access: &UpstreamToken) {
-        let Some(granted) = self.0.forgejo.granted_scopes(application, access).await else { return };
-        let (asked, granted) =
-            (application.scopes.iter().collect::<BTreeSet<_>>(), granted.iter().collect::<BTreeSet<_>>());
-        if asked != granted {
+    /// Forgejo fixes the scopes of a user and an application at their first login and keeps silent about it later. The
+    /// operator is told here and the user on their page, because tools then fail that the configuration means to allow.
+    async fn compare_scopes(&self, logged_in: &LoggedIn, access: &UpstreamToken) {
+        let (inner, LoggedIn { user, credential_id }) = (&self.0, logged_in);
+        let Some(application) = &inner.application else { return };
+        let Some(granted) = inner.forgejo.granted_scopes(application, access).await else { return };
+        if let Err(e) = inner.store.note_granted_scopes(credential_id, &granted).await {
+            warn!(tenant = %user.id, error = %e, "the scopes of a login could not be noted");
+        }
+        if let Some(found) = difference(&application.scopes, &granted) {
             warn!(
-                tenant = %user.id, login = %user.login, reason = "scopes-differ", granted = ?granted, asked = ?asked,
+                tenant = %user.id, login = %user.login, reason = "scopes-differ",
+                missing = %found.missing.join(" "), excess = %found.excess.join(" "),
                 "Forgejo keeps the scopes of the user's first login; to change them the user must remove the application \
                  at Forgejo (Settings, Applications) and log in again"
             );

@@ -103,6 +103,29 @@ impl Store {
         row.map(|row| row.try_get("id")).transpose().map_err(StoreError::query(READING))
     }
 
+    /// Notes the scopes that Forgejo holds a user to.
+    pub async fn note_granted_scopes(&self, credential: &str, scopes: &[String]) -> Result<(), StoreError> {
+        sqlx::query("UPDATE upstream_credentials SET granted_scopes = $1 WHERE id = $2")
+            .bind(scopes.join(" "))
+            .bind(credential)
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("noting Forgejo's scopes"))?;
+        Ok(())
+    }
+
+    /// The scopes that Forgejo holds a user to, as far as it has told.
+    pub async fn granted_scopes_of(&self, tenant: TenantId) -> Result<Option<Vec<String>>, StoreError> {
+        let row = sqlx::query("SELECT granted_scopes FROM upstream_credentials WHERE tenant = $1 AND kind = 'oauth'")
+            .bind(tenant_value(tenant)?)
+            .fetch_optional(&self.0)
+            .await
+            .map_err(StoreError::query(READING))?;
+        let text: Option<Option<String>> =
+            row.map(|row| row.try_get("granted_scopes")).transpose().map_err(StoreError::query(READING))?;
+        Ok(text.flatten().map(|text| text.split_whitespace().map(ToOwned::to_owned).collect()))
+    }
+
     /// One credential.
     pub async fn find_credential(&self, id: &str) -> Result<Option<Credential>, StoreError> {
         let row = sqlx::query(
