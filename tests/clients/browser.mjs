@@ -75,7 +75,8 @@ async function atForgejo(page) {
   await page.fill('[name=user_name]', login);
   await page.fill('[name=password]', password);
   await page.click('form[action="/user/login"] button');
-  await page.click('button[name=granted][value=true]');
+  // Forgejo before 9 has another button.
+  await page.click('button[name=granted][value=true], #authorize-app');
 }
 
 const context = await browser.newContext({ javaScriptEnabled: false });

@@ -176,6 +176,40 @@ async fn a_login_and_its_consent_outlive_a_restart_of_the_broker() {
 }
 
 #[tokio::test]
+async fn forgejos_tokens_are_renewed_underneath_until_the_account_is_locked() {
+    let Some(child) = real_child() else { return skip("renewal", "no forgejo-mcp") };
+    // As long as Forgejo's tokens live, so that one is due as soon as half of its life has passed, and after a start
+    // of the broker at once.
+    let mut stage = login_stage("login-renewal", child, "[forgejo]\nrefresh_lead = \"1h\"\n");
+    let renewed = |stage: &Stage| stage.broker.as_ref().expect("runs").output().matches("token refreshed").count();
+    let (mut one, mut two) = {
+        let client = Client::register(&stage).await;
+        let (access, _) = client.connect(&mut person("alice"), Decision::Allow).await;
+        let mut one = Session::open(&stage.url, &access).await.expect("a session");
+        assert!(crate::who(&mut one).await.contains("alice"));
+        assert_eq!(renewed(&stage), 1, "{}", stage.output());
+        // A second login makes the refresh token of the first worthless; both live on what it brought.
+        let (access, _) = client.connect(&mut person("alice"), Decision::Allow).await;
+        (one, Session::open(&stage.url, &access).await.expect("a session"))
+    };
+    for times in 2..4 {
+        drop(stage.broker.take());
+        stage.start_broker().expect("the broker starts again");
+        assert!(crate::who(&mut one).await.contains("alice"));
+        assert!(crate::who(&mut two).await.contains("alice"));
+        assert_eq!(renewed(&stage), times, "one for both: {}", stage.output());
+    }
+    drop(stage.broker.take());
+    // Forgejo's token endpoint does not notice this; its API does.
+    stage.activate("alice", false).expect("locked");
+    stage.start_broker().expect("the broker starts again");
+    let ended = one.tools().await;
+    stage.activate("alice", true).expect("unlocked");
+    assert!(ended.is_err() && two.tools().await.is_err(), "{}", stage.output());
+    assert!(stage.output().contains("account-refused"), "{}", stage.output());
+}
+
+#[tokio::test]
 async fn readyz_says_that_forgejo_is_away_and_sessions_go_on() {
     let mut setting = setting("login-away", stand_in(&[]));
     setting.oauth = true;

@@ -227,6 +227,7 @@ impl Stage {
         let answer = match &self.forge {
             Some(_) => self.stub("/stub/apps", &format!(r#"{{"name":"broker","redirect_uris":["{callback}"]}}"#))?,
             None => admin(
+                "POST",
                 &self.forgejo,
                 "/api/v1/user/applications/oauth2",
                 &format!(r#"{{"name":"broker","confidential_client":true,"redirect_uris":["{callback}"]}}"#),
@@ -248,6 +249,7 @@ impl Stage {
         match &self.forge {
             Some(_) => self.stub("/stub/users", &format!(r#"{{"login":"{login}","password":"{password}"}}"#))?,
             None => admin(
+                "POST",
                 &self.forgejo,
                 "/api/v1/admin/users",
                 &format!(
@@ -256,6 +258,20 @@ impl Stage {
             )
             // From an earlier run.
             .or_else(|e| if e.to_string().contains("422") { Ok(String::new()) } else { Err(e) })?,
+        };
+        Ok(())
+    }
+
+    /// Forgejo's administrator lets a user in or locks them out.
+    pub(crate) fn activate(&self, login: &str, active: bool) -> Result<()> {
+        match &self.forge {
+            Some(_) => self.stub(&format!("/stub/users/{login}"), &format!(r#"{{"active":{active}}}"#))?,
+            None => admin(
+                "PATCH",
+                &self.forgejo,
+                &format!("/api/v1/admin/users/{login}"),
+                &format!(r#"{{"login_name":"{login}","source_id":0,"active":{active}}}"#),
+            )?,
         };
         Ok(())
     }
@@ -461,11 +477,22 @@ impl Drop for Stage {
     }
 }
 
-/// POST to a real Forgejo's API as its administrator: `FORGEJO_ADMIN` is `LOGIN:PASSWORD`.
-fn admin(forgejo: &str, path: &str, body: &str) -> Result<String> {
+/// Asks a real Forgejo's API as its administrator: `FORGEJO_ADMIN` is `LOGIN:PASSWORD`.
+fn admin(method: &str, forgejo: &str, path: &str, body: &str) -> Result<String> {
     let admin = std::env::var("FORGEJO_ADMIN").map_err(|_| "FORGEJO_ADMIN=LOGIN:PASSWORD is missing")?;
     let output = Command::new("curl")
-        .args(["-sS", "--fail-with-body", "-u", &admin, "-H", "content-type: application/json", "-d", body])
+        .args([
+            "-sS",
+            "--fail-with-body",
+            "-X",
+            method,
+            "-u",
+            &admin,
+            "-H",
+            "content-type: application/json",
+            "-d",
+            body,
+        ])
         .arg(format!("{forgejo}{path}"))
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
