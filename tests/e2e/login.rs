@@ -210,6 +210,25 @@ async fn forgejos_tokens_are_renewed_underneath_until_the_account_is_locked() {
 }
 
 #[tokio::test]
+async fn only_members_get_in_where_the_operator_says_so() {
+    let stage = login_stage(
+        "login-members",
+        stand_in(&[]),
+        "[access]\nallow = [\"org:Acme\"]\ndeny = [\"team:acme/Interns\"]\n",
+    );
+    stage.join("alice", "acme", "developers").expect("a member");
+    stage.join("bob", "acme", "interns").expect("a member");
+    stage.user("carol").expect("a user");
+    let client = Client::register(&stage).await;
+    client.connect(&mut person("alice"), Decision::Allow).await;
+    for kept_out in ["bob", "carol"] {
+        let page = client.send(&mut person(kept_out), Decision::Allow).await;
+        assert_eq!(page.status, 403, "{kept_out}: {}", page.text);
+        assert!(page.text.contains("does not let the account in"), "{}", page.text);
+    }
+}
+
+#[tokio::test]
 async fn readyz_says_that_forgejo_is_away_and_sessions_go_on() {
     let mut setting = setting("login-away", stand_in(&[]));
     setting.oauth = true;

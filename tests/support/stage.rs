@@ -276,6 +276,23 @@ impl Stage {
         Ok(())
     }
 
+    /// Makes a user a member of a team, and so of its organisation; both are made where they are missing.
+    pub(crate) fn join(&self, login: &str, org: &str, team: &str) -> Result<()> {
+        if self.forge.is_some() {
+            self.stub(&format!("/stub/users/{login}"), &format!(r#"{{"teams":["{org}/{team}"]}}"#))?;
+            return Ok(());
+        }
+        let ask = |method: &str, path: &str, body: &str| admin(method, &self.forgejo, &format!("/api/v1{path}"), body);
+        // Both fail where an earlier run has made them; what is really missing shows below.
+        drop(ask("POST", "/orgs", &format!(r#"{{"username":"{org}"}}"#)));
+        let new = format!(r#"{{"name":"{team}","permission":"read","units":["repo.code"]}}"#);
+        drop(ask("POST", &format!("/orgs/{org}/teams"), &new));
+        let teams: serde_json::Value = serde_json::from_str(&ask("GET", &format!("/orgs/{org}/teams"), "")?)?;
+        let found = teams.as_array().into_iter().flatten().find(|one| one.get("name") == Some(&team.into()));
+        let id = found.and_then(|one| one.get("id")).ok_or("the team was not made")?;
+        ask("PUT", &format!("/teams/{id}/members/{login}"), "").map(drop)
+    }
+
     pub(crate) fn start_supervisor(&mut self) -> Result<()> {
         let broker = if self.setting.privileged { BROKER_UID } else { geteuid().as_raw() };
         let uids = self.setting.first_uid;
