@@ -44,6 +44,7 @@ use self::clients::Clients;
 use self::document::{Library, LibraryError};
 use self::policy::Policy;
 use super::limiter::Limits;
+use super::principal::Scopes;
 use super::revocation::Revocation;
 use super::rotation::Rotation;
 use super::store::{Store, StoreError};
@@ -131,8 +132,8 @@ impl OAuth {
     /// The routes. What programs call may be called from any page (CORS); what browsers visit may not.
     pub fn routes(&self) -> Router {
         let parts = &self.0;
-        let fetch = parts.application.as_ref().map(|_| parts.policy.documents.fetch);
-        let mut programs = metadata::routes(&parts.public_url, fetch);
+        let offer = parts.application.as_ref().map(|application| (application.offers(), parts.policy.documents.fetch));
+        let mut programs = metadata::routes(&parts.public_url, offer);
         let mut pages = Router::new().route("/", get(welcome::show)).route(page::STYLE, get(page::style));
         if parts.application.is_some() {
             programs = programs
@@ -167,6 +168,11 @@ impl OAuth {
 }
 
 impl Parts {
+    /// The most that a client can be given.
+    fn offered(&self) -> Scopes {
+        self.application.as_ref().map_or(Scopes { write: false }, Application::offers)
+    }
+
     async fn tidied(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         for grant in self.store.tidy(now).await? {

@@ -29,11 +29,13 @@ use super::mcp::endpoint::Endpoint;
 use super::mcp::scope::Scope;
 use super::oauth::document::LibraryError;
 use super::oauth::{OAuth, Setup};
+use super::principal::Scopes;
 use super::revocation::Revocation;
 use super::rotation::{Change, Rotation};
 use super::session::registry::Registry;
 use super::session::supervisor::SupervisorSpawner;
 use super::store::{Store, StoreError};
+use super::upstream::tokens::Application;
 use super::upstream::{ClientError, Forgejo};
 use super::vault::{Vault, VaultError};
 use crate::clock::Clock;
@@ -139,7 +141,7 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     let supervisor = SupervisorSpawner::new(config.supervisor.clone());
     let challenge = Challenge {
         resource_metadata: format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url),
-        scope: "forgejo:read forgejo:write",
+        scope: config.application.as_ref().map_or(Scopes { write: true }, Application::offers).as_str(),
     };
     let (rotation, changes) = Rotation::new(
         store.clone(),

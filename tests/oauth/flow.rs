@@ -78,6 +78,37 @@ async fn a_form_that_asks_for_more_than_the_client_did_gives_no_more() {
 }
 
 #[tokio::test]
+async fn the_consent_page_names_what_the_brokers_own_rights_at_forgejo_reach() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let page = Person::new("alice", "secret").open(world.authorize(&client, WEB, &[])).await;
+    let text = page.text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let repositories = "repositories with their files, branches, pull requests, releases, wikis and hooks";
+    assert!(text.contains(&format!("what you can: {repositories}, and your account. It can delete, too.")), "{text}");
+    assert!(text.contains("It can read organisations and teams."), "{text}");
+    assert!(!text.contains("packages") && !text.contains("issues"), "{text}");
+    let page = Person::new("bob", "secret").open(world.authorize(&client, WEB, &[("scope", "forgejo:read")])).await;
+    let text = page.text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains(&format!("{repositories}, your account, and organisations and teams. It changes nothing.")));
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_changed_at_forgejo_no_writing_is_offered_or_given() {
+    let scopes = &["read:user", "read:repository"];
+    let world = World::with(crate::world::Terms { scopes, ..Default::default() }).await;
+    let metadata = world.http.get(format!("{}/.well-known/oauth-authorization-server", world.url)).send().await;
+    let metadata: Value = metadata.expect("an answer").json().await.expect("json");
+    assert_eq!(metadata["scopes_supported"], json!(["forgejo:read"]));
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    let page = alice.open(world.authorize(&client, WEB, &[])).await;
+    assert!(!page.text.contains("read and change"), "{}", page.text);
+    let answer = world.log_in(&mut alice, &client, WEB).await;
+    let (status, tokens) = world.redeem(&client, WEB, answer.get("code")).await;
+    assert_eq!((status, &tokens["scope"]), (200, &json!("forgejo:read")));
+}
+
+#[tokio::test]
 async fn consent_is_remembered_for_the_user_the_client_and_the_place() {
     let world = World::new().await;
     let client = world.client(WEB).await;

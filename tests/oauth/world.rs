@@ -75,6 +75,8 @@ pub(crate) struct Terms {
     pub(crate) rates: Rates,
     pub(crate) proxies: Vec<ipnet::IpNet>,
     pub(crate) clients: Vec<Client>,
+    /// What is asked of Forgejo.
+    pub(crate) scopes: &'static [&'static str],
 }
 
 impl Default for Terms {
@@ -86,6 +88,7 @@ impl Default for Terms {
             rates,
             proxies: Vec::new(),
             clients: Vec::new(),
+            scopes: &["write:user", "write:repository", "read:organization"],
         }
     }
 }
@@ -115,7 +118,7 @@ impl World {
             let id = state.add_app(0, "broker", true, vec![format!("{url}/oauth/callback")]);
             let app = state.app(id).expect("there");
             let client_secret = UpstreamToken::parse(app.secret.clone()).expect("a secret");
-            let scopes = ["write:user", "write:repository", "read:organization"].map(str::to_owned).to_vec();
+            let scopes = terms.scopes.iter().map(|&scope| scope.to_owned()).collect();
             Application { client_id: app.client_id.clone(), client_secret, scopes }
         });
         let dir = tempfile::tempdir().expect("a directory");

@@ -147,7 +147,7 @@ async fn read(parts: &Parts, query: &str, source: Source) -> Result<Authorizatio
     })?;
     let is_vouched_for = client.is_vouched_for(&redirect);
     let back = WayBack { redirect, state: params.get("state").map(ToOwned::to_owned), is_vouched_for };
-    request::check(client, back, &params, &parts.resource).map_err(|(back, refused)| {
+    request::check(client, back, &params, &parts.resource, parts.offered()).map_err(|(back, refused)| {
         let to = back.refusing(refused, &parts.public_url);
         if back.is_vouched_for {
             return Trouble::Page(page::redirect(&to));

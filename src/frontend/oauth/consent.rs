@@ -14,6 +14,7 @@ use super::request::AuthorizationRequest;
 use super::{Parts, page};
 use crate::frontend::principal::Scopes;
 use crate::frontend::store::StoreError;
+use crate::frontend::upstream::scopes::Reach;
 use crate::ipc::message::TenantId;
 
 /// The consent page.
@@ -30,6 +31,12 @@ struct ConsentPage<'a> {
     is_configured: bool,
     /// Whether writing is asked for.
     asks_to_write: bool,
+    /// What of Forgejo the broker's own rights there let a client change.
+    changes: String,
+    /// And what they let it read only.
+    only_reads: String,
+    /// All of it.
+    reads: String,
     /// Who is logged in here, if anybody.
     login: Option<&'a str>,
     forgejo: &'a str,
@@ -50,6 +57,7 @@ pub(super) fn page(
     browser: Browser,
     login: Option<&str>,
 ) -> Response {
+    let reach = Reach::of(parts.application.as_ref().map(|application| &*application.scopes).unwrap_or_default());
     let place = asked.back.redirect.place();
     let host = asked.back.redirect.host();
     let shown = ConsentPage {
@@ -66,12 +74,24 @@ pub(super) fn page(
         },
         is_configured: asked.client.origin == Origin::Configured,
         asks_to_write: asked.scopes.write,
+        changes: listed(&reach.changes),
+        only_reads: listed(&reach.reads),
+        reads: listed(&[reach.changes.as_slice(), &reach.reads].concat()),
         login,
         forgejo: parts.forgejo.url(),
         query,
         token: browser.form_token(&form(query)),
     };
     page::with_cookies(page::respond(StatusCode::OK, &shown), browser.set)
+}
+
+/// Things as a sentence lists them.
+fn listed(things: &[&str]) -> String {
+    match things {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [first @ .., last] => format!("{}, and {last}", first.join(", ")),
+    }
 }
 
 /// What this user agreed to before, if that covers the request and the client's place can be told from another.

@@ -17,11 +17,11 @@ use crate::frontend::principal::Scopes;
 const KEEP: &str = "public, max-age=300";
 
 /// The protected resource: `/mcp`.
-fn resource(public_url: &str) -> Value {
+fn resource(public_url: &str, offered: Scopes) -> Value {
     json!({
         "resource": format!("{public_url}/mcp"),
         "authorization_servers": [public_url],
-        "scopes_supported": [Scopes::READ, Scopes::WRITE],
+        "scopes_supported": listed(offered),
         "bearer_methods_supported": ["header"],
         "resource_name": "Forgejo",
         "resource_documentation": format!("{public_url}/"),
@@ -30,7 +30,7 @@ fn resource(public_url: &str) -> Value {
 
 /// The authorization server. `offline_access` is not among the scopes: every client gets a refresh token, and those
 /// that see it ask for consent each time.
-fn server(public_url: &str, fetch: Fetch) -> Value {
+fn server(public_url: &str, offered: Scopes, fetch: Fetch) -> Value {
     let secrets = json!(["none", "client_secret_basic", "client_secret_post"]);
     json!({
         "issuer": public_url,
@@ -38,7 +38,7 @@ fn server(public_url: &str, fetch: Fetch) -> Value {
         "token_endpoint": format!("{public_url}/oauth/token"),
         "registration_endpoint": format!("{public_url}/oauth/register"),
         "revocation_endpoint": format!("{public_url}/oauth/revoke"),
-        "scopes_supported": [Scopes::READ, Scopes::WRITE],
+        "scopes_supported": listed(offered),
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],
         "grant_types_supported": ["authorization_code", "refresh_token"],
@@ -52,13 +52,18 @@ fn server(public_url: &str, fetch: Fetch) -> Value {
     })
 }
 
-/// The routes. Below `/.well-known/` everything else is a plain JSON 404: clients probe, and take a page or a 401 for
+fn listed(scopes: Scopes) -> Vec<&'static str> {
+    scopes.as_str().split(' ').collect()
+}
+
+/// The routes; the two documents only where there is something to offer. Below `/.well-known/` everything else is a plain JSON 404: clients probe, and take a page or a 401 for
 /// an answer.
-pub(super) fn routes<S: Clone + Send + Sync + 'static>(public_url: &str, fetch: Option<Fetch>) -> Router<S> {
+pub(super) fn routes<S: Clone + Send + Sync + 'static>(public_url: &str, offer: Option<(Scopes, Fetch)>) -> Router<S> {
     let mut router =
         Router::new().route("/.well-known/{*rest}", get(unknown)).route("/mcp/.well-known/{*rest}", get(unknown));
-    let Some(fetch) = fetch else { return router };
-    let (resource, server) = (resource(public_url).to_string(), server(public_url, fetch).to_string());
+    let Some((offered, fetch)) = offer else { return router };
+    let (resource, server) =
+        (resource(public_url, offered).to_string(), server(public_url, offered, fetch).to_string());
     for (path, text) in [
         ("/.well-known/oauth-protected-resource", &resource),
         ("/.well-known/oauth-protected-resource/mcp", &resource),

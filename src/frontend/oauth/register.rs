@@ -21,7 +21,6 @@ use super::redirect::{RedirectError, RedirectUri};
 use super::{Parts, body};
 use crate::frontend::hex;
 use crate::frontend::limiter::Source;
-use crate::frontend::principal::Scopes;
 use crate::frontend::store::RegisteredClient;
 use crate::frontend::token::ClientSecret;
 
@@ -119,7 +118,7 @@ async fn add(parts: &Parts, source: Source, text: &Bytes) -> Result<Registered, 
         // What there is, whatever else was asked for; every client gets refresh tokens.
         grant_types: vec!["authorization_code", "refresh_token"],
         response_types: ["code"],
-        scope: Scopes { write: true }.as_str(),
+        scope: parts.offered().as_str(),
         application_type: bounded(asked.application_type),
         client_uri: bounded(asked.client_uri),
         client_secret: None,

@@ -77,6 +77,7 @@ pub(super) fn check(
     back: WayBack,
     params: &Params,
     resource: &str,
+    offered: Scopes,
 ) -> Result<AuthorizationRequest, (WayBack, Refused)> {
     let reason = match () {
         () if params.get("response_type").is_none() => Some(refused("invalid_request", "response_type is missing")),
@@ -111,7 +112,7 @@ pub(super) fn check(
     Ok(AuthorizationRequest {
         client,
         back,
-        scopes: scopes(params.get("scope")),
+        scopes: Scopes { write: offered.write && scopes(params.get("scope")).write },
         challenge: params.get("code_challenge").unwrap_or_default().to_owned(),
         must_ask: params.get("prompt").is_some_and(|prompt| prompt.split(' ').any(|one| one == "consent")),
     })

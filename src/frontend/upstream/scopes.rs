@@ -1,4 +1,4 @@
-//! Forgejo's scopes: what of what was asked for is missing, and what was never asked for.
+//! Forgejo's scopes: what they let a token do, what of what was asked for is missing, and what was never asked for.
 //!
 //! `all` holds everything and `write:x` holds `read:x` (Forgejo's documentation, "Access token scope").
 
@@ -27,9 +27,48 @@ fn holds(held: &str, needed: &str) -> bool {
         || group("write:", held).is_some_and(|written| group("read:", needed) == Some(written))
 }
 
+/// Forgejo's groups of rights that tools have a use for, in words for the account's owner.
+const GROUPS: [(&str, &str); 6] = [
+    ("repository", "repositories with their files, branches, pull requests, releases, wikis and hooks"),
+    ("issue", "issues"),
+    ("organization", "organisations and teams"),
+    ("package", "packages"),
+    ("notification", "notifications"),
+    ("user", "your account"),
+];
+
+/// What scopes let a token do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// What can be read and changed.
+    pub changes: Vec<&'static str>,
+    /// What can be read only.
+    pub reads: Vec<&'static str>,
+}
+
+impl Reach {
+    /// Of a token with these scopes.
+    pub fn of(scopes: &[String]) -> Self {
+        let may = |right: &str, group: &str| scopes.iter().any(|held| holds(held, &format!("{right}:{group}")));
+        let words = |(_, words): &(&str, &'static str)| *words;
+        let (changes, rest): (Vec<_>, Vec<_>) = GROUPS.into_iter().partition(|(group, _)| may("write", group));
+        let reads = rest.into_iter().filter(|(group, _)| may("read", group));
+        Self { changes: changes.iter().map(words).collect(), reads: reads.map(|group| words(&group)).collect() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_scopes_reach_is_said_in_words() {
+        let reach = |text: &str| Reach::of(&text.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>());
+        let some = reach("read:user write:issue read:issue read:misc");
+        assert_eq!((some.changes, some.reads), (vec!["issues"], vec!["your account"]));
+        assert_eq!(reach("all").changes.len(), GROUPS.len());
+        assert!(reach("read:user read:repository").changes.is_empty());
+    }
 
     fn told(asked: &str, granted: &str) -> Option<(String, String)> {
         let list = |text: &str| text.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();

@@ -9,7 +9,9 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
+use super::scopes::Reach;
 use super::{Forgejo, body};
+use crate::frontend::principal::Scopes;
 use crate::secret::UpstreamToken;
 
 /// The broker's own registration at Forgejo.
@@ -21,6 +23,13 @@ pub struct Application {
     pub client_secret: UpstreamToken,
     /// What is asked of Forgejo at a login; never empty, because Forgejo takes that for everything.
     pub scopes: Vec<String>,
+}
+
+impl Application {
+    /// The most that clients can be given: where nothing can be changed at Forgejo there is no writing here either.
+    pub fn offers(&self) -> Scopes {
+        Scopes { write: !Reach::of(&self.scopes).changes.is_empty() }
+    }
 }
 
 /// A fresh pair.
