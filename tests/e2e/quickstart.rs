@@ -4,13 +4,32 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::person::{Decision, Person};
 use crate::session::Session;
 use crate::stage::processes;
+
+/// Ends with the test, however that ends: what stays would hold the test runner's own output open.
+struct Running(Child);
+
+impl Running {
+    fn interrupt(&self) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).expect("a pid")), Signal::SIGINT).expect("sent");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.interrupt();
+            let _ = self.0.wait();
+        }
+    }
+}
 
 #[tokio::test]
 async fn it_shows_two_users_with_different_answers_and_ctrl_c_leaves_nothing_behind() {
@@ -26,9 +45,9 @@ async fn it_shows_two_users_with_different_answers_and_ctrl_c_leaves_nothing_beh
     fs::write(&config, format!("[supervisor.uids]\nfirst = {first}\n[broker.sessions]\nper_user = 7\n"))
         .expect("written");
     command.arg("--config").arg(&config);
-    let mut running = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("it starts");
+    let mut running = Running(command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("it starts"));
     let mut shown = String::new();
-    let mut lines = BufReader::new(running.stdout.take().expect("piped")).lines();
+    let mut lines = BufReader::new(running.0.stdout.take().expect("piped")).lines();
     while !shown.contains("Ctrl-C ends it") {
         let line = lines.next().unwrap_or_else(|| panic!("it ended early:\n{shown}")).expect("readable");
         shown.push_str(&line);
@@ -52,8 +71,15 @@ async fn it_shows_two_users_with_different_answers_and_ctrl_c_leaves_nothing_beh
     let url = value("URL").trim_end_matches("/mcp").to_owned();
     let mut session = Session::open(&url, &value("TOKEN_CAROL")).await.expect("the written token works");
     assert!(crate::who(&mut session).await.contains("carol"));
-    kill(Pid::from_raw(i32::try_from(running.id()).expect("a pid")), Signal::SIGINT).expect("sent");
-    assert!(running.wait().expect("it ends").success());
+    assert!(shown.contains("log in as carol or dave"), "{shown}");
+    let mut dave = Person::new("dave", "secret-of-dave");
+    let account = dave.open(format!("{url}/account")).await;
+    let sent = dave.send(&account.form("/account/login")).await;
+    let to = sent.location().expect("to the forge");
+    let page = dave.go(to.as_str(), &[&url, &value("FORGEJO_URL")], Decision::Allow).await;
+    assert!(page.text.contains("dave"), "every user's password is as it says: {}", page.text);
+    running.interrupt();
+    assert!(running.0.wait().expect("it ends").success());
     let here = dir.display().to_string();
     let left =
         processes().into_iter().filter(|process| String::from_utf8_lossy(&process.file("cmdline")).contains(&here));

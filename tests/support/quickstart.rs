@@ -116,10 +116,12 @@ async fn run(options: Options) -> Result<()> {
     fs::create_dir_all(&options.dir)?;
     write_env(&env, &stage, &users)?;
     if let Some(first) = users.first() {
-        let (url, login) = (&stage.url, &first.login);
+        let url = &stage.url;
         if options.forgejo.is_none() {
-            stage.user(login)?;
-            println!("-- connect an MCP client; it sends you to log in: `{login}`, password `secret-of-{login}`");
+            users.iter().try_for_each(|user| stage.user(&user.login))?;
+            let logins: Vec<&str> = users.iter().map(|user| user.login.as_str()).collect();
+            println!("-- connect an MCP client; it sends you to log in as {}", logins.join(" or "));
+            println!("   each with the password `secret-of-LOGIN`, such as `secret-of-{}`", first.login);
             println!("   claude mcp add --transport http forgejo {url}/mcp");
             println!("   other clients: {url}/   connected clients: {url}/account");
         }

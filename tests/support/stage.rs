@@ -204,7 +204,7 @@ impl Stage {
         let program = self.setting.binaries.join("examples/stub-forgejo");
         let mut command = Command::new(program);
         command.stdout(Stdio::piped()).stderr(File::create(&log)?).stdin(Stdio::null());
-        let mut child = die_with_us(&mut command).spawn()?;
+        let mut child = in_a_group_of_its_own(&mut command).spawn()?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
@@ -388,7 +388,7 @@ impl Stage {
         let inherited = self.setting.inherited.as_ref().filter(|_| name == "broker");
         let stdin = inherited.map(|socket| socket.try_clone().map(|socket| Stdio::from(OwnedFd::from(socket))));
         command.stdout(output.try_clone()?).stderr(output).stdin(stdin.transpose()?.unwrap_or_else(Stdio::null));
-        let child = die_with_us(command).spawn()?;
+        let child = in_a_group_of_its_own(command).spawn()?;
         let mut running = Running { name, log, child };
         let deadline = std::time::Instant::now() + READY;
         // Short waits, so that a program that dies is noticed; datagrams tell of readiness, not of death.
@@ -564,8 +564,7 @@ pub(crate) fn others_may_enter(dir: &Path) -> bool {
     dir.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.mode() & 0o001 != 0))
 }
 
-/// A test runner that is killed must not leave programs behind.
-fn die_with_us(command: &mut Command) -> &mut Command {
-    // A group of its own: Ctrl-C is for us, who then stop everything in order.
+/// Ctrl-C is for us, who then stop everything in order.
+fn in_a_group_of_its_own(command: &mut Command) -> &mut Command {
     command.process_group(0)
 }
