@@ -102,8 +102,9 @@ fn signed_in(
         let outcome = caller(state, headers, uri).and_then(|caller| {
             let caller = caller.ok_or_else(|| Refusal(StatusCode::UNAUTHORIZED, "token is required".to_owned()))?;
             unlocked(state, &caller)?;
-            if scopes.iter().any(|scope| !allows(&caller.scopes, scope)) {
-                let why = format!("token does not have at least one of required scope(s): [{}]", scopes.join(" "));
+            // One after the other: the first that is missing is named.
+            if let Some(scope) = scopes.iter().find(|scope| !allows(&caller.scopes, scope)) {
+                let why = format!("token does not have at least one of required scope(s): [{scope}]");
                 return Err(Refusal(StatusCode::FORBIDDEN, why));
             }
             work(state, caller.user)
