@@ -20,10 +20,14 @@ export async function callback() {
   return { url: `http://127.0.0.1:${server.address().port}/callback`, answered, close: () => server.close() };
 }
 
-/** An OAuthClientProvider that keeps everything in memory and prints where the browser should go. */
+/**
+ * An OAuthClientProvider that keeps everything in memory and prints where the browser should go. Where there is a
+ * CLIENT_METADATA_URL, the client introduces itself by that document instead of registering.
+ */
 export class Memory {
   constructor(redirectUrl) {
     this.redirectUrl = redirectUrl;
+    this.clientMetadataUrl = process.env.CLIENT_METADATA_URL;
     this.clientMetadata = {
       client_name: 'SDK test',
       redirect_uris: [redirectUrl],

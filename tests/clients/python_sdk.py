@@ -1,10 +1,12 @@
 """The official Python SDK as a client: python_sdk.py ENDPOINT TOOL [SECONDS]
 
-Prints `OPEN url` where the person should go, and `RESULT json` at the end; SECONDS later it calls once more.
+Prints `OPEN url` where the person should go, and `RESULT json` at the end; SECONDS later it calls once more. Where there
+is a CLIENT_METADATA_URL, it introduces itself by that document instead of registering.
 """
 
 import asyncio
 import json
+import os
 import sys
 import time
 from urllib.parse import parse_qs, urlsplit
@@ -57,7 +59,10 @@ async def main(endpoint, tool, again):
         return AuthorizationCodeResult(code=query["code"], state=query.get("state"), iss=query.get("iss"))
 
     metadata = OAuthClientMetadata(client_name="Python SDK", redirect_uris=[f"http://127.0.0.1:{port}/callback"])
-    auth = OAuthClientProvider(endpoint, metadata, Memory(), open_browser, wait_for_answer)
+    auth = OAuthClientProvider(
+        endpoint, metadata, Memory(), open_browser, wait_for_answer,
+        client_metadata_url=os.environ.get("CLIENT_METADATA_URL"),
+    )
     async with httpx2.AsyncClient(auth=auth, timeout=30) as http:
         async with Client(streamable_http_client(endpoint, http_client=http), mode="legacy") as client:
             begun = time.monotonic()

@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use crate::https::Server;
 use crate::login::{login_stage, person};
 use crate::person::Decision;
 use crate::stage::Stage;
@@ -130,6 +131,37 @@ async fn the_python_sdk_logs_in_works_and_refreshes() {
         command
     };
     works("client-python", command).await;
+}
+
+#[tokio::test]
+async fn the_sdks_introduce_themselves_by_a_metadata_document_where_they_have_one() {
+    let Some(dir) = installed() else { return skip("client-document", "no clients: run tests/run") };
+    let document = Server::start(|port| {
+        let document = json!({"client_id": format!("https://localhost:{port}/client.json"),
+            "client_name": "Documented", "redirect_uris": ["http://127.0.0.1/callback"],
+            "token_endpoint_auth_method": "none"});
+        ("200 OK\r\ncontent-type: application/json".to_owned(), document.to_string())
+    })
+    .await;
+    // This machine is nobody's host unless the operator says so.
+    let broker = format!("[oauth.documents]\nprivate_hosts = [\"localhost\"]\nca_file = {:?}\n", document.ca.path());
+    let stage = login_stage("client-document", stand_in(&[]), &broker);
+    let mut typescript = node(&dir);
+    typescript.arg(script("typescript.mjs"));
+    let mut python = Command::new(dir.join("venv/bin/python"));
+    python.arg(script("python_sdk.py"));
+    for command in [&mut typescript, &mut python] {
+        command.arg(format!("{}/mcp", stage.url)).arg("get_my_user_info");
+        command.env("CLIENT_METADATA_URL", document.id());
+        let result = run(&stage, command, &[]).await;
+        assert!(result.get("text").and_then(Value::as_str).is_some_and(|text| text.contains("alice")), "{result}");
+    }
+    assert_eq!(document.asked(), 1, "fetched once and kept");
+    let mut alice = person("alice");
+    let login = alice.open(format!("{}/account", stage.url)).await.form("/account/login");
+    let to = alice.send(&login).await.location().expect("to Forgejo");
+    let account = alice.go(to.as_str(), &[&stage.url, &stage.forgejo], Decision::Allow).await;
+    assert_eq!(account.text.matches(&document.id()).count(), 2, "both are that client: {}", account.text);
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![expect(clippy::print_stderr, reason = "what is skipped is said")]
 
+#[path = "../support/https.rs"]
+mod https;
 #[path = "../support/person.rs"]
 #[expect(dead_code, reason = "shared with the tests of logging in")]
 mod person;

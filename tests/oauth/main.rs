@@ -4,6 +4,8 @@
 
 #[path = "../support/forge.rs"]
 mod forge;
+#[path = "../support/https.rs"]
+mod https;
 #[path = "../support/person.rs"]
 mod person;
 
