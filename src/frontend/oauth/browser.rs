@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::frontend::token::{BrowserKey, NoRandomness, TokenHash, VisitKey};
 
-/// How long a browser keeps the key: longer than anything that depends on it.
+/// How long a browser keeps the key after the last page that needs it: longer than anything that depends on it.
 const KEEP: Duration = Duration::from_hours(24);
 
 /// How cookies are made here.
@@ -29,7 +29,7 @@ pub struct Cookies {
 #[derive(Debug)]
 pub struct Browser {
     key: BrowserKey,
-    /// To be set, where the browser had none.
+    /// To be set, so that the browser keeps it for a while from now on.
     pub set: Option<HeaderValue>,
 }
 
@@ -58,12 +58,13 @@ impl Cookies {
         Some(value)
     }
 
-    /// The browser that sends these headers, with a new key if it has none.
+    /// The browser that sends these headers, with a new key if it has none. What begins now must be able to end, so the
+    /// browser keeps the key from now on.
     pub fn browser(self, headers: &HeaderMap) -> Result<Browser, NoRandomness> {
-        if let Some(browser) = self.known_browser(headers) {
-            return Ok(browser);
-        }
-        let key = BrowserKey::mint(&mut SysRng)?;
+        let key = match self.known_browser(headers) {
+            Some(browser) => browser.key,
+            None => BrowserKey::mint(&mut SysRng)?,
+        };
         let set = self.make(self.browser_name(), key.expose(), KEEP);
         Ok(Browser { key, set })
     }
@@ -166,6 +167,14 @@ mod tests {
         assert_eq!(one.verifier("s").len(), 43);
         assert_ne!(one.verifier("s"), other.verifier("s"));
         assert_ne!(one.verifier("s"), one.form_token("s"));
+    }
+
+    #[test]
+    fn a_browser_keeps_its_key_for_as_long_as_it_comes_back() {
+        let cookies = Cookies::new("https://mcp.example.org");
+        let (first, headers) = browser(cookies);
+        let again = cookies.browser(&headers).expect("random bytes");
+        assert!(first.set.is_some() && again.set == first.set, "the same key, kept from now on");
     }
 
     #[test]
