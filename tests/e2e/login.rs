@@ -181,30 +181,32 @@ async fn forgejos_tokens_are_renewed_underneath_until_the_account_is_locked() {
     // As long as Forgejo's tokens live, so that one is due as soon as half of its life has passed, and after a start
     // of the broker at once.
     let mut stage = login_stage("login-renewal", child, "[forgejo]\nrefresh_lead = \"1h\"\n");
+    // Locked in the end, and on a real forge the other tests' users are the same.
+    stage.user("erin").expect("a user");
     let renewed = |stage: &Stage| stage.broker.as_ref().expect("runs").output().matches("token refreshed").count();
     let (mut one, mut two) = {
         let client = Client::register(&stage).await;
-        let (access, _) = client.connect(&mut person("alice"), Decision::Allow).await;
+        let (access, _) = client.connect(&mut person("erin"), Decision::Allow).await;
         let mut one = Session::open(&stage.url, &access).await.expect("a session");
-        assert!(crate::who(&mut one).await.contains("alice"));
+        assert!(crate::who(&mut one).await.contains("erin"));
         assert_eq!(renewed(&stage), 1, "{}", stage.output());
         // A second login makes the refresh token of the first worthless; both live on what it brought.
-        let (access, _) = client.connect(&mut person("alice"), Decision::Allow).await;
+        let (access, _) = client.connect(&mut person("erin"), Decision::Allow).await;
         (one, Session::open(&stage.url, &access).await.expect("a session"))
     };
     for times in 2..4 {
         drop(stage.broker.take());
         stage.start_broker().expect("the broker starts again");
-        assert!(crate::who(&mut one).await.contains("alice"));
-        assert!(crate::who(&mut two).await.contains("alice"));
+        assert!(crate::who(&mut one).await.contains("erin"));
+        assert!(crate::who(&mut two).await.contains("erin"));
         assert_eq!(renewed(&stage), times, "one for both: {}", stage.output());
     }
     drop(stage.broker.take());
     // Forgejo's token endpoint does not notice this; its API does.
-    stage.activate("alice", false).expect("locked");
+    stage.activate("erin", false).expect("locked");
     stage.start_broker().expect("the broker starts again");
     let ended = one.tools().await;
-    stage.activate("alice", true).expect("unlocked");
+    stage.activate("erin", true).expect("unlocked");
     assert!(ended.is_err() && two.tools().await.is_err(), "{}", stage.output());
     assert!(stage.output().contains("account-refused"), "{}", stage.output());
 }
