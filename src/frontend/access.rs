@@ -37,6 +37,17 @@ impl FromStr for Subject {
     }
 }
 
+impl Subject {
+    /// Whether this is the user, or something that they are a member of.
+    fn is(&self, user: &ForgejoUser, of: &Memberships) -> bool {
+        match self {
+            Self::User(name) => *name == user.login.as_str().to_lowercase(),
+            Self::Organisation(name) => of.organisations.contains(name),
+            Self::Team(org, team) => of.teams.iter().any(|(o, t)| o == org && t == team),
+        }
+    }
+}
+
 fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.contains(['/', ':']) && !text.contains(char::is_whitespace)
 }
@@ -64,12 +75,21 @@ pub enum NotAdmitted {
     /// On the list of those who may not, or not on the list of those who may.
     #[error("the operator of this service does not let the account in")]
     Lists,
+    /// The lists name organisations or teams, and Forgejo holds the user to scopes that do not show them.
+    #[error(
+        "Forgejo does not show this service your organisations and teams; remove this service at Forgejo (Settings, \
+         Applications) and log in again"
+    )]
+    Hidden,
+    /// The lists name organisations or teams, and the user is in more than can be read.
+    #[error("the account is in too many organisations or teams to be found on the operator's lists")]
+    TooMany,
 }
 
 /// Why a user is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
-    /// Forgejo does not say what they are a member of, so the lists cannot be applied.
+    /// Forgejo does not say now what they are a member of, so the lists cannot be applied.
     #[error("the user's organisations and teams cannot be read: {0}")]
     Memberships(UpstreamError),
     /// They may not.
@@ -91,30 +111,30 @@ impl Access {
         if user.restricted && !self.restricted {
             return Err(NotAdmitted::Restricted);
         }
-        let login = user.login.as_str().to_lowercase();
-        let is = |subject: &Subject| match subject {
-            Subject::User(name) => *name == login,
-            Subject::Organisation(name) => of.organisations.contains(name),
-            Subject::Team(org, team) => of.teams.iter().any(|(o, t)| o == org && t == team),
-        };
-        let denied = self.deny.iter().any(is);
+        let is = |subject: &Subject| subject.is(user, of);
         let allowed = self.allow.is_empty() || self.allow.iter().any(is);
-        if denied || !allowed { Err(NotAdmitted::Lists) } else { Ok(()) }
+        if self.deny.iter().any(is) || !allowed { Err(NotAdmitted::Lists) } else { Ok(()) }
     }
 
-    /// Whether this user is let in, who `token` belongs to.
+    /// Whether this user is let in, who `token` belongs to. What keeps the account itself out does so whether or not
+    /// Forgejo tells what it is a member of, and nobody gets in, or stays, by being a member of too much to be told.
     pub async fn verify(
         &self,
         forgejo: &Forgejo,
         user: &ForgejoUser,
         token: &UpstreamToken,
     ) -> Result<(), AccessError> {
-        let memberships = if self.asks_for_memberships() {
-            forgejo.memberships(token).await.map_err(AccessError::Memberships)?
-        } else {
-            Memberships::default()
-        };
-        Ok(self.check(user, &memberships)?)
+        let nothing = Memberships::default();
+        if !self.asks_for_memberships() {
+            return Ok(self.check(user, &nothing)?);
+        }
+        Self { allow: Vec::new(), ..self.clone() }.check(user, &nothing)?;
+        match forgejo.memberships(token).await {
+            Ok(memberships) => Ok(self.check(user, &memberships)?),
+            Err(UpstreamError::Forbidden) => Err(NotAdmitted::Hidden.into()),
+            Err(UpstreamError::TooMany) => Err(NotAdmitted::TooMany.into()),
+            Err(e) => Err(AccessError::Memberships(e)),
+        }
     }
 }
 

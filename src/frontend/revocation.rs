@@ -1,4 +1,7 @@
-//! The end of a grant, whoever asks for it: first in the store, then in memory, then its sessions.
+//! The end of a grant or a token, whoever asks for it: first in the store, then in memory, then its sessions.
+//!
+//! Each runs in a task of its own and does all of it again when it is asked for again: who hangs up in the middle must
+//! not leave what is over in the store alive in memory.
 
 use tracing::info;
 
@@ -6,6 +9,7 @@ use super::bearer::Principals;
 use super::principal::GrantId;
 use super::session::registry::Registry;
 use super::store::{Store, StoreError};
+use super::token::TokenHash;
 use crate::clock::Clock;
 
 /// Ends grants.
@@ -24,12 +28,27 @@ pub struct Revocation {
 impl Revocation {
     /// Revokes a grant; whether it was there and not revoked. Its children are being stopped when this returns.
     pub async fn revoke(&self, grant: &GrantId, reason: &'static str) -> Result<bool, StoreError> {
-        if !self.store.revoke_grant(grant, reason, self.clock.now()).await? {
-            return Ok(false);
-        }
-        let sessions = self.end(grant, reason);
-        info!(grant = %grant, sessions, reason, "grant revoked");
-        Ok(true)
+        let (all, grant) = (self.clone(), grant.clone());
+        let task = tokio::spawn(async move {
+            let is_first = all.store.revoke_grant(&grant, reason, all.clock.now()).await?;
+            let sessions = all.end(&grant, reason);
+            if is_first {
+                info!(grant = %grant, sessions, reason, "grant revoked");
+            }
+            Ok(is_first)
+        });
+        task.await.unwrap_or(Err(StoreError::Interrupted("revoking a grant")))
+    }
+
+    /// Ends one access token of a grant.
+    pub async fn revoke_token(&self, token: TokenHash, grant: &GrantId) -> Result<(), StoreError> {
+        let (all, grant) = (self.clone(), grant.clone());
+        let task = tokio::spawn(async move {
+            all.store.forget_access_token(&token).await?;
+            all.forget_tokens(&grant);
+            Ok(())
+        });
+        task.await.unwrap_or(Err(StoreError::Interrupted("revoking a token")))
     }
 
     /// Ends what a grant has that is revoked in the store already; how many sessions.
@@ -38,8 +57,8 @@ impl Revocation {
         self.registry.end_grant(grant, reason)
     }
 
-    /// One of the grant's access tokens is gone from the store.
-    pub fn forget_token(&self, grant: &GrantId) {
+    /// What is known of the grant's tokens is looked up anew.
+    pub fn forget_tokens(&self, grant: &GrantId) {
         self.principals.forget_grant(grant);
     }
 }

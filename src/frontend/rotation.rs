@@ -98,8 +98,10 @@ struct Inner {
 enum Verdict {
     LetIn,
     ShutOut,
-    /// Neither: Forgejo does not answer now.
+    /// Neither: the answer about this account cannot be used.
     None,
+    /// Neither: Forgejo does not answer now.
+    Away,
 }
 
 /// How a credential's last refreshes went.
@@ -319,10 +321,12 @@ impl Rotation {
             Ok(user) => match inner.access.verify(&inner.forgejo, &user, access).await {
                 Ok(()) => Verdict::LetIn,
                 Err(AccessError::NotAdmitted(_)) => Verdict::ShutOut,
+                Err(AccessError::Memberships(e)) if e.is_an_outage() => Verdict::Away,
                 Err(AccessError::Memberships(_)) => Verdict::None,
             },
             Err(UpstreamError::BadToken | UpstreamError::Forbidden) => Verdict::ShutOut,
-            Err(UpstreamError::Unreachable | UpstreamError::Status(_) | UpstreamError::NotAUser) => Verdict::None,
+            Err(e) if e.is_an_outage() => Verdict::Away,
+            Err(_) => Verdict::None,
         }
     }
 
@@ -340,11 +344,7 @@ impl Rotation {
     /// Revokes every grant that stands on the credential.
     async fn revoke(&self, credential: &str, reason: &'static str) -> Result<Change, StoreError> {
         let inner = &self.0;
-        let grants = inner.store.grants_on(credential).await?;
-        for grant in &grants {
-            inner.store.revoke_grant(grant, reason, inner.clock.now()).await?;
-        }
-        Ok(Change::Lost(grants))
+        Ok(Change::Lost(inner.store.revoke_grants_on(credential, reason, inner.clock.now()).await?))
     }
 }
 

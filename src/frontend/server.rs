@@ -267,7 +267,7 @@ async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation, dra
         match change {
             Change::Rotated(grants) => {
                 for grant in grants {
-                    revocation.forget_token(&grant);
+                    revocation.forget_tokens(&grant);
                     if let Some(principal) = revocation.principals.behind(&grant).await {
                         revocation.registry.rotate(&principal, drain);
                     }

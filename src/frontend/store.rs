@@ -52,6 +52,9 @@ pub enum StoreError {
     /// The grant was revoked in the meantime.
     #[error("the grant was revoked in the meantime")]
     GrantRevoked,
+    /// What was being done was given up in the middle.
+    #[error("{0}: given up in the middle")]
+    Interrupted(&'static str),
     /// A row holds what was never written.
     #[error("{0}: the database holds a value that it should not")]
     Damaged(&'static str),

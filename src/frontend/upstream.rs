@@ -39,9 +39,23 @@ pub enum UpstreamError {
     /// Another status.
     #[error("Forgejo answered with status {0}")]
     Status(u16),
-    /// Not what `/api/v1/user` answers.
-    #[error("Forgejo's answer is not a user")]
+    /// Not what Forgejo answers there.
+    #[error("Forgejo's answer is not what was asked for")]
     NotAUser,
+    /// A list has more entries than are read.
+    #[error("Forgejo's list is too long")]
+    TooMany,
+}
+
+impl UpstreamError {
+    /// Whether Forgejo as a whole does not answer now, whoever is asked about.
+    pub fn is_an_outage(self) -> bool {
+        match self {
+            Self::Unreachable => true,
+            Self::Status(status) => status >= 500 || status == 429,
+            Self::BadToken | Self::Forbidden | Self::NotAUser | Self::TooMany => false,
+        }
+    }
 }
 
 /// The parts of a Forgejo user that matter here.

@@ -48,6 +48,24 @@ async fn a_user_is_told_where_forgejo_keeps_to_other_scopes() {
 }
 
 #[tokio::test]
+async fn who_asks_to_disconnect_and_hangs_up_is_disconnected_all_the_same() {
+    use futures_util::FutureExt;
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let (access, _) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    world.who(&access).await.expect("known from now on");
+    let grants = world.store.grants().await.expect("grants");
+    // What a server does with a request whose peer has gone: it is dropped where it waits.
+    assert!(world.revocation.revoke(&grants[0].grant, "test").now_or_never().is_none(), "it waits for the store");
+    let ended = async {
+        while world.who(&access).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), ended).await.expect("the token is worthless");
+}
+
+#[tokio::test]
 async fn disconnecting_ends_the_clients_tokens_and_forgets_the_consent() {
     let world = World::new().await;
     let client = world.client(WEB).await;

@@ -158,13 +158,76 @@ async fn lists_that_cannot_be_applied_now_let_nobody_new_in_and_throw_nobody_out
     let world = world_for(&["org:acme"], &[]).await;
     let client = world.client(WEB).await;
     let (access, _) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
-    // Forgejo gives no memberships any more: the grant there lacks the scope.
-    world.forge.with(|state| state.grants[0].scope = "write:user write:repository".to_owned());
+    world.misbehave(|mode| mode.fail_memberships = true);
     let page = logs_in(&world, "alice").await;
     assert_eq!((page.status.as_u16(), page.location()), (503, None));
     world.clock.advance(Duration::from_mins(56));
     world.rotation.sweep().await;
     assert!(world.who(&access).await.is_ok());
+}
+
+#[tokio::test]
+async fn who_is_kept_out_by_name_is_so_also_while_forgejo_tells_no_memberships() {
+    let world = world_for(&["org:acme"], &["user:alice"]).await;
+    world.misbehave(|mode| mode.fail_memberships = true);
+    let page = logs_in(&world, "alice").await;
+    assert!(page.status == 403 && page.text.contains("does not let the account in"), "{}", page.text);
+}
+
+/// Alice is connected; then something happens to her, her login says why she is not let in, and what was connected ends.
+async fn is_shut_out(world: World, happens: impl FnOnce(&mut crate::forge::state::State), why: &str) {
+    let client = world.client(WEB).await;
+    let (access, _) = world.connect(&mut Person::new("alice", "secret"), &client, WEB).await;
+    world.forge.with(happens);
+    world.clock.advance(Duration::from_mins(56));
+    world.rotation.sweep().await;
+    assert_eq!(world.who(&access).await, Err(401), "what was connected ends at the next refresh");
+    let page = logs_in(&world, "alice").await;
+    assert_eq!((page.status.as_u16(), page.location()), (403, None));
+    assert!(page.text.contains(why), "{}", page.text);
+    let tenant = forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id");
+    let id = world.store.oauth_credential_of(tenant).await.expect("read").expect("there");
+    let credential = world.store.find_credential(&id).await.expect("read").expect("there");
+    assert!(credential.access.bytes.is_empty() && credential.refresh.is_none(), "no token of hers is kept");
+}
+
+#[tokio::test]
+async fn whose_memberships_forgejo_does_not_show_is_shut_out_and_told_what_to_do() {
+    let world = world_for(&[], &["org:evil"]).await;
+    let narrow = |state: &mut crate::forge::state::State| {
+        "write:user write:repository".clone_into(&mut state.grants[0].scope);
+    };
+    is_shut_out(world, narrow, "does not show this service your organisations").await;
+}
+
+#[tokio::test]
+async fn nobody_stays_by_being_in_more_organisations_than_can_be_read() {
+    let world = world_for(&[], &["org:evil"]).await;
+    let join = |state: &mut crate::forge::state::State| {
+        state.users[0].teams = (0..2000).map(|n| (format!("org{n}"), "members".to_owned())).collect();
+    };
+    is_shut_out(world, join, "in too many organisations").await;
+}
+
+#[tokio::test]
+async fn a_login_that_waits_for_memberships_keeps_no_other_waiting() {
+    let world = world_for(&["org:acme", "user:bob"], &[]).await;
+    let client = world.client(WEB).await;
+    world.misbehave(|mode| mode.hang_memberships = true);
+    let mut waiting = Vec::new();
+    for login in ["alice", "bob"] {
+        let (url, known) = (world.authorize(&client, WEB, &[]), world.known().map(ToOwned::to_owned));
+        waiting.push(tokio::spawn(async move {
+            let known = [known[0].as_str(), known[1].as_str()];
+            Person::new(login, "secret").go(&url, &known, Decision::Allow).await
+        }));
+    }
+    // Each has its pair from Forgejo and asks for memberships, at the same time.
+    asked(&world, crate::forge::state::MEMBERSHIPS, 2).await;
+    world.misbehave(|_| {});
+    for login in waiting {
+        assert!(is_in(&login.await.expect("no panic")));
+    }
 }
 
 #[tokio::test]

@@ -62,6 +62,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) oauth: OAuth,
     pub(crate) rotation: Rotation,
+    pub(crate) revocation: Revocation,
     pub(crate) changes: mpsc::Receiver<Change>,
     pub(crate) http: reqwest::Client,
     _dir: tempfile::TempDir,
@@ -149,7 +150,7 @@ impl World {
             store: store.clone(),
             forgejo: client,
             rotation: rotation.clone(),
-            revocation,
+            revocation: revocation.clone(),
             limits: Arc::new(Limits::new(terms.rates, terms.proxies)),
             clock: clock.clone(),
         });
@@ -165,7 +166,7 @@ impl World {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
         let http = http.expect("a client");
-        Self { forge, forgejo, url, clock, store, oauth, rotation, changes, http, _dir: dir }
+        Self { forge, forgejo, url, clock, store, oauth, rotation, revocation, changes, http, _dir: dir }
     }
 
     /// The hosts that a browser stays with until the client gets its answer.

@@ -48,9 +48,10 @@ async fn misbehave(Extract(forge): Extract<Forge>, request: Request, next: Next)
         let user = api::caller(state, request.headers(), request.uri()).ok().flatten();
         let user = user.and_then(|caller| state.user(caller.user)).map(|user| user.login.clone());
         let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
-        let is_api = path.starts_with("/api/");
+        let mode = state.mode;
+        let fails = mode.fail_api && path.starts_with("/api/") || mode.fail_memberships && path == state::MEMBERSHIPS;
         state.requests.push(state::Seen { method, path, user });
-        state.mode.fail.or_else(|| (is_api && state.mode.fail_api).then_some(502))
+        mode.fail.or_else(|| fails.then_some(502))
     });
     forge.unhung(request.uri().path()).await;
     if let Some(status) = fail {

@@ -287,8 +287,7 @@ async fn revoked(parts: &Parts, params: &Params, caller: &Caller) -> Result<(), 
         if row.client_id != caller.id {
             return Err(FOREIGN);
         }
-        parts.store.forget_access_token(&token.hash()).await?;
-        parts.revocation.forget_token(&row.grant);
+        parts.revocation.revoke_token(token.hash(), &row.grant).await?;
     }
     Ok(())
 }

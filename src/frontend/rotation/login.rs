@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::{Change, Rotation, persist};
 use crate::frontend::access::{AccessError, NotAdmitted};
 use crate::frontend::hex;
-use crate::frontend::store::StoreError;
+use crate::frontend::store::{Credential, StoreError};
 use crate::frontend::token::NoRandomness;
 use crate::frontend::upstream::scopes::difference;
 use crate::frontend::upstream::tokens::{Answer, PairError};
@@ -37,6 +37,14 @@ pub struct LoggedIn {
     pub user: ForgejoUser,
     /// What their grants stand on.
     pub credential_id: String,
+}
+
+/// A login whose code was exchanged.
+struct Exchanged {
+    user: ForgejoUser,
+    /// As it is stored.
+    credential: Credential,
+    access: UpstreamToken,
 }
 
 /// Why a login came to nothing.
@@ -76,29 +84,25 @@ impl Rotation {
     pub async fn log_in(&self, answer: Answer) -> Result<LoggedIn, LogInError> {
         let rotation = self.clone();
         let task = self.0.tasks.spawn(async move {
-            let mut change = None;
-            let outcome = {
+            let login = {
                 // Not begun, so that nothing is lost: the code at Forgejo is good for another try.
                 let _held = rotation.logins_done().await.ok_or(LogInError::NotNow)?;
-                rotation.logged_in(&answer, &mut change).await
+                rotation.exchanged(&answer).await?
             };
-            if let Some(change) = change {
-                let _ = rotation.0.changes.send(change).await;
-            }
-            let (logged_in, access) = outcome?;
-            // After the turn, so that no other login waits for it.
-            let _ = timeout(GLANCE, rotation.compare_scopes(&logged_in, &access)).await;
-            Ok(logged_in)
+            // From here on no other login waits for this one.
+            let (verdict, change) = rotation.judged(&login).await?;
+            let _ = rotation.0.changes.send(change).await;
+            verdict?;
+            let _ = timeout(GLANCE, rotation.compare_scopes(&login)).await;
+            Ok(LoggedIn { user: login.user, credential_id: login.credential.id })
         });
         // The task goes on without the browser.
         timeout(AT_MOST, task).await.map_or(Err(LogInError::NotNow), |ended| ended.unwrap_or(Err(LogInError::NotNow)))
     }
 
-    async fn logged_in(
-        &self,
-        answer: &Answer,
-        change: &mut Option<Change>,
-    ) -> Result<(LoggedIn, UpstreamToken), LogInError> {
+    /// Exchanges the code, and stores what comes of it under the user whose it is: what was stored for them before is
+    /// worthless by now, whatever becomes of this login.
+    async fn exchanged(&self, answer: &Answer) -> Result<Exchanged, LogInError> {
         let inner = &self.0;
         let application = inner.application.as_ref().ok_or(LogInError::NotConfigured)?;
         let pair = inner.forgejo.exchange(application, answer).await.map_err(|e| match e {
@@ -110,33 +114,37 @@ impl Rotation {
             PairError::NotNow => LogInError::NotNow,
         })?;
         let user = timeout(PERSISTENCE, self.whose(&pair.access)).await.unwrap_or(Err(LogInError::NotNow))?;
-        let known = inner.store.oauth_credential_of(user.id).await?;
-        let verdict = timeout(AT_MOST, inner.access.verify(&inner.forgejo, &user, &pair.access)).await;
-        let verdict = verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable)));
-        if let Err(AccessError::NotAdmitted(why)) = verdict {
-            warn!(tenant = %user.id, login = %user.login, reason = "not-admitted", error = %why, "login refused");
-            if let Some(known) = known {
-                *change = Some(self.revoke(&known, "account-refused").await?);
-                inner.store.end_visits_of(user.id).await?;
-            }
-            return Err(LogInError::NotAdmitted(why));
-        }
-        let id = match &known {
-            Some(known) => known.clone(),
+        let id = match inner.store.oauth_credential_of(user.id).await? {
+            Some(known) => known,
             None => hex::random_id(&mut SysRng)?,
         };
-        // A credential that is there is replaced also where the lists could not be applied: it is worthless by now.
-        if verdict.is_ok() || known.is_some() {
-            let credential = self.sealed(id.clone(), user.id, &pair)?;
-            persist(|| inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now())).await?;
-            *change = Some(Change::Rotated(inner.store.grants_on(&id).await?));
-        }
-        if let Err(e) = verdict {
-            warn!(tenant = %user.id, login = %user.login, reason = "memberships", error = %e, "login refused for now");
-            return Err(LogInError::NotNow);
-        }
-        info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
-        Ok((LoggedIn { user, credential_id: id }, pair.access))
+        let credential = self.sealed(id, user.id, &pair)?;
+        persist(|| inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now())).await?;
+        Ok(Exchanged { user, credential, access: pair.access })
+    }
+
+    /// Whether the user is let in, and what that means for the grants that they have already.
+    async fn judged(&self, login: &Exchanged) -> Result<(Result<(), LogInError>, Change), LogInError> {
+        let (inner, Exchanged { user, credential, access }) = (&self.0, login);
+        let verdict = timeout(AT_MOST, inner.access.verify(&inner.forgejo, user, access)).await;
+        let verdict = match verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable))) {
+            Err(AccessError::NotAdmitted(why)) => {
+                warn!(tenant = %user.id, login = %user.login, reason = "not-admitted", error = %why, "login refused");
+                let change = self.revoke(&credential.id, "account-refused").await?;
+                inner.store.end_visits_of(user.id).await?;
+                inner.store.erase_credential(credential).await?;
+                return Ok((Err(LogInError::NotAdmitted(why)), change));
+            }
+            Err(e @ AccessError::Memberships(_)) => {
+                warn!(tenant = %user.id, login = %user.login, reason = "memberships", error = %e, "login refused for now");
+                Err(LogInError::NotNow)
+            }
+            Ok(()) => {
+                info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
+                Ok(())
+            }
+        };
+        Ok((verdict, Change::Rotated(inner.store.grants_on(&credential.id).await?)))
     }
 
     /// Whose pair this is, asked until Forgejo answers: given up here, it would be lost with every connection of a user
@@ -149,24 +157,23 @@ impl Rotation {
                 Err(UpstreamError::BadToken | UpstreamError::Forbidden) => {
                     return Err(LogInError::NotAdmitted(NotAdmitted::Locked));
                 }
-                Err(UpstreamError::NotAUser) => return Err(LogInError::NotNow),
-                Err(UpstreamError::Status(status)) if status < 500 && status != 429 => return Err(LogInError::NotNow),
-                Err(e @ (UpstreamError::Unreachable | UpstreamError::Status(_))) => {
+                Err(e) if e.is_an_outage() => {
                     warn!(error = %e, "Forgejo does not say who has logged in; asking again");
                     sleep(pause).await;
                     pause = pause.saturating_mul(2);
                 }
+                Err(_) => return Err(LogInError::NotNow),
             }
         }
     }
 
     /// Forgejo fixes the scopes of a user and an application at their first login and keeps silent about it later. The
     /// operator is told here and the user on their page, because tools then fail that the configuration means to allow.
-    async fn compare_scopes(&self, logged_in: &LoggedIn, access: &UpstreamToken) {
-        let (inner, LoggedIn { user, credential_id }) = (&self.0, logged_in);
+    async fn compare_scopes(&self, login: &Exchanged) {
+        let (inner, Exchanged { user, credential, access }) = (&self.0, login);
         let Some(application) = &inner.application else { return };
         let Some(granted) = inner.forgejo.granted_scopes(application, access).await else { return };
-        if let Err(e) = inner.store.note_granted_scopes(credential_id, &granted).await {
+        if let Err(e) = inner.store.note_granted_scopes(&credential.id, &granted).await {
             warn!(tenant = %user.id, error = %e, "the scopes of a login could not be noted");
         }
         if let Some(found) = difference(&application.scopes, &granted) {

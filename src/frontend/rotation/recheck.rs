@@ -25,16 +25,18 @@ impl Rotation {
         };
         for credential in due {
             match self.rechecked(&credential).await {
-                Ok(true) => {}
-                // Forgejo is away: the others are not asked about either.
-                Ok(false) => return,
+                Ok(Verdict::Away) => return,
+                Ok(Verdict::LetIn | Verdict::ShutOut) => {}
+                // It comes up again; the others must not wait for it.
+                Ok(Verdict::None) => {
+                    warn!(tenant = %credential.tenant, "Forgejo's answer about an account cannot be used");
+                }
                 Err(e) => error!(tenant = %credential.tenant, error = %e, "an account could not be looked at"),
             }
         }
     }
 
-    /// Whether Forgejo had an answer.
-    async fn rechecked(&self, credential: &Credential) -> Result<bool, RotationError> {
+    async fn rechecked(&self, credential: &Credential) -> Result<Verdict, RotationError> {
         let inner = &self.0;
         let token = inner.vault.open_sealed(&credential.access, &vault::access_place(&credential.id))?;
         let verdict = self.verdict(&token).await;
@@ -45,8 +47,8 @@ impl Rotation {
                 let change = self.revoke(&credential.id, "account-refused").await?;
                 let _ = inner.changes.send(change).await;
             }
-            Verdict::None => {}
+            Verdict::None | Verdict::Away => {}
         }
-        Ok(verdict != Verdict::None)
+        Ok(verdict)
     }
 }

@@ -153,12 +153,12 @@ impl Store {
         rows.iter().map(credential).collect()
     }
 
-    /// Personal tokens that a live grant needs and that were last checked before `before`.
+    /// Personal tokens that a live grant needs and that were last checked before `before`, the longest ago first.
     pub async fn personal_credentials(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
         let rows = sqlx::query(
             "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at FROM upstream_credentials c \
              WHERE kind = 'pat' AND updated_at < $1 AND EXISTS \
-             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)",
+             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) ORDER BY updated_at",
         )
         .bind(before.secs())
         .fetch_all(&self.0)
@@ -175,6 +175,43 @@ impl Store {
             .execute(&self.0)
             .await
             .map_err(StoreError::query("noting a check"))?;
+        Ok(())
+    }
+
+    /// Revokes every grant that stands on a credential, all or none; which.
+    pub async fn revoke_grants_on(
+        &self,
+        credential: &str,
+        reason: &'static str,
+        now: UnixTime,
+    ) -> Result<Vec<GrantId>, StoreError> {
+        const WHAT: &str = "revoking a credential's grants";
+        let rows = sqlx::query(
+            "UPDATE grants SET revoked_at = $1, revoked_reason = $2 WHERE credential_id = $3 AND revoked_at IS NULL \
+             RETURNING id",
+        )
+        .bind(now.secs())
+        .bind(reason)
+        .bind(credential)
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query(WHAT))?;
+        let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
+        rows.iter().map(|row| id(row).map_err(StoreError::query(WHAT))).collect()
+    }
+
+    /// Erases Forgejo's tokens of a credential, unless it holds others by now. The row stays for what names it.
+    pub async fn erase_credential(&self, held: &Credential) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE upstream_credentials SET access_sealed = $1, refresh_sealed = NULL, access_expires_at = NULL \
+             WHERE id = $2 AND access_sealed = $3",
+        )
+        .bind(Vec::<u8>::new())
+        .bind(&held.id)
+        .bind(&held.access.bytes)
+        .execute(&self.0)
+        .await
+        .map_err(StoreError::query("erasing a credential"))?;
         Ok(())
     }
 

@@ -63,6 +63,6 @@ impl Forgejo {
             }
         }
         // A list that is cut short could hide the entry that keeps somebody out.
-        Err(UpstreamError::NotAUser)
+        Err(UpstreamError::TooMany)
     }
 }

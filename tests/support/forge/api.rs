@@ -22,7 +22,7 @@ pub(crate) fn routes() -> Router<Forge> {
         .route("/api/v1/version", get(version))
         .route("/api/v1/user", get(me))
         .route("/api/v1/user/repos", get(my_repos))
-        .route("/api/v1/user/orgs", get(my_orgs))
+        .route(super::state::MEMBERSHIPS, get(my_orgs))
         .route("/api/v1/user/teams", get(my_teams))
         .route("/api/v1/user/applications/oauth2", get(apps).post(register))
         .route("/api/v1/user/applications/oauth2/{id}", get(app).patch(change_app).delete(delete_app))

@@ -21,6 +21,9 @@ const ACCESS_TTL: i64 = 3600;
 /// Seconds a refresh token lives: Forgejo's 730 hours.
 const REFRESH_TTL: i64 = 730 * 3600;
 
+/// Where a user's organisations are asked for.
+pub(crate) const MEMBERSHIPS: &str = "/api/v1/user/orgs";
+
 /// One forge. Cheap to clone; clones share everything.
 #[derive(Clone)]
 pub(crate) struct Forge {
@@ -128,6 +131,10 @@ pub(crate) struct Mode {
     pub(crate) hang_api: bool,
     /// Answer every request to the API with 502; the OAuth endpoints answer.
     pub(crate) fail_api: bool,
+    /// Answer requests for organisations with 502; nothing else changes.
+    pub(crate) fail_memberships: bool,
+    /// Accept requests for organisations and never answer until the mode changes.
+    pub(crate) hang_memberships: bool,
     /// Answer every request to the token endpoint with 503; nothing else changes.
     pub(crate) fail_tokens: bool,
     /// Answer every request with this status.
@@ -197,7 +204,8 @@ impl Forge {
             // Made before the look, so that a change between the look and the wait is not missed.
             let changed = self.changed.notified();
             let mode = self.inner.lock().mode;
-            if !(mode.hang || mode.hang_api && path.starts_with("/api/")) {
+            let of_these = mode.hang_api && path.starts_with("/api/") || mode.hang_memberships && path == MEMBERSHIPS;
+            if !(mode.hang || of_these) {
                 return;
             }
             changed.await;
