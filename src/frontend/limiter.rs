@@ -168,14 +168,13 @@ impl Limits {
     fn behind(&self, peer: IpAddr, headers: &HeaderMap) -> Source {
         let trusted = |address: IpAddr| self.proxies.iter().any(|network| network.contains(&address.to_canonical()));
         let mut address = peer;
-        let lines: Vec<&str> =
-            headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok()).collect();
-        for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        for entry in lines.flat_map(|line| line.as_bytes().rsplit(|&b| b == b',')) {
             if !trusted(address) {
                 break;
             }
             // Some proxies write a port too.
-            let entry = entry.trim();
+            let Ok(entry) = std::str::from_utf8(entry.trim_ascii()) else { break };
             let parsed = entry.parse().or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
             let Ok(parsed) = parsed else { break };
             address = parsed;
@@ -219,6 +218,7 @@ mod tests {
         assert_eq!(source("127.0.0.1", &["203.0.113.9, 198.51.100.7, 10.1.2.3"]), "198.51.100.7");
         assert_eq!(source("127.0.0.1", &["203.0.113.9", "198.51.100.7"]), "198.51.100.7");
         assert_eq!(source("127.0.0.1", &["nonsense"]), "127.0.0.1");
+        assert_eq!(source("127.0.0.1", &["\u{e4}, 198.51.100.7"]), "198.51.100.7", "whatever stands left of it");
         assert_eq!(source("127.0.0.1", &["198.51.100.7:4711"]), "198.51.100.7");
         assert_eq!(source("127.0.0.1", &[]), "127.0.0.1");
     }

@@ -64,6 +64,20 @@ async fn who_chooses_only_reading_gives_a_token_that_only_reads() {
 }
 
 #[tokio::test]
+async fn a_client_of_oauth_2_1_need_not_name_its_address_again() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let code = world.log_in(&mut Person::new("alice", "secret"), &client, WEB).await.get("code").to_owned();
+    let form = [
+        ("grant_type", "authorization_code"),
+        ("client_id", client.as_str()),
+        ("code", &code),
+        ("code_verifier", crate::world::VERIFIER),
+    ];
+    assert_eq!(world.token(&form).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_form_that_asks_for_more_than_the_client_did_gives_no_more() {
     let world = World::new().await;
     let client = world.client(WEB).await;
@@ -90,6 +104,20 @@ async fn the_consent_page_names_what_the_brokers_own_rights_at_forgejo_reach() {
     let page = Person::new("bob", "secret").open(world.authorize(&client, WEB, &[("scope", "forgejo:read")])).await;
     let text = page.text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains(&format!("{repositories}, your account, and organisations and teams. It changes nothing.")));
+}
+
+#[tokio::test]
+async fn the_consent_page_tells_a_known_user_what_forgejo_holds_them_to() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    world.log_in(&mut alice, &client, WEB).await;
+    // Forgejo keeps to what she agreed to at her first login, which allowed more.
+    world.forge.with(|state| "write:user write:issue write:package".clone_into(&mut state.grants[0].scope));
+    world.log_in(&mut alice, &client, WEB).await;
+    let page = alice.open(world.authorize(&client, WEB, &[("prompt", "consent")])).await;
+    let text = page.text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("what you can: issues, packages, and your account."), "{text}");
 }
 
 #[tokio::test]

@@ -78,8 +78,7 @@ pub(super) async fn show(State(parts): State<Arc<Parts>>, RawQuery(query): RawQu
         {
             return to_forgejo(&parts, browser, &asked, query, None, source).await;
         }
-        let login = visitor.as_ref().map(|visitor| visitor.login.as_str());
-        Ok(consent::page(&parts, &asked, &query, browser, login))
+        Ok(consent::page(&parts, &asked, &query, browser, visitor.as_ref()).await?)
     };
     outcome.await.unwrap_or_else(Trouble::respond)
 }
@@ -135,6 +134,7 @@ async fn read(parts: &Parts, query: &str, source: Source) -> Result<Authorizatio
         Err(ClientError::Store(e)) => return Err(Trouble::Store(e)),
         Err(ClientError::Document(DocumentError::TooMany(_))) => return Err(Trouble::Page(page::too_many())),
         Err(ClientError::Document(e)) => {
+            let id = shown_id(id);
             warn!(client = id, error = ?e, source = %source, "a client's metadata document cannot be used");
             return Err(wrong(&format!(
                 "Your MCP client describes itself at {id}, and that description cannot be used: {e}."
@@ -164,6 +164,11 @@ async fn read(parts: &Parts, query: &str, source: Source) -> Result<Authorizatio
         };
         Trouble::Page(message.respond(StatusCode::BAD_REQUEST))
     })
+}
+
+/// As much of a client's id as belongs into a log line or on a page; anybody may ask with any.
+fn shown_id(id: &str) -> &str {
+    id.get(..id.floor_char_boundary(200)).unwrap_or_default()
 }
 
 /// Reads a request that was good when its login began; it may have become bad since.

@@ -17,7 +17,7 @@ use super::{authorize, consent};
 use crate::frontend::limiter::Source;
 use crate::frontend::principal::Scopes;
 use crate::frontend::rotation::{LogInError, LoggedIn};
-use crate::frontend::store::{Code, Consent, Login, StoreError};
+use crate::frontend::store::{Code, Consent, Login, StoreError, Visitor};
 use crate::frontend::token::{AuthorizationCode, LoginState, NoRandomness, TokenHash, VisitKey};
 use crate::frontend::upstream::tokens::Answer;
 
@@ -145,7 +145,8 @@ async fn go_on(
     };
     let Some(scopes) = scopes else {
         let query = login.request.as_deref().unwrap_or_default();
-        let page = consent::page(parts, &asked, query, browser, Some(logged_in.user.login.as_str()));
+        let visitor = Visitor { tenant, login: logged_in.user.login.clone() };
+        let page = consent::page(parts, &asked, query, browser, Some(&visitor)).await?;
         return Ok(page::with_cookies(page, cookie));
     };
     if login.consented.is_some() {

@@ -13,7 +13,7 @@ use super::redirect::Place;
 use super::request::AuthorizationRequest;
 use super::{Parts, page};
 use crate::frontend::principal::Scopes;
-use crate::frontend::store::StoreError;
+use crate::frontend::store::{StoreError, Visitor};
 use crate::frontend::upstream::scopes::Reach;
 use crate::ipc::message::TenantId;
 
@@ -49,15 +49,21 @@ pub(super) fn form(query: &str) -> String {
     format!("consent|{query}")
 }
 
-/// The page that asks.
-pub(super) fn page(
+/// The page that asks; `visitor` is who is logged in here. Forgejo holds a user to the scopes of their first login, so
+/// what those reach is said to who is known, and what the configured ones reach to who is not.
+pub(super) async fn page(
     parts: &Parts,
     asked: &AuthorizationRequest,
     query: &str,
     browser: Browser,
-    login: Option<&str>,
-) -> Response {
-    let reach = Reach::of(parts.application.as_ref().map(|application| &*application.scopes).unwrap_or_default());
+    visitor: Option<&Visitor>,
+) -> Result<Response, StoreError> {
+    let granted = match visitor {
+        Some(visitor) => parts.store.granted_scopes_of(visitor.tenant).await?,
+        None => None,
+    };
+    let configured = parts.application.as_ref().map(|application| &*application.scopes).unwrap_or_default();
+    let reach = Reach::of(granted.as_deref().unwrap_or(configured));
     let place = asked.back.redirect.place();
     let host = asked.back.redirect.host();
     let shown = ConsentPage {
@@ -77,12 +83,12 @@ pub(super) fn page(
         changes: listed(&reach.changes),
         only_reads: listed(&reach.reads),
         reads: listed(&[reach.changes.as_slice(), &reach.reads].concat()),
-        login,
+        login: visitor.map(|visitor| visitor.login.as_str()),
         forgejo: parts.forgejo.url(),
         query,
         token: browser.form_token(&form(query)),
     };
-    page::with_cookies(page::respond(StatusCode::OK, &shown), browser.set)
+    Ok(page::with_cookies(page::respond(StatusCode::OK, &shown), browser.set))
 }
 
 /// Things as a sentence lists them.

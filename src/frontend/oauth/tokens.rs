@@ -153,14 +153,15 @@ async fn redeem(parts: &Parts, params: &Params, caller: &Caller) -> Result<Grant
     const WORTHLESS: OAuthError = OAuthError::invalid_grant("the code is unknown, used, expired, or not this client's");
     let given = params.get("code").ok_or(OAuthError::invalid_request("code is missing"))?;
     let verifier = params.get("code_verifier").ok_or(OAuthError::invalid_request("code_verifier is missing"))?;
-    let redirect = params.get("redirect_uri").ok_or(OAuthError::invalid_request("redirect_uri is missing"))?;
     if !params.resource_is(&parts.resource) {
         return Err(OAuthError::Bad("invalid_target", "resource is not this service"));
     }
     let code = AuthorizationCode::parse(given).ok_or(WORTHLESS)?.hash();
     let code = parts.store.find_code(&code).await?.ok_or(WORTHLESS)?;
     // Who cannot show all of this changes nothing: a thief must not be able to burn the owner's code.
-    if code.client_id != caller.id || code.redirect_uri != redirect || !proves(verifier, &code.challenge) {
+    // The address is not sent again by clients of OAuth 2.1 (draft -16, section 10.2); by others it must be the same.
+    let same_address = params.get("redirect_uri").is_none_or(|redirect| redirect == code.redirect_uri);
+    if code.client_id != caller.id || !same_address || !proves(verifier, &code.challenge) {
         return Err(WORTHLESS);
     }
     let now = parts.clock.now();

@@ -48,6 +48,19 @@ impl Redactor {
     }
 }
 
+impl Redactor {
+    /// The same for a text that was cut off at its end, where the token may have been cut as well.
+    pub fn clean_cut(&self, text: Bytes) -> Bytes {
+        let text = self.clean(text);
+        let Some(token) = self.0.as_ref().map(Finder::needle) else { return text };
+        let begun = (SHORTEST..token.len()).rev().find(|&n| token.get(..n).is_some_and(|begun| text.ends_with(begun)));
+        match begun.and_then(|n| text.get(..text.len().saturating_sub(n))) {
+            Some(before) => [before, MARK].concat().into(),
+            None => text,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +70,16 @@ mod tests {
         let redactor = Redactor::new(&UpstreamToken::parse("s3cr3t-t0ken").expect("a token"));
         let text = Bytes::from_static(b"s3cr3t-t0ken is not s3cr3t-t0ken!");
         assert_eq!(redactor.clean(text), &b"[redacted] is not [redacted]!"[..]);
+    }
+
+    #[test]
+    fn the_beginning_of_a_token_that_was_cut_off_is_taken_out() {
+        let redactor = Redactor::new(&UpstreamToken::parse("s3cr3t-t0ken").expect("a token"));
+        let cut = |text: &'static str| redactor.clean_cut(Bytes::from_static(text.as_bytes()));
+        assert_eq!(cut("it is s3cr3t-t0k"), &b"it is [redacted]"[..]);
+        assert_eq!(cut("it is s3cr3t-t0ken"), &b"it is [redacted]"[..]);
+        assert_eq!(cut("it is s3cr3t"), &b"it is s3cr3t"[..], "too short to tell");
+        assert_eq!(cut("nothing here"), &b"nothing here"[..]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! OAuth clients that registered themselves (RFC 7591).
 
+use std::time::Duration;
+
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -19,6 +21,9 @@ pub struct RegisteredClient {
     /// Of a confidential client.
     pub secret: Option<TokenHash>,
 }
+
+/// How often it is written that an unused client has registered again.
+const RENEWED_EVERY: Duration = Duration::from_mins(10);
 
 const READING: &str = "reading a registered client";
 const COLUMNS: &str = "SELECT client_id, name, redirects, secret_hash FROM registered_clients WHERE client_id = $1";
@@ -63,14 +68,19 @@ impl Store {
         row.map_err(StoreError::query(READING))?.as_ref().map(client).transpose()
     }
 
-    /// Notes that an unused client has registered again: its time begins anew.
+    /// Notes that an unused client has registered again: its time begins anew. At most every few minutes, because each
+    /// write costs everybody and repeating a registration is not limited.
     pub async fn renew_client(&self, client_id: &str, now: UnixTime) -> Result<(), StoreError> {
-        sqlx::query("UPDATE registered_clients SET created_at = $1 WHERE client_id = $2 AND logged_in_at IS NULL")
-            .bind(now.secs())
-            .bind(client_id)
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("renewing a registered client"))?;
+        sqlx::query(
+            "UPDATE registered_clients SET created_at = $1 \
+             WHERE client_id = $2 AND logged_in_at IS NULL AND created_at < $3",
+        )
+        .bind(now.secs())
+        .bind(client_id)
+        .bind(now.minus(RENEWED_EVERY).secs())
+        .execute(&self.0)
+        .await
+        .map_err(StoreError::query("renewing a registered client"))?;
         Ok(())
     }
 

@@ -47,9 +47,11 @@ impl Store {
             sqlx::query(
                 "DELETE FROM refresh_tokens WHERE expires_at < $1 AND EXISTS \
                  (SELECT 1 FROM grants g WHERE g.id = refresh_tokens.grant_id AND \
-                 (g.revoked_at IS NOT NULL OR refresh_tokens.used_at IS NOT NULL))",
+                 (g.revoked_at IS NOT NULL OR refresh_tokens.used_at IS NOT NULL OR EXISTS \
+                 (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = g.id AND r.expires_at > $2)))",
             )
-            .bind(ended_before),
+            .bind(ended_before)
+            .bind(now.secs()),
             sqlx::query("DELETE FROM authorization_codes WHERE created_at < $1").bind(now.minus(CODES).secs()),
             sqlx::query("DELETE FROM visits WHERE expires_at < $1").bind(now.secs()),
             // What nobody needs any more cannot be stolen: the row stays for the grants that name it, empty.

@@ -60,7 +60,12 @@ impl Ask {
         if !whole.is_some_and(|names| names.iter().all(|name| ENVELOPE.contains(&name.as_str()))) {
             return Self::Ambiguous;
         }
-        let Kind::Request { method, .. } = message.kind() else { return Self::Reading };
+        let method = match message.kind() {
+            Kind::Request { method, .. } => method,
+            // A child that takes any method without an id for a notification may do what it says all the same.
+            Kind::Notification { method } if !method.starts_with("notifications/") => return Self::Writing,
+            Kind::Notification { .. } | Kind::Response { .. } => return Self::Reading,
+        };
         if method != "tools/call" {
             return if READING.contains(&method.as_str()) { Self::Reading } else { Self::Writing };
         }
@@ -95,6 +100,7 @@ mod tests {
         assert_eq!(ask(text), Ask::Tool("get_x".to_owned()));
         assert_eq!(ask(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#), Ask::Reading);
         assert_eq!(ask(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#), Ask::Reading);
+        assert_eq!(ask(r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"delete_x"}}"#), Ask::Writing);
         assert_eq!(ask(r#"{"jsonrpc":"2.0","id":1,"method":"something/new"}"#), Ask::Writing);
     }
 

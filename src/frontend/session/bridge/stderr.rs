@@ -43,7 +43,9 @@ pub(super) async fn drain(stderr: ReadEnd, shared: Arc<Shared>) {
     let mut lines = Lines::new(stderr, MAX_STDERR_LINE, Overlong::Cut);
     let mut budget = Budget { since: Instant::now(), left: LINES_A_WINDOW, unsaid: 0 };
     while let Ok(Some(line)) = lines.next().await {
-        let text = printable(&shared.redactor.clean(line));
+        let is_cut = line.len() >= MAX_STDERR_LINE;
+        let redactor = &shared.redactor;
+        let text = printable(&if is_cut { redactor.clean_cut(line) } else { redactor.clean(line) });
         if budget.spend(Instant::now()) {
             info!(stderr = %text, "child wrote");
         }
