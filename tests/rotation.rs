@@ -198,7 +198,7 @@ async fn many_callers_refresh_once_and_get_the_same_token() {
         .collect();
     let mut tokens = Vec::new();
     for asked in asking {
-        tokens.push(asked.await.expect("no panic").expect("a token"));
+        tokens.push(asked.await.expect("no panic").expect("a token").token);
     }
     assert_eq!(scene.refreshes(), 1);
     assert!(tokens.iter().all(|token| Some(token) == tokens.first() && *token != scene.first));

@@ -92,8 +92,6 @@ struct Known {
 struct Entry {
     principal: Principal,
     expires_at: UnixTime,
-    /// When Forgejo's token ends; shortly before, the entry is looked up anew.
-    upstream_ends: Option<UnixTime>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +129,8 @@ impl Principals {
                     known.tokens.remove(&hash);
                     return Err(Denied::Expired);
                 }
-                if !self.is_due(entry.upstream_ends) {
+                // Shortly before Forgejo's token ends, the entry is looked up anew.
+                if !self.is_due(entry.principal.upstream_ends) {
                     let principal = entry.principal.clone();
                     known.used.insert(principal.grant.clone());
                     return Ok(principal);
@@ -162,12 +161,11 @@ impl Principals {
         if expires_at <= now {
             return Err(Denied::Expired);
         }
-        let upstream_ends = grant.credential_ends;
         let principal = self.principal(grant).await.map_err(|error| match error {
             LookupError::Rotation(RotationError::LoginAgain) => Denied::Revoked,
             error => unavailable(&error),
         })?;
-        Ok(Entry { principal, expires_at, upstream_ends })
+        Ok(Entry { principal, expires_at })
     }
 
     /// Who stands behind a grant now, with a token that is good now; `None` where the grant is revoked.
@@ -183,15 +181,22 @@ impl Principals {
     }
 
     async fn principal(&self, row: GrantRow) -> Result<Principal, LookupError> {
-        let upstream = match &self.0.rotation {
-            Some(rotation) if rotation.is_due(row.credential_ends) => rotation.fresh(&row.credential_id).await?,
-            _ => self.0.vault.open_sealed(&row.credential, &vault::access_place(&row.credential_id))?,
+        let (upstream, upstream_ends) = match &self.0.rotation {
+            Some(rotation) if rotation.is_due(row.credential_ends) => {
+                let fresh = rotation.fresh(&row.credential_id).await?;
+                (fresh.token, fresh.ends)
+            }
+            _ => {
+                let place = vault::access_place(&row.credential_id);
+                (self.0.vault.open_sealed(&row.credential, &place)?, row.credential_ends)
+            }
         };
         Ok(Principal::new(PrincipalParts {
             client_id: row.client_id,
             tenant: row.tenant,
             login: row.login,
             upstream,
+            upstream_ends,
             scopes: row.scopes,
             grant: row.grant,
         }))

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::clock::UnixTime;
 use crate::ipc::message::{Label, TenantId};
 use crate::secret::UpstreamToken;
 
@@ -69,6 +70,8 @@ pub struct PrincipalParts {
     pub login: Label,
     /// The user's Forgejo token, for the child's environment.
     pub upstream: UpstreamToken,
+    /// When that token ends, where it does. Of two of a grant's tokens the one that ends later is the newer.
+    pub upstream_ends: Option<UnixTime>,
     /// What the grant allows.
     pub scopes: Scopes,
     /// The token family; sessions are bound to it.

@@ -52,6 +52,15 @@ pub enum Change {
     Lost(Vec<GrantId>),
 }
 
+/// A token that is good now.
+#[derive(Debug, Clone)]
+pub struct Fresh {
+    /// The token.
+    pub token: UpstreamToken,
+    /// When it ends, where it does.
+    pub ends: Option<UnixTime>,
+}
+
 /// Why there is no good token now.
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
@@ -174,7 +183,7 @@ impl Rotation {
     /// get what it got. A token that has not ended yet is good while Forgejo is away.
     ///
     /// Runs in a task of its own: a caller who goes away must not take a pair along that Forgejo has just given out.
-    pub async fn fresh(&self, credential_id: &str) -> Result<UpstreamToken, RotationError> {
+    pub async fn fresh(&self, credential_id: &str) -> Result<Fresh, RotationError> {
         let (rotation, id) = (self.clone(), credential_id.to_owned());
         let task = self.0.tasks.spawn(async move {
             let turn = Arc::clone(rotation.0.turns.lock().entry(id.clone()).or_default());
@@ -199,11 +208,7 @@ impl Rotation {
         });
     }
 
-    async fn in_turn(
-        &self,
-        id: &str,
-        turn: &TurnMutex<Pause>,
-    ) -> (Result<UpstreamToken, RotationError>, Option<Change>) {
+    async fn in_turn(&self, id: &str, turn: &TurnMutex<Pause>) -> (Result<Fresh, RotationError>, Option<Change>) {
         let mut pause = turn.lock().await;
         let mut change = None;
         let outcome = self.looked_at(id, &mut pause, &mut change).await;
@@ -215,26 +220,26 @@ impl Rotation {
         credential_id: &str,
         pause: &mut Pause,
         change: &mut Option<Change>,
-    ) -> Result<UpstreamToken, RotationError> {
+    ) -> Result<Fresh, RotationError> {
         let inner = &self.0;
         let credential = inner.store.find_credential(credential_id).await?.ok_or(RotationError::LoginAgain)?;
-        let current = || inner.vault.open_sealed(&credential.access, &vault::access_place(&credential.id));
         let (Some(sealed), true) = (&credential.refresh, self.is_due(credential.expires_at)) else {
-            return Ok(current()?);
+            return self.held(&credential);
         };
         let now = inner.clock.now();
         let still_good = credential.expires_at.is_some_and(|end| end > now);
-        let not_now = || if still_good { Ok(current()?) } else { Err(RotationError::NotNow) };
+        let not_now = || if still_good { self.held(&credential) } else { Err(RotationError::NotNow) };
         if pause.until.is_some_and(|until| until > now) {
             return not_now();
         }
         let Some(application) = &inner.application else { return not_now() };
         let refresh = inner.vault.open_sealed(sealed, &vault::refresh_place(&credential.id))?;
         match self.refreshed(application, &credential, &refresh, change).await {
-            Ok((access, expires_in)) => {
+            Ok(fresh) => {
                 // Tokens may live shorter than the lead: half of their life passes before the next refresh.
-                *pause = Pause { failures: 0, until: Some(now.plus(expires_in / 2)) };
-                Ok(access)
+                let life = fresh.ends.map(|end| end.since(now)).unwrap_or_default();
+                *pause = Pause { failures: 0, until: Some(now.plus(life / 2)) };
+                Ok(fresh)
             }
             Err(RotationError::NotNow) => {
                 pause.failures = pause.failures.saturating_add(1);
@@ -253,7 +258,7 @@ impl Rotation {
         credential: &Credential,
         refresh: &UpstreamToken,
         change: &mut Option<Change>,
-    ) -> Result<(UpstreamToken, Duration), RotationError> {
+    ) -> Result<Fresh, RotationError> {
         let inner = &self.0;
         let tenant = credential.tenant;
         let pair = match inner.forgejo.refresh(application, refresh).await {
@@ -292,7 +297,13 @@ impl Rotation {
         }
         info!(tenant = %tenant, "token refreshed");
         *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
-        Ok((pair.access, pair.expires_in))
+        Ok(Fresh { token: pair.access, ends: fresh.expires_at })
+    }
+
+    /// The token that a credential holds.
+    fn held(&self, credential: &Credential) -> Result<Fresh, RotationError> {
+        let token = self.0.vault.open_sealed(&credential.access, &vault::access_place(&credential.id))?;
+        Ok(Fresh { token, ends: credential.expires_at })
     }
 
     /// Waits for logins whose pair is not stored yet, and holds off further ones; `None` where Forgejo keeps them
@@ -302,15 +313,9 @@ impl Rotation {
     }
 
     /// What is stored now, if it is no longer `old`.
-    async fn newer_than(&self, old: &Credential) -> Result<Option<(UpstreamToken, Duration)>, RotationError> {
-        let inner = &self.0;
-        let Some(stored) = inner.store.find_credential(&old.id).await?.filter(|stored| stored.refresh != old.refresh)
-        else {
-            return Ok(None);
-        };
-        let access = inner.vault.open_sealed(&stored.access, &vault::access_place(&stored.id))?;
-        let left = stored.expires_at.map(|end| end.since(inner.clock.now())).unwrap_or_default();
-        Ok(Some((access, left)))
+    async fn newer_than(&self, old: &Credential) -> Result<Option<Fresh>, RotationError> {
+        let stored = self.0.store.find_credential(&old.id).await?;
+        stored.filter(|stored| stored.refresh != old.refresh).map(|stored| self.held(&stored)).transpose()
     }
 
     /// Forgejo's refresh does not notice a deactivated account, nor a changed membership; its API does. Trouble on the

@@ -43,11 +43,17 @@ pub(crate) fn caller(user: u64, grant: &str) -> Principal {
 }
 
 pub(crate) fn caller_with(user: u64, grant: &str, upstream: &str) -> Principal {
+    caller_until(user, grant, upstream, None)
+}
+
+/// A caller whose token of Forgejo's ends.
+pub(crate) fn caller_until(user: u64, grant: &str, upstream: &str, ends: Option<UnixTime>) -> Principal {
     Principal::new(PrincipalParts {
         client_id: "test".to_owned(),
         tenant: TenantId::new(user).expect("an id"),
         login: Label::parse(format!("user{user}")).expect("a label"),
         upstream: UpstreamToken::parse(upstream).expect("a token"),
+        upstream_ends: ends,
         scopes: Scopes { write: true },
         grant: GrantId::new(grant),
     })

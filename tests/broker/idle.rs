@@ -133,57 +133,6 @@ async fn a_child_with_other_capabilities_is_announced_to_a_client_that_listens()
 }
 
 #[tokio::test]
-async fn a_rotated_token_gives_the_session_a_new_child_and_lets_the_old_one_finish() {
-    let mut desk = Desk::new(policy()).await;
-    let alice = caller(1, "g1");
-    let (id, mut old) = desk.open(&alice).await;
-    let slow = desk.posting(&alice, Some(&id), call("slow", "x"));
-    let heard = old.hears().await.expect("the call");
-    let rotated = crate::desk::caller_with(1, "g1", "the-new-upstream-token");
-    desk.registry.rotate(&rotated, Duration::from_secs(30));
-    let mut new = desk.child().await;
-    assert_eq!(new.order.token.expose(), "the-new-upstream-token");
-    assert_eq!(new.welcomes().await["params"], initialize()["params"]);
-    new.hears().await.expect("initialized");
-    // New requests go to the new child as soon as it has taken over; the old one still has its own.
-    loop {
-        let calling = desk.posting(&rotated, Some(&id), call("new", "x"));
-        let early = tokio::select! {
-            _ = new.answers(json!({"from": "new"})) => None,
-            request = old.hears() => request,
-        };
-        if let Some(request) = &early {
-            old.says(json!({"jsonrpc": "2.0", "id": request["id"], "result": {"from": "old"}})).await;
-        }
-        let from = body(calling.await.expect("no panic")).await["result"]["from"].clone();
-        if early.is_none() {
-            assert_eq!(from, "new");
-            break;
-        }
-    }
-    old.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {"from": "old"}})).await;
-    assert_eq!(body(slow.await.expect("no panic")).await["result"]["from"], "old");
-    old.is_stopped().await;
-    assert!(desk.registry.find(&id, &alice).is_ok(), "the session goes on");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_old_child_that_does_not_finish_is_stopped_after_the_drain() {
-    let mut desk = Desk::new(policy()).await;
-    let alice = caller(1, "g1");
-    let (id, mut old) = desk.open(&alice).await;
-    let slow = desk.posting(&alice, Some(&id), call("slow", "x"));
-    old.hears().await.expect("the call");
-    desk.registry.rotate(&crate::desk::caller_with(1, "g1", "the-new-upstream-token"), Duration::from_secs(3));
-    let mut new = desk.child().await;
-    new.welcomes().await;
-    old.is_stopped().await;
-    let answer = body(slow.await.expect("no panic")).await;
-    assert_eq!(answer["id"], "slow");
-    assert!(answer["error"].is_object());
-}
-
-#[tokio::test]
 async fn the_log_level_and_the_watched_resources_are_told_to_the_next_child() {
     let mut desk = Desk::new(policy()).await;
     let alice = caller(1, "g1");

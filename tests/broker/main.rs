@@ -18,6 +18,7 @@ mod ends;
 mod idle;
 mod opening;
 mod refusals;
+mod rotating;
 mod scopes;
 mod streams;
 mod trouble;

@@ -15,6 +15,7 @@ fn reader() -> Principal {
         tenant: TenantId::new(1).expect("an id"),
         login: Label::parse("user1").expect("a label"),
         upstream: UpstreamToken::parse("upstream-token-of-1").expect("a token"),
+        upstream_ends: None,
         scopes: Scopes { write: false },
         grant: GrantId::new("g1"),
     })

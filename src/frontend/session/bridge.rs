@@ -26,7 +26,9 @@ use super::lines::{LineError, Lines, Overlong};
 use super::listener::Listener;
 use super::redact::Redactor;
 use super::spawner::{Backend, Ended, ReadEnd, Stopper};
+use crate::clock::UnixTime;
 use crate::frontend::jsonrpc::{Message, RawId, Spliced};
+use crate::frontend::principal::Principal;
 use crate::ipc::message::Exit;
 use crate::limits::{MAX_IN_FLIGHT, MAX_STREAM_BACKLOG};
 use crate::secret::UpstreamToken;
@@ -41,6 +43,8 @@ pub struct Terms {
     pub max_line: usize,
     /// Where its numbers start, see [`Calls::new`].
     pub first_number: u64,
+    /// When the token that it was given ends, where it does.
+    pub token_ends: Option<UnixTime>,
     /// The log's context.
     pub span: Span,
 }
@@ -98,6 +102,7 @@ pub struct Bridge {
     /// Its `serverInfo.name`, once it has answered `initialize`.
     program: OnceLock<Box<str>>,
     toolbox: TurnMutex<Toolbox>,
+    token_ends: Option<UnixTime>,
     /// The process, for the log and the operator only.
     pub pid: u32,
 }
@@ -142,7 +147,13 @@ impl Bridge {
         let reader = Reader { shared: Arc::clone(&shared) };
         tokio::spawn(reader.keep(stdout, ended, errors, terms.max_line, tell).instrument(span));
         let places = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
-        Self { shared, places, outcome, program: OnceLock::new(), toolbox: TurnMutex::default(), pid }
+        let (program, toolbox) = (OnceLock::new(), TurnMutex::default());
+        Self { shared, places, outcome, program, toolbox, token_ends: terms.token_ends, pid }
+    }
+
+    /// Whether the caller has a newer token of Forgejo's than the child was given.
+    pub fn is_outdated(&self, caller: &Principal) -> bool {
+        caller.upstream_ends > self.token_ends
     }
 
     /// Notes what the child calls itself; the first time counts.

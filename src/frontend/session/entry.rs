@@ -4,7 +4,7 @@
 //! parameters of its `initialize` are in the store and read when a child is started again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -35,6 +35,8 @@ pub struct Session {
     /// Its own stream.
     pub listener: Arc<Listener>,
     pub(super) child: Mutex<Child>,
+    /// Whether a child with a newer token is being started.
+    pub(super) renewing: AtomicBool,
     pub(super) falls: Mutex<Falls>,
     pub(super) settings: Mutex<Settings>,
     last_used: AtomicI64,
@@ -66,6 +68,7 @@ impl Session {
             version,
             listener,
             child: Mutex::new(child),
+            renewing: AtomicBool::new(false),
             falls: Mutex::default(),
             settings: Mutex::new(settings),
             last_used: AtomicI64::new(last_used.secs()),

@@ -161,11 +161,11 @@ impl Registry {
 
     /// Gives the running children of a grant's sessions a new token, by giving the sessions new children: each is
     /// started and led through the recorded handshake, then takes over; the old one finishes what it has, for at most
-    /// `drain`, and is stopped. Its token stays good until it ends by itself.
+    /// `drain`, and is stopped. Its token stays good until it ends by itself. A child that is only being started is
+    /// replaced at the next request.
     pub fn rotate(&self, principal: &Principal, drain: Duration) {
         for session in self.of_grant(&principal.grant) {
-            let (registry, principal) = (self.clone(), principal.clone());
-            self.0.tasks.spawn(async move { registry.replace(&session, &principal, drain).await });
+            self.renew(&session, principal, drain);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The children of sessions: started in turn, watched until they are gone, started again on demand.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::Rng;
@@ -45,6 +46,7 @@ impl Registry {
             max_line: inner.policy.max_line,
             // Below 2^48, so that no JSON reader loses digits; far from the numbers of an earlier child.
             first_number: u64::from(rand::rng().next_u32()) << 16,
+            token_ends: principal.upstream_ends,
             span,
         };
         let bridge = Arc::new(Bridge::start(backend, &principal.upstream, listener, &terms));
@@ -77,7 +79,13 @@ impl Registry {
         let mut outcome = {
             let mut child = session.child.lock();
             match &*child {
-                Child::Live(bridge) => return Ok(Arc::clone(bridge)),
+                Child::Live(bridge) => {
+                    if bridge.is_outdated(principal) {
+                        // It was being started when the token changed. What it has is good for a while yet.
+                        self.renew(session, principal, self.0.policy.request_timeout);
+                    }
+                    return Ok(Arc::clone(bridge));
+                }
                 Child::Ended => return Err(SessionError::Unknown),
                 Child::Starting(outcome) => outcome.clone(),
                 Child::Cold => {
@@ -123,9 +131,24 @@ impl Registry {
         }
     }
 
-    /// Puts a new child in the place of the running one.
-    pub(super) async fn replace(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
+    /// Gives the session a child with the caller's token in a task of its own, unless that is being done.
+    pub(super) fn renew(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
+        if session.renewing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (registry, session, principal) = (self.clone(), Arc::clone(session), principal.clone());
+        self.0.tasks.spawn(async move {
+            registry.replace(&session, &principal, drain).await;
+            session.renewing.store(false, Ordering::Release);
+        });
+    }
+
+    /// Puts a new child in the place of the running one, unless that has the token already.
+    async fn replace(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
         let Some(old) = session.live() else { return };
+        if principal.upstream_ends.is_some() && !old.is_outdated(principal) {
+            return;
+        }
         let Started { bridge, place } = match self.replayed(session, principal).await {
             Ok(started) => started,
             Err(error) => {
