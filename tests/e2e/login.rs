@@ -140,7 +140,7 @@ async fn a_child_whose_annotations_are_useless_is_read_by_the_reviewed_table() {
 
 #[tokio::test]
 async fn disconnecting_on_the_account_page_ends_the_children_within_a_second() {
-    let stage = login_stage("login-disconnect", stand_in(&[]), "");
+    let stage = login_stage("login-disconnect", stand_in(&["--ignore-term"]), "");
     let client = Client::register(&stage).await;
     let mut alice = person("alice");
     let (access, _) = client.connect(&mut alice, Decision::Allow).await;
@@ -149,17 +149,26 @@ async fn disconnecting_on_the_account_page_ends_the_children_within_a_second() {
     assert_eq!(stage.children().len(), 1);
     let page = alice.open(format!("{}/account", stage.url)).await;
     assert!(page.text.contains("1 open session"), "{}", page.text);
+    // In the middle of a call, so that it heeds neither the end of its input nor SIGTERM; another call, which is answered,
+    // shows that the first has arrived.
+    let mut busy = session.clone();
+    let calling = tokio::spawn(async move { busy.send("tools/call", json!({"name": "block", "arguments": {}})).await });
+    session.clone().text("echo", json!({"text": "x"})).await.expect("an answer");
     let begun = Instant::now();
     alice.send(&page.form("/account/disconnect")).await;
     assert!(session.tools().await.is_err(), "the token is worthless at once");
     while !stage.children().is_empty() {
+        // By its ladder less than a second; the rest is patience with a busy machine.
         assert!(begun.elapsed() < Duration::from_secs(5), "the child is still there");
         tokio::task::yield_now().await;
     }
+    let (_, answer) = calling.await.expect("no panic").expect("an answer");
+    assert!(answer.pointer("/error/message").is_some(), "the request in flight is answered: {answer}");
+    assert!(stage.supervisor.as_ref().expect("runs").output().contains("signal 9"), "it took SIGKILL");
 }
 
 #[tokio::test]
-async fn a_login_and_its_consent_outlive_a_restart_of_the_broker() {
+async fn a_login_outlives_a_restart_of_the_broker() {
     let mut stage = login_stage("login-restart", stand_in(&[]), "");
     let (id, refresh) = {
         let client = Client::register(&stage).await;
@@ -245,6 +254,23 @@ async fn readyz_says_that_forgejo_is_away_and_sessions_go_on() {
     let ready: Value = ready.json().await.expect("json");
     assert_eq!(ready, json!({"store": true, "supervisor": true, "forgejo": false}));
     session.tools().await.expect("the session goes on");
+}
+
+#[tokio::test]
+async fn strangers_are_limited_by_the_address_that_a_trusted_proxy_names() {
+    for (trusted, lets_in) in [("[\"127.0.0.1\"]", [201, 429, 201]), ("[]", [201, 429, 429])] {
+        let broker = format!("[rates]\nregistrations = 1\n[http]\ntrusted_proxies = {trusted}\n");
+        let stage = login_stage("login-proxy", stand_in(&[]), &broker);
+        // The last entry is the proxy's word, and those before it anybody's.
+        let from = ["192.0.2.1", "203.0.113.9, 192.0.2.1", "198.51.100.7"];
+        for (n, (from, expected)) in from.into_iter().zip(lets_in).enumerate() {
+            let metadata = json!({"client_name": format!("Client {n}"), "redirect_uris": [REDIRECT],
+                "token_endpoint_auth_method": "none"});
+            let request = crate::session::http().post(format!("{}/oauth/register", stage.url));
+            let answer = request.header("x-forwarded-for", from).json(&metadata).send().await.expect("an answer");
+            assert_eq!(answer.status().as_u16(), expected, "trusted {trusted}, {from}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -107,7 +107,7 @@ async fn nobody_disconnects_what_is_anothers() {
     let token = page.form("/account/logout").fields["token"].clone();
     let mut form = page.form("/account/logout").with("grant", grant.as_str()).with("token", &token);
     form.action.set_path("/account/disconnect");
-    bob.send(&form).await;
+    assert_eq!(bob.send(&form).await.status, 303, "it was understood, and found nothing of his");
     assert!(world.who(&access).await.is_ok());
 }
 

@@ -161,6 +161,8 @@ async fn a_program_on_the_persons_machine_is_asked_for_each_time_whatever_its_po
     assert_eq!(answer.address(), "http://127.0.0.1:51234/callback");
     let page = alice.open(world.authorize(&client, "http://127.0.0.1:51235/callback", &[])).await;
     assert!(page.text.contains("a program on this computer") && page.text.contains("alice"));
+    let tenant = forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id");
+    assert!(world.store.consents_of(tenant).await.expect("read").is_empty(), "nothing is promised for the next time");
 }
 
 #[tokio::test]

@@ -201,6 +201,24 @@ async fn whose_memberships_forgejo_does_not_show_is_shut_out_and_told_what_to_do
 }
 
 #[tokio::test]
+async fn who_becomes_a_restricted_user_is_shut_out() {
+    is_shut_out(World::new().await, |state| state.users[0].restricted = true, "restricted accounts").await;
+}
+
+#[tokio::test]
+async fn who_is_locked_at_forgejo_is_shut_out() {
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let mut alice = Person::new("alice", "secret");
+    world.connect(&mut alice, &client, WEB).await;
+    // Her browser is still logged in at Forgejo, which gives a code; only its API says no.
+    world.forge.with(|state| state.users[0].prohibit_login = true);
+    let page = alice.go(&world.authorize(&client, WEB, &[]), &world.known(), Decision::Allow).await;
+    assert_eq!((page.status.as_u16(), page.location()), (403, None));
+    assert!(page.text.contains("the account is locked at Forgejo"), "{}", page.text);
+}
+
+#[tokio::test]
 async fn nobody_stays_by_being_in_more_organisations_than_can_be_read() {
     let world = world_for(&[], &["org:evil"]).await;
     let join = |state: &mut crate::forge::state::State| {

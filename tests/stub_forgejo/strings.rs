@@ -91,12 +91,12 @@ async fn a_lost_answer_has_raised_the_counter_all_the_same() {
 async fn a_hanging_forge_answers_once_it_is_told_to_stop_and_a_failing_one_with_its_status() {
     let (scene, forge, _) = Scene::stub().await;
     scene.control("/stub/mode", json!({"hang": true})).await;
-    let hanging = tokio::spawn(scene.get("/api/v1/version").send());
+    let mut hanging = tokio::spawn(scene.get("/api/v1/version").send());
     // The request is on the list before it hangs, so the list tells that it has arrived.
     while forge.with(|state| state.requests.is_empty()) {
         tokio::task::yield_now().await;
     }
-    assert!(!hanging.is_finished());
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut hanging).await.is_err(), "no answer comes");
     scene.control("/stub/mode", json!({"fail": 503})).await;
     assert_eq!(hanging.await.unwrap().unwrap().status(), 200);
     assert_eq!(scene.get("/api/v1/version").send().await.unwrap().status(), 503);

@@ -35,7 +35,11 @@ pub(super) fn policy(mut section: Section) -> Policy {
     let visit_ttl = section.duration("login_ttl", Duration::from_hours(12), seconds(60, 30 * 24 * hour));
     let keep_unused =
         section.duration("keep_unused_clients", Duration::from_hours(7 * 24), seconds(hour, 366 * 24 * hour));
-    let schemes = Schemes::new(section.texts("redirect_schemes", &SCHEMES));
+    let schemes = section.texts("redirect_schemes", &SCHEMES);
+    for never in schemes.iter().filter(|scheme| Schemes::is_never(scheme)) {
+        section.complain("redirect_schemes", format!("`{never}` is no program's own scheme"));
+    }
+    let schemes = Schemes::new(schemes);
     let clients = clients(&mut section, &schemes);
     let documents = documents(section.section("documents"));
     section.close();
@@ -98,6 +102,14 @@ fn documents(mut section: Section) -> Documents {
         private_hosts: section.texts("private_hosts", &[]),
         ca_file: section.optional_path("ca_file"),
     };
+    if documents.fetch == Fetch::Allowlist && documents.hosts.is_empty() {
+        section.complain("hosts", "must name the hosts, because fetch is \"allowlist\"");
+    }
+    if let Some(file) = &documents.ca_file
+        && let Err(e) = fs::read(file)
+    {
+        section.complain("ca_file", format!("{}: {e}", file.display()));
+    }
     section.close();
     documents
 }

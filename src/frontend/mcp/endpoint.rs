@@ -1,7 +1,8 @@
 //! `/mcp`: what a client may send, in which order it is checked, and what becomes of it.
 //!
 //! The order: bearer (a layer in front, so that a bad token learns nothing else), `Origin`, media types, size, JSON,
-//! session, revision, scope. Only then does a child see anything.
+//! scope as far as the message says it, session, revision, scope as far as the child's tools say it. Only then does a
+//! child see anything.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -149,12 +149,12 @@ async fn go_on(
         let page = consent::page(parts, &asked, query, browser, Some(&visitor)).await?;
         return Ok(page::with_cookies(page, cookie));
     };
-    if login.consented.is_some() {
+    if login.consented.is_some() && consent::is_remembered_at(&asked) {
         let consent = Consent {
             tenant,
             client_id: asked.client.id.clone(),
             client_name: asked.client.name.clone(),
-            redirect: asked.back.redirect.remembered_as(),
+            redirect: asked.back.redirect.as_str().to_owned(),
             scopes,
         };
         parts.store.put_consent(&consent, parts.clock.now()).await?;

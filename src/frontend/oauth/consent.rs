@@ -100,15 +100,20 @@ fn listed(things: &[&str]) -> String {
     }
 }
 
-/// What this user agreed to before, if that covers the request and the client's place can be told from another.
+/// Whether the client's place can be told from another, so that what was agreed to can be remembered.
+pub(super) fn is_remembered_at(asked: &AuthorizationRequest) -> bool {
+    asked.back.redirect.place() == Place::Web
+}
+
+/// What this user agreed to before, if that covers the request.
 pub(super) async fn remembered(
     parts: &Parts,
     tenant: TenantId,
     asked: &AuthorizationRequest,
 ) -> Result<Option<Scopes>, StoreError> {
-    if asked.must_ask || asked.back.redirect.place() != Place::Web {
+    if asked.must_ask || !is_remembered_at(asked) {
         return Ok(None);
     }
-    let agreed = parts.store.find_consent(tenant, &asked.client.id, &asked.back.redirect.remembered_as()).await?;
+    let agreed = parts.store.find_consent(tenant, &asked.client.id, asked.back.redirect.as_str()).await?;
     Ok(agreed.filter(|agreed| agreed.write || !asked.scopes.write).map(|_| asked.scopes))
 }

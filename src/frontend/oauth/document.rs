@@ -228,3 +228,28 @@ fn parse(id: &str, host: String, text: &[u8], schemes: &Schemes) -> Result<Clien
     let name = shown_name(&document.client_name);
     Ok(Client { id: id.to_owned(), name, redirects, secret: None, origin: Origin::Document { host } })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::limiter::Rates;
+
+    #[test]
+    fn a_host_that_is_a_special_use_address_is_refused_however_it_is_written() {
+        let rates = Rates { registrations: 1, logins: 1, documents: 1, failures: 1 };
+        let limits = Arc::new(Limits::new(rates, Vec::new()));
+        let library = Library::new(Documents::default(), limits, Clock::system()).expect("a client");
+        let refused = |host: &str| library.admissible(&format!("https://{host}/client.json")).err();
+        for host in
+            ["127.0.0.1", "10.0.0.1", "169.254.169.254", "224.0.0.1", "[::1]", "[::ffff:a00:1]", "[fd00:ec2::254]"]
+        {
+            assert_eq!(refused(host), Some(DocumentError::SpecialUse), "{host}");
+        }
+        // The parser would make plain addresses of these.
+        for host in ["2130706433", "0x7f.1", "127.1", "017700000001", "[::ffff:10.0.0.1]", "127.0.0.1.", "LOCALHOST"] {
+            assert_eq!(refused(host), Some(DocumentError::Address), "{host}");
+        }
+        assert_eq!(refused("8.8.8.8"), None);
+        assert_eq!(refused("client.example"), None, "names are the resolver's");
+    }
+}

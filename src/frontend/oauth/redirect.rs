@@ -16,12 +16,17 @@ const MAX: usize = 2000;
 pub struct Schemes(Vec<String>);
 
 impl Schemes {
-    /// These; case does not matter. Schemes that a browser gives a meaning of its own never are.
+    /// These; case does not matter. Those that [never](Self::is_never) are let through are left out.
     pub fn new(schemes: Vec<String>) -> Self {
+        let schemes = schemes.into_iter().map(|scheme| scheme.to_lowercase());
+        Self(schemes.filter(|scheme| !Self::is_never(scheme)).collect())
+    }
+
+    /// Whether a browser gives the scheme a meaning of its own, so that no program can have it.
+    pub fn is_never(scheme: &str) -> bool {
         const NEVER: [&str; 9] =
             ["http", "https", "javascript", "data", "file", "blob", "vbscript", "about", "view-source"];
-        let schemes = schemes.into_iter().map(|scheme| scheme.to_lowercase());
-        Self(schemes.filter(|scheme| !NEVER.contains(&scheme.as_str())).collect())
+        NEVER.iter().any(|never| never.eq_ignore_ascii_case(scheme))
     }
 }
 
@@ -112,14 +117,6 @@ impl RedirectUri {
     /// The host that gets the code, or the scheme of the program that does.
     pub fn host(&self) -> &str {
         &self.host
-    }
-
-    /// What a consent is remembered by: the address, without its port where that is on this machine.
-    pub fn remembered_as(&self) -> String {
-        match self.place {
-            Place::Loopback => self.without_port(),
-            Place::Web | Place::Program => self.text.clone(),
-        }
     }
 
     /// The text without `:PORT`. No user and no password are in front of it.
@@ -221,6 +218,5 @@ mod tests {
             address.with(&[("code", "a b"), ("iss", "https://i")]),
             "https://a.example/cb?x=1&code=a+b&iss=https%3A%2F%2Fi"
         );
-        assert_eq!(parse("http://localhost:5/cb").expect("good").remembered_as(), "http://localhost/cb");
     }
 }

@@ -226,7 +226,10 @@ async fn refresh(parts: &Parts, params: &Params, caller: &Caller) -> Result<Gran
         return Err(WORTHLESS);
     }
     if row.used_at.is_some_and(|used| now.since(used) >= GRACE) {
-        warn!(grant = %row.grant, client = %row.client_id, reason = "refresh-token-reused", "a used refresh token came back");
+        warn!(
+            grant = %row.grant, tenant = %row.tenant, client = %row.client_id, reason = "refresh-token-reused",
+            "a used refresh token came back"
+        );
         parts.revocation.revoke(&row.grant, "refresh-token-reused").await?;
         return Err(WORTHLESS);
     }

@@ -54,8 +54,10 @@ pub struct NewPair {
 pub struct RefreshRow {
     /// Its family.
     pub grant: GrantId,
-    /// Whose family.
+    /// The client whose family it is.
     pub client_id: String,
+    /// The user whose family it is.
+    pub tenant: TenantId,
     /// What the family allows.
     pub scopes: Scopes,
     /// Whether the family was revoked.
@@ -177,7 +179,7 @@ impl Store {
     /// A refresh token, also one that was used.
     pub async fn find_refresh_token(&self, token: &TokenHash) -> Result<Option<RefreshRow>, StoreError> {
         let row = sqlx::query(
-            "SELECT r.grant_id, r.expires_at, r.used_at, g.client_id, g.scopes, g.revoked_at FROM refresh_tokens r \
+            "SELECT r.grant_id, r.expires_at, r.used_at, g.client_id, g.tenant, g.scopes, g.revoked_at FROM refresh_tokens r \
              JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
         )
         .bind(token.0.as_slice())
@@ -282,6 +284,7 @@ fn refresh_row(row: &SqliteRow) -> Result<RefreshRow, StoreError> {
     Ok(RefreshRow {
         grant: GrantId::new(text("grant_id")?),
         client_id: text("client_id")?,
+        tenant: tenant_of(row, REFRESH)?,
         scopes: Scopes::parse(&text("scopes")?),
         revoked: time("revoked_at")?.is_some(),
         expires_at: UnixTime::from_secs(time("expires_at")?.ok_or(StoreError::Damaged(REFRESH))?),

@@ -35,7 +35,7 @@ impl Bridge {
         } else {
             let Ok(Some(word)) = timeout(PATIENCE, self.listed()).await else {
                 warn!(
-                    pid = self.pid,
+                    child_pid = self.pid,
                     reason = "tools-unknown",
                     "the child does not list its tools: none counts as reading"
                 );
