@@ -135,7 +135,7 @@ impl Scene {
             lead,
         );
         let challenge =
-            Challenge { resource_metadata: "https://broker.example/meta".to_owned(), scope: "forgejo:read" };
+            Challenge { resource_metadata: Some("https://broker.example/meta".to_owned()), scope: "forgejo:read" };
         let principals =
             Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge, Some(rotation.clone()));
         let mut headers = HeaderMap::new();

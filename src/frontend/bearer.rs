@@ -60,10 +60,21 @@ impl Denied {
 /// What a refused client is told besides the reason.
 #[derive(Debug, Clone)]
 pub struct Challenge {
-    /// The address of the protected resource's metadata (RFC 9728).
-    pub resource_metadata: String,
+    /// The address of the protected resource's metadata (RFC 9728), where there is any.
+    pub resource_metadata: Option<String>,
     /// The scopes to ask for.
     pub scope: &'static str,
+}
+
+impl Challenge {
+    /// As parameters of `WWW-Authenticate`.
+    pub fn parameters(&self) -> String {
+        let scope = format!("scope=\"{}\"", self.scope);
+        match &self.resource_metadata {
+            Some(metadata) => format!("resource_metadata=\"{metadata}\", {scope}"),
+            None => scope,
+        }
+    }
 }
 
 /// Tokens and their principals. Cheap to clone.
@@ -230,12 +241,11 @@ impl Principals {
             return response;
         }
         *response.status_mut() = StatusCode::UNAUTHORIZED;
-        let Challenge { resource_metadata, scope } = &self.0.challenge;
         let error = match denied.reason() {
             Some(reason) => format!("error=\"invalid_token\", reason=\"{reason}\""),
             None => "error=\"invalid_request\"".to_owned(),
         };
-        let challenge = format!("Bearer {error}, resource_metadata=\"{resource_metadata}\", scope=\"{scope}\"");
+        let challenge = format!("Bearer {error}, {}", self.0.challenge.parameters());
         // Our own address and scopes are header characters; without them the client still learns that it needs a token.
         let challenge = HeaderValue::try_from(challenge).unwrap_or(HeaderValue::from_static("Bearer"));
         response.headers_mut().insert(WWW_AUTHENTICATE, challenge);

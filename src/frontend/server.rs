@@ -139,9 +139,12 @@ pub async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerEr
     let vault = Arc::new(open_vault(&config)?);
     let forgejo = Forgejo::new(&config.forgejo_url)?;
     let supervisor = SupervisorSpawner::new(config.supervisor.clone());
+    let application = config.application.as_ref();
+    let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);
     let challenge = Challenge {
-        resource_metadata: format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url),
-        scope: config.application.as_ref().map_or(Scopes { write: true }, Application::offers).as_str(),
+        // Where nobody can log in there is none.
+        resource_metadata: application.map(metadata),
+        scope: application.map_or(Scopes { write: true }, Application::offers).as_str(),
     };
     let (rotation, changes) = Rotation::new(
         store.clone(),

@@ -86,7 +86,7 @@ impl Desk {
         let registry = registry.await.expect("the records are readable");
         let origins = vec!["https://broker.example".to_owned()];
         let challenge = Challenge {
-            resource_metadata: "https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned(),
+            resource_metadata: Some("https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned()),
             scope: "forgejo:read forgejo:write",
         };
         let scope = Scope::new(Tables::default(), &challenge);

@@ -289,6 +289,9 @@ async fn pages_of_the_operators_origins_may_call_the_endpoint_and_others_may_not
         crate::session::http().post(format!("{}/mcp", stage.url)).header("origin", "https://inspector.example");
     let answer = request.send().await.expect("an answer");
     assert_eq!(answer.status(), 401);
+    let challenge = answer.headers().get("www-authenticate").expect("a challenge").to_str().expect("text");
+    let metadata = format!("resource_metadata=\"{}/.well-known/oauth-protected-resource/mcp\"", stage.url);
+    assert!(challenge.contains(&metadata), "{challenge}");
     let exposed = answer.headers().get("access-control-expose-headers").expect("exposed").to_str().expect("text");
     assert!(exposed.contains("www-authenticate") && exposed.contains("mcp-session-id"), "{exposed}");
 }

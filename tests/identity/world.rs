@@ -56,7 +56,7 @@ pub(crate) fn grant(vault: &Vault, id: &str, user: u64) -> (NewGrant, AccessToke
 
 pub(crate) fn principals_over(store: Store, vault: Arc<Vault>, clock: Clock) -> Principals {
     let challenge = Challenge {
-        resource_metadata: "https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned(),
+        resource_metadata: Some("https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned()),
         scope: "forgejo:read forgejo:write",
     };
     Principals::new(store, vault, clock, challenge, None)

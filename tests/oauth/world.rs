@@ -136,7 +136,7 @@ impl World {
             Duration::from_mins(5),
         );
         let challenge = Challenge {
-            resource_metadata: format!("{url}/.well-known/oauth-protected-resource/mcp"),
+            resource_metadata: Some(format!("{url}/.well-known/oauth-protected-resource/mcp")),
             scope: "forgejo:read forgejo:write",
         };
         let principals = Principals::new(store.clone(), vault, clock.clone(), challenge, Some(rotation.clone()));

@@ -33,10 +33,9 @@ pub enum Need {
 impl Scope {
     /// Decides by these tables; refuses with this challenge.
     pub fn new(tables: Tables, challenge: &Challenge) -> Self {
-        let Challenge { resource_metadata, scope } = challenge;
         let text = format!(
-            "Bearer error=\"insufficient_scope\", scope=\"{scope}\", resource_metadata=\"{resource_metadata}\", \
-             error_description=\"this tool changes something at Forgejo\""
+            "Bearer error=\"insufficient_scope\", {}, error_description=\"this tool changes something at Forgejo\"",
+            challenge.parameters()
         );
         // Our own address and scopes are header characters.
         let challenge =
