@@ -77,8 +77,8 @@ pub enum NotAdmitted {
     Lists,
     /// The lists name organisations or teams, and Forgejo holds the user to scopes that do not show them.
     #[error(
-        "Forgejo does not show this service your organisations and teams; remove this service at Forgejo (Settings, \
-         Applications) and log in again"
+        "Forgejo does not show this service the account's organisations and teams, for which it needs the scope \
+         read:organization; after a login remove this service at Forgejo (Settings, Applications) and log in again"
     )]
     Hidden,
     /// The lists name organisations or teams, and the user is in more than can be read.

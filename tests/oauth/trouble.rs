@@ -197,7 +197,7 @@ async fn whose_memberships_forgejo_does_not_show_is_shut_out_and_told_what_to_do
     let narrow = |state: &mut crate::forge::state::State| {
         "write:user write:repository".clone_into(&mut state.grants[0].scope);
     };
-    is_shut_out(world, narrow, "does not show this service your organisations").await;
+    is_shut_out(world, narrow, "for which it needs the scope read:organization").await;
 }
 
 #[tokio::test]
