@@ -279,6 +279,42 @@ async fn what_is_over_is_removed_and_a_grant_without_a_live_token_ends() {
     assert_eq!(world.refresh(&client, &refresh).await.0, 400);
 }
 
+#[tokio::test]
+async fn tokens_and_codes_leave_the_database_when_they_can_tell_a_thief_no_more() {
+    use forgejo_mcp_broker::frontend::token::{AccessToken, AuthorizationCode, RefreshToken};
+    let world = World::new().await;
+    let client = world.client(WEB).await;
+    let code = world.log_in(&mut Person::new("alice", "secret"), &client, WEB).await.get("code").to_owned();
+    let (_, tokens) = world.redeem(&client, WEB, &code).await;
+    let text = |tokens: &serde_json::Value, name: &str| tokens[name].as_str().expect("a token").to_owned();
+    let (access, used) = (text(&tokens, "access_token"), text(&tokens, "refresh_token"));
+    let (_, sibling) = world.refresh(&client, &used).await;
+    let (_, next) = world.refresh(&client, &used).await;
+    let hash = |token: &str| RefreshToken::parse(token).expect("a token").hash();
+    let (used, sibling) = (hash(&used), hash(&text(&sibling, "refresh_token")));
+    let access = AccessToken::parse(&access).expect("a token").hash();
+    let code = AuthorizationCode::parse(&code).expect("a code").hash();
+    let kept = async |days: u64| {
+        let then = crate::world::START.plus(Duration::from_hours(24 * days + 2));
+        world.clock.advance(then.since(world.clock.now()));
+        world.oauth.tidy().await;
+        let refresh = async |token| world.store.find_refresh_token(&token).await.expect("read").is_some();
+        [
+            world.store.find_code(&code).await.expect("read").is_some(),
+            world.store.find_token(&access).await.expect("read").is_some(),
+            refresh(used).await,
+            refresh(sibling).await,
+        ]
+    };
+    assert_eq!(kept(0).await, [true; 4], "what has ended is told from what never was, for a day");
+    assert_eq!(kept(1).await, [false, false, true, true]);
+    assert_eq!(kept(20).await, [false, false, true, true], "the family lives, and a thief would be noticed");
+    let (status, last) = world.refresh(&client, &text(&next, "refresh_token")).await;
+    assert_eq!(status, 200);
+    assert_eq!(kept(32).await, [false; 4], "they would have expired by themselves");
+    assert_eq!(world.refresh(&client, &text(&last, "refresh_token")).await.0, 200, "and the family lives on");
+}
+
 /// Waits until the forge has been asked for this path so many times.
 async fn asked(world: &World, path: &str, times: usize) {
     let count = || world.forge.with(|state| state.requests.iter().filter(|seen| seen.path == path).count());
