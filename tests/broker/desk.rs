@@ -80,6 +80,11 @@ impl Desk {
 
     /// A broker that starts over existing records, as after a restart.
     pub(crate) async fn over(policy: Policy, records: FakeRecords) -> Self {
+        Self::with(policy, records, Tables::default()).await
+    }
+
+    /// A broker with the operator's word on tools.
+    pub(crate) async fn with(policy: Policy, records: FakeRecords, tables: Tables) -> Self {
         let (spawner, children) = FakeSpawner::new();
         let clock = Clock::manual(UnixTime::from_secs(1_800_000_000));
         let registry = Registry::load(policy, spawner.clone(), Arc::new(records.clone()), clock.clone());
@@ -89,7 +94,7 @@ impl Desk {
             resource_metadata: Some("https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned()),
             scope: "forgejo:read forgejo:write",
         };
-        let scope = Scope::new(Tables::default(), &challenge);
+        let scope = Scope::new(tables, &challenge);
         let endpoint = Endpoint::new(registry.clone(), 64 * 1024, UnknownSession::Auto, origins, scope);
         Self { registry, spawner, children, clock, records, endpoint }
     }

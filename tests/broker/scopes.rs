@@ -2,12 +2,14 @@
 
 use axum::http::StatusCode;
 use forgejo_mcp_broker::frontend::principal::{GrantId, Principal, PrincipalParts, Scopes};
+use forgejo_mcp_broker::frontend::tools::Tables;
 use forgejo_mcp_broker::ipc::message::{Label, TenantId};
 use forgejo_mcp_broker::secret::UpstreamToken;
 use serde_json::{Value, json};
 
 use crate::backend::FakeChild;
 use crate::desk::{Desk, body, call, caller, header, initialize, policy, post, session_of};
+use crate::records::FakeRecords;
 
 fn reader() -> Principal {
     Principal::new(PrincipalParts {
@@ -118,6 +120,19 @@ async fn a_reader_sees_only_tools_that_read_and_everything_else_stays() {
         seen,
         json!({"jsonrpc": "2.0", "id": 5, "result": {"tools": [tool("look", true)], "nextCursor": "more"}})
     );
+}
+
+#[tokio::test]
+async fn where_the_operator_does_not_want_hints_corrected_they_stay_and_the_table_decides_all_the_same() {
+    let tables = Tables::new(Vec::new(), false);
+    let mut desk = Desk::with(policy(), FakeRecords::default(), tables).await;
+    let tools = json!([tool("get_my_user_info", false), tool("delete_org", false)]);
+    let writer = caller(1, "g2");
+    let (id, mut child) = open(&mut desk, &writer, "Forgejo MCP Server").await;
+    assert_eq!(list(&desk, &writer, &id, &mut child, tools.clone()).await["result"]["tools"], tools);
+    let (id, mut child) = open(&mut desk, &reader(), "Forgejo MCP Server").await;
+    let seen = list(&desk, &reader(), &id, &mut child, tools).await;
+    assert_eq!(seen["result"]["tools"], json!([tool("get_my_user_info", false)]));
 }
 
 #[tokio::test]
