@@ -46,9 +46,7 @@ impl Redactor {
         out.extend_from_slice(rest);
         out.into()
     }
-}
 
-impl Redactor {
     /// The same for a text that was cut off at its end, where the token may have been cut as well.
     pub fn clean_cut(&self, text: Bytes) -> Bytes {
         let text = self.clean(text);
