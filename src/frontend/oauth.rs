@@ -173,6 +173,11 @@ impl Parts {
         self.application.as_ref().map_or(Scopes { write: false }, Application::offers)
     }
 
+    /// What Forgejo is asked for.
+    fn scopes_at_forgejo(&self) -> &[String] {
+        self.application.as_ref().map(|application| &*application.scopes).unwrap_or_default()
+    }
+
     async fn tidied(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         for grant in self.store.tidy(now).await? {

@@ -118,6 +118,17 @@ async fn the_consent_page_tells_a_known_user_what_forgejo_holds_them_to() {
     let page = alice.open(world.authorize(&client, WEB, &[("prompt", "consent")])).await;
     let text = page.text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains("what you can: issues, packages, and your account."), "{text}");
+    // No scope at all means everything there, and where she allowed only reading there is no writing to agree to.
+    for (held, sign) in
+        [("openid", "notifications, and your account. It can delete"), ("read:user", "your account. It changes")]
+    {
+        world.forge.with(|state| held.clone_into(&mut state.grants[0].scope));
+        world.log_in(&mut alice, &client, WEB).await;
+        let page = alice.open(world.authorize(&client, WEB, &[("prompt", "consent")])).await;
+        let text = page.text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(sign), "{held}: {text}");
+        assert_eq!(text.contains("read and change"), held == "openid", "{held}: {text}");
+    }
 }
 
 #[tokio::test]
@@ -161,7 +172,7 @@ async fn a_program_on_the_persons_machine_is_asked_for_each_time_whatever_its_po
     assert_eq!(answer.address(), "http://127.0.0.1:51234/callback");
     let page = alice.open(world.authorize(&client, "http://127.0.0.1:51235/callback", &[])).await;
     assert!(page.text.contains("a program on this computer") && page.text.contains("alice"));
-    let tenant = forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id");
+    let tenant = crate::world::alices_number();
     assert!(world.store.consents_of(tenant).await.expect("read").is_empty(), "nothing is promised for the next time");
 }
 
@@ -276,14 +287,7 @@ async fn the_person_says_no_and_the_client_is_told() {
     assert_eq!(answer.param("error").as_deref(), Some("access_denied"));
     assert_eq!(answer.param("iss").as_deref(), Some(world.url.as_str()));
     assert_eq!(answer.param("state").as_deref(), Some("client-state"));
-    assert!(
-        world
-            .store
-            .consents_of(forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id"))
-            .await
-            .expect("read")
-            .is_empty()
-    );
+    assert!(world.store.consents_of(crate::world::alices_number()).await.expect("read").is_empty());
 }
 
 #[tokio::test]

@@ -185,7 +185,7 @@ async fn is_shut_out(world: World, happens: impl FnOnce(&mut crate::forge::state
     let page = logs_in(&world, "alice").await;
     assert_eq!((page.status.as_u16(), page.location()), (403, None));
     assert!(page.text.contains(why), "{}", page.text);
-    let tenant = forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id");
+    let tenant = crate::world::alices_number();
     let id = world.store.oauth_credential_of(tenant).await.expect("read").expect("there");
     let credential = world.store.find_credential(&id).await.expect("read").expect("there");
     assert!(credential.access.bytes.is_empty() && credential.refresh.is_none(), "no token of hers is kept");
@@ -332,8 +332,7 @@ async fn a_refresh_that_a_login_of_the_same_user_has_overtaken_waits_for_it_and_
     let client = world.client(WEB).await;
     let mut alice = Person::new("alice", "secret");
     let (access, _) = world.connect(&mut alice, &client, WEB).await;
-    let credential =
-        world.store.oauth_credential_of(forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id"));
+    let credential = world.store.oauth_credential_of(crate::world::alices_number());
     let credential = credential.await.expect("read").expect("a credential");
     world.clock.advance(Duration::from_mins(56));
     world.forge.with(|state| state.requests.clear());
@@ -388,7 +387,7 @@ async fn the_tokens_of_who_has_disconnected_leave_the_database_and_come_back_wit
     let (_, refresh) = world.connect(&mut alice, &client, WEB).await;
     let form = [("client_id", client.as_str()), ("token", refresh.as_str())];
     world.http.post(format!("{}/oauth/revoke", world.url)).form(&form).send().await.expect("an answer");
-    let tenant = forgejo_mcp_broker::ipc::message::TenantId::new(1).expect("an id");
+    let tenant = crate::world::alices_number();
     let id = world.store.oauth_credential_of(tenant).await.expect("read").expect("there");
     world.oauth.tidy().await;
     let sealed = world.store.find_credential(&id).await.expect("read").expect("there");

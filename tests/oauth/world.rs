@@ -27,6 +27,7 @@ use forgejo_mcp_broker::frontend::store::Store;
 use forgejo_mcp_broker::frontend::upstream::Forgejo;
 use forgejo_mcp_broker::frontend::upstream::tokens::Application;
 use forgejo_mcp_broker::frontend::vault::Vault;
+use forgejo_mcp_broker::ipc::message::TenantId;
 use forgejo_mcp_broker::secret::UpstreamToken;
 use futures_util::future::BoxFuture;
 use rand::rngs::SysRng;
@@ -92,6 +93,11 @@ impl Default for Terms {
             scopes: &["write:user", "write:repository", "read:organization"],
         }
     }
+}
+
+/// Alice's number at the forge.
+pub(crate) fn alices_number() -> TenantId {
+    TenantId::new(1).expect("an id")
 }
 
 pub(crate) fn challenge_of(verifier: &str) -> String {

@@ -105,8 +105,7 @@ async fn overview(parts: &Parts, visitor: &Visitor, browser: &Browser) -> Result
         writes: consent.scopes.write,
     });
     let granted = parts.store.granted_scopes_of(visitor.tenant).await?;
-    let asked = parts.application.as_ref().map(|application| &*application.scopes).unwrap_or_default();
-    let differ = granted.and_then(|granted| difference(asked, &granted));
+    let differ = granted.and_then(|granted| difference(parts.scopes_at_forgejo(), &granted));
     let page = AccountPage {
         scopes: differ.map(|found| ScopesView { missing: found.missing.join(", "), excess: found.excess.join(", ") }),
         login: visitor.login.as_str().to_owned(),

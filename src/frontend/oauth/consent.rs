@@ -62,8 +62,7 @@ pub(super) async fn page(
         Some(visitor) => parts.store.granted_scopes_of(visitor.tenant).await?,
         None => None,
     };
-    let configured = parts.application.as_ref().map(|application| &*application.scopes).unwrap_or_default();
-    let reach = Reach::of(granted.as_deref().unwrap_or(configured));
+    let reach = Reach::of(granted.as_deref().unwrap_or(parts.scopes_at_forgejo()));
     let place = asked.back.redirect.place();
     let host = asked.back.redirect.host();
     let shown = ConsentPage {
@@ -79,7 +78,7 @@ pub(super) async fn page(
             Origin::Configured | Origin::Registered => None,
         },
         is_configured: asked.client.origin == Origin::Configured,
-        asks_to_write: asked.scopes.write,
+        asks_to_write: asked.scopes.write && !reach.changes.is_empty(),
         changes: listed(&reach.changes),
         only_reads: listed(&reach.reads),
         reads: listed(&[reach.changes.as_slice(), &reach.reads].concat()),

@@ -1,6 +1,7 @@
 //! Forgejo's scopes: what they let a token do, what of what was asked for is missing, and what was never asked for.
 //!
-//! `all` holds everything and `write:x` holds `read:x` (Forgejo's documentation, "Access token scope").
+//! `all` holds everything and `write:x` holds `read:x` (Forgejo's documentation, "Access token scope"). A grant without
+//! any scope of the API's holds everything too (seen on a real one).
 
 /// How granted scopes differ from those that were asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,14 @@ pub fn difference(asked: &[String], granted: &[String]) -> Option<Difference> {
     };
     let found = Difference { missing: without(asked, granted), excess: without(granted, asked) };
     (!found.missing.is_empty() || !found.excess.is_empty()).then_some(found)
+}
+
+/// The scopes that Forgejo's own text of a grant amounts to.
+pub fn effective(text: &str) -> Vec<String> {
+    let of_the_api = |scope: &&str| *scope == "all" || scope.contains(':');
+    let scopes: Vec<&str> = text.split_whitespace().collect();
+    let scopes = if scopes.iter().any(of_the_api) { scopes } else { vec!["all"] };
+    scopes.into_iter().map(ToOwned::to_owned).collect()
 }
 
 fn holds(held: &str, needed: &str) -> bool {
@@ -68,6 +77,14 @@ mod tests {
         assert_eq!((some.changes, some.reads), (vec!["issues"], vec!["your account"]));
         assert_eq!(reach("all").changes.len(), GROUPS.len());
         assert!(reach("read:user read:repository").changes.is_empty());
+    }
+
+    #[test]
+    fn a_grant_without_a_scope_of_the_api_holds_everything() {
+        for text in ["", "openid profile", "mcp"] {
+            assert_eq!(effective(text), ["all"], "{text}");
+        }
+        assert_eq!(effective("openid read:user"), ["openid", "read:user"]);
     }
 
     fn told(asked: &str, granted: &str) -> Option<(String, String)> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::scopes::Reach;
+use super::scopes::{Reach, effective};
 use super::{Forgejo, body};
 use crate::frontend::principal::Scopes;
 use crate::secret::UpstreamToken;
@@ -99,7 +99,7 @@ impl Forgejo {
         let request = request.basic_auth(client_id, Some(client_secret.expose())).form(&[("token", access.expose())]);
         let response = request.send().await.ok().filter(|response| response.status() == StatusCode::OK)?;
         let told: Introspected = serde_json::from_slice(&body(response).await?).ok()?;
-        told.scope.filter(|_| told.active).map(|scope| scope.split_whitespace().map(ToOwned::to_owned).collect())
+        told.scope.filter(|_| told.active).map(|scope| effective(&scope))
     }
 
     async fn pair(&self, application: &Application, form: &[(&str, &str)]) -> Result<Pair, PairError> {
