@@ -29,6 +29,7 @@ pub use self::grants::{Grant, GrantRow, NewGrant};
 pub use self::logins::{Login, Visitor};
 pub use self::sessions::{LiveSession, SessionDigest, SessionRecord};
 
+use crate::frontend::principal::GrantId;
 use crate::ipc::message::TenantId;
 
 /// Connections; SQLite has one writer anyway.
@@ -124,4 +125,10 @@ fn tenant_of(row: &SqliteRow, what: &'static str) -> Result<TenantId, StoreError
     let tenant: i64 = row.try_get("tenant").map_err(StoreError::query(what))?;
     let tenant = u64::try_from(tenant).ok().and_then(|id| TenantId::new(id).ok());
     tenant.ok_or(StoreError::Damaged(what))
+}
+
+/// The column `id` of rows that are grants.
+fn grant_ids(rows: &[SqliteRow], what: &'static str) -> Result<Vec<GrantId>, StoreError> {
+    let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
+    rows.iter().map(|row| id(row).map_err(StoreError::query(what))).collect()
 }

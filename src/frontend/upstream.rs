@@ -41,7 +41,7 @@ pub enum UpstreamError {
     Status(u16),
     /// Not what Forgejo answers there.
     #[error("Forgejo's answer is not what was asked for")]
-    NotAUser,
+    NotUnderstood,
     /// A list has more entries than are read.
     #[error("Forgejo's list is too long")]
     TooMany,
@@ -53,7 +53,7 @@ impl UpstreamError {
         match self {
             Self::Unreachable => true,
             Self::Status(status) => status >= 500 || status == 429,
-            Self::BadToken | Self::Forbidden | Self::NotAUser | Self::TooMany => false,
+            Self::BadToken | Self::Forbidden | Self::NotUnderstood | Self::TooMany => false,
         }
     }
 }
@@ -112,10 +112,10 @@ impl Forgejo {
             prohibit_login: bool,
         }
         let text = self.api("/api/v1/user", token).await?;
-        let user: User = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotAUser)?;
+        let user: User = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotUnderstood)?;
         Ok(ForgejoUser {
-            id: TenantId::new(user.id).map_err(|_| UpstreamError::NotAUser)?,
-            login: Label::parse(user.login).map_err(|_| UpstreamError::NotAUser)?,
+            id: TenantId::new(user.id).map_err(|_| UpstreamError::NotUnderstood)?,
+            login: Label::parse(user.login).map_err(|_| UpstreamError::NotUnderstood)?,
             restricted: user.restricted,
             locked: user.prohibit_login || user.active == Some(false),
         })

@@ -228,8 +228,8 @@ fn resident(pid: u32) -> u64 {
     process.field("VmRSS").split(' ').next().and_then(|kib| kib.parse().ok()).expect("KiB")
 }
 
-/// How many a process holds. Both programs hide that from their own uid (they leave no core file either), so only root
-/// can look.
+/// How many a process holds. The supervisor hides that from its own uid (it leaves no core file either), so only root can
+/// look.
 fn descriptors(pid: u32) -> usize {
     match std::fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(entries) => entries.count(),

@@ -157,10 +157,7 @@ async fn the_sdks_introduce_themselves_by_a_metadata_document_where_they_have_on
         assert!(result.get("text").and_then(Value::as_str).is_some_and(|text| text.contains("alice")), "{result}");
     }
     assert_eq!(document.asked(), 1, "fetched once and kept");
-    let mut alice = person("alice");
-    let login = alice.open(format!("{}/account", stage.url)).await.form("/account/login");
-    let to = alice.send(&login).await.location().expect("to Forgejo");
-    let account = alice.go(to.as_str(), &[&stage.url, &stage.forgejo], Decision::Allow).await;
+    let account = person("alice").account(&stage.url, &stage.forgejo).await;
     assert_eq!(account.text.matches(&document.id()).count(), 2, "both are that client: {}", account.text);
 }
 

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::person::{Decision, Person};
+use crate::person::Person;
 use crate::session::Session;
 use crate::stage::processes;
 
@@ -72,11 +72,7 @@ async fn it_shows_two_users_with_different_answers_and_ctrl_c_leaves_nothing_beh
     let mut session = Session::open(&url, &value("TOKEN_CAROL")).await.expect("the written token works");
     assert!(crate::who(&mut session).await.contains("carol"));
     assert!(shown.contains("log in as carol or dave"), "{shown}");
-    let mut dave = Person::new("dave", "secret-of-dave");
-    let account = dave.open(format!("{url}/account")).await;
-    let sent = dave.send(&account.form("/account/login")).await;
-    let to = sent.location().expect("to the forge");
-    let page = dave.go(to.as_str(), &[&url, &value("FORGEJO_URL")], Decision::Allow).await;
+    let page = Person::new("dave", "secret-of-dave").account(&url, &value("FORGEJO_URL")).await;
     assert!(page.text.contains("dave"), "every user's password is as it says: {}", page.text);
     running.interrupt();
     assert!(running.0.wait().expect("it ends").success());

@@ -1,17 +1,10 @@
 //! The user's own page.
 
-use crate::person::{Decision, Page, Person};
+use crate::person::{Page, Person};
 use crate::world::{WEB, World};
 
 async fn at_account(world: &World, person: &mut Person) -> Page {
-    let page = person.open(format!("{}/account", world.url)).await;
-    let Some(form) = page.forms().into_iter().find(|form| form.action.path() == "/account/login") else { return page };
-    let sent = person.send(&form).await;
-    let mut page = person.go(sent.location().expect("a redirect").as_str(), &world.known(), Decision::Allow).await;
-    while let Some(next) = page.location() {
-        page = person.open(next).await;
-    }
-    page
+    person.account(&world.url, &world.forgejo).await
 }
 
 #[tokio::test]

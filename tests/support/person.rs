@@ -171,6 +171,16 @@ impl Person {
         }
         panic!("went in circles, at last to {}", page.url);
     }
+
+    /// Opens the broker's account page, and logs in at Forgejo where that is asked.
+    pub(crate) async fn account(&mut self, broker: &str, forgejo: &str) -> Page {
+        let page = self.open(format!("{broker}/account")).await;
+        let Some(form) = page.forms().into_iter().find(|form| form.action.path() == "/account/login") else {
+            return page;
+        };
+        let sent = self.send(&form).await;
+        self.go(sent.location().expect("a redirect").as_str(), &[broker, forgejo], Decision::Allow).await
+    }
 }
 
 /// The consent form as a person leaves it.

@@ -56,8 +56,8 @@ fn listed(scopes: Scopes) -> Vec<&'static str> {
     scopes.as_str().split(' ').collect()
 }
 
-/// The routes; the two documents only where there is something to offer. Below `/.well-known/` everything else is a plain JSON 404: clients probe, and take a page or a 401 for
-/// an answer.
+/// The routes; the two documents only where there is something to offer. Below `/.well-known/` everything else is a plain
+/// JSON 404: clients probe, and take a page or a 401 for an answer.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>(public_url: &str, offer: Option<(Scopes, Fetch)>) -> Router<S> {
     let mut router =
         Router::new().route("/.well-known/{*rest}", get(unknown)).route("/mcp/.well-known/{*rest}", get(unknown));

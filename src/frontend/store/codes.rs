@@ -3,7 +3,7 @@
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
-use super::{Store, StoreError, tenant_of, tenant_value};
+use super::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use crate::clock::UnixTime;
 use crate::frontend::principal::{GrantId, Scopes};
 use crate::frontend::token::TokenHash;
@@ -172,15 +172,14 @@ impl Store {
         .fetch_all(&self.0)
         .await
         .map_err(StoreError::query("reading a client's grants"))?;
-        let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
-        rows.iter().map(|row| id(row).map_err(StoreError::query("reading a client's grants"))).collect()
+        grant_ids(&rows, "reading a client's grants")
     }
 
     /// A refresh token, also one that was used.
     pub async fn find_refresh_token(&self, token: &TokenHash) -> Result<Option<RefreshRow>, StoreError> {
         let row = sqlx::query(
-            "SELECT r.grant_id, r.expires_at, r.used_at, g.client_id, g.tenant, g.scopes, g.revoked_at FROM refresh_tokens r \
-             JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
+            "SELECT r.grant_id, r.expires_at, r.used_at, g.client_id, g.tenant, g.scopes, g.revoked_at \
+             FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
         )
         .bind(token.0.as_slice())
         .fetch_optional(&self.0)

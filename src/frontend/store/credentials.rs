@@ -3,7 +3,7 @@
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Store, StoreError, tenant_of, tenant_value};
+use super::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use crate::clock::UnixTime;
 use crate::frontend::principal::GrantId;
 use crate::frontend::vault::Sealed;
@@ -196,8 +196,7 @@ impl Store {
         .fetch_all(&self.0)
         .await
         .map_err(StoreError::query(WHAT))?;
-        let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
-        rows.iter().map(|row| id(row).map_err(StoreError::query(WHAT))).collect()
+        grant_ids(&rows, WHAT)
     }
 
     /// Erases Forgejo's tokens of a credential, unless it holds others by now. The row stays for what names it.
@@ -222,8 +221,7 @@ impl Store {
             .fetch_all(&self.0)
             .await
             .map_err(StoreError::query("reading a credential's grants"))?;
-        let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
-        rows.iter().map(|row| id(row).map_err(StoreError::query("reading a credential's grants"))).collect()
+        grant_ids(&rows, "reading a credential's grants")
     }
 }
 

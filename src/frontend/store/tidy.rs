@@ -3,10 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
-
-use super::{Store, StoreError};
+use super::{Store, StoreError, grant_ids};
 use crate::clock::UnixTime;
 use crate::frontend::principal::GrantId;
 
@@ -74,7 +71,6 @@ impl Store {
             statement.execute(&mut *transaction).await.map_err(failed())?;
         }
         transaction.commit().await.map_err(failed())?;
-        let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
-        ended.iter().map(|row| id(row).map_err(failed())).collect()
+        grant_ids(&ended, WHAT)
     }
 }

@@ -54,7 +54,7 @@ impl Forgejo {
         let mut all = Vec::new();
         for page in 1..=PAGES {
             let text = self.api(&format!("{path}?page={page}&limit={PAGE}"), token).await?;
-            let entries: Vec<T> = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotAUser)?;
+            let entries: Vec<T> = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotUnderstood)?;
             let none = entries.is_empty();
             all.extend(entries);
             // A page may be shorter than asked for (the operator's maximum); only an empty one is the end.
