@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-const BROKER: &str = env!("CARGO_BIN_EXE_forgejo-mcp-broker");
-const SUPERVISOR: &str = env!("CARGO_BIN_EXE_forgejo-mcp-supervisor");
+const BROKER: &str = "forgejo-mcp-broker";
+const SUPERVISOR: &str = "forgejo-mcp-supervisor";
 
 /// Exit code and standard error of `--check` over these files.
 fn check(program: &str, files: &[&Path], more: &[&str]) -> (i32, String) {
-    let mut command = Command::new(program);
+    let mut command = Command::new(harness::program(program));
     command.arg("--check").args(more);
     for file in files {
         command.arg("--config").arg(file);
@@ -96,7 +96,7 @@ fn everything_about_logging_in_is_checked_too() {
 fn the_example_in_readme_is_good_with_every_line_uncommented() {
     let dir = tempfile::tempdir().expect("a directory");
     let secret = write(dir.path(), "secret", "a-secret-of-at-least-thirty-two-characters");
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README");
+    let readme = std::fs::read_to_string(harness::workspace().join("README.md")).expect("README");
     let example = readme.lines().skip_while(|line| !line.starts_with("    public_url")).map_while(|line| {
         let line = line.strip_prefix("    ").or(line.is_empty().then_some(""))?;
         Some(line.trim_start_matches("# ").to_owned())

@@ -3,18 +3,14 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper of a test fails the test")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use forgejo_mcp_broker::clock::Clock;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-
-#[path = "support/forge.rs"]
-mod forge;
+use wire::clock::Clock;
 
 /// One stand-in on bare pipes; killed when dropped.
 struct StandIn {
@@ -29,7 +25,7 @@ impl StandIn {
     }
 
     fn start_at(forge: &str, token: &str, args: &[&str]) -> Self {
-        let mut child = Command::new(program())
+        let mut child = Command::new(harness::program("stand-in-child"))
             .args(args)
             .env_clear()
             .env("FORGEJO_URL", forge)
@@ -38,7 +34,7 @@ impl StandIn {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("cargo builds examples before tests");
+            .expect("a child");
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Self { child, stdin, stdout }
@@ -88,23 +84,17 @@ impl Drop for StandIn {
     }
 }
 
-/// `target/<profile>/examples/stand-in-child`, next to this test's own directory.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    test.ancestors().nth(2).unwrap().join("examples/stand-in-child")
-}
-
 /// A stub forge with alice on a runtime of its own; gives its address and a token of hers.
 fn forge_of_alice() -> (Runtime, String, String) {
     let runtime = Runtime::new().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let root = format!("http://{}", listener.local_addr().unwrap());
-    let forge = forge::Forge::new(Clock::system());
+    let forge = harness::forge::Forge::new(Clock::system());
     let token = forge.with(|state| {
         state.add_user("alice", "", false);
         state.add_token("alice", "read:user").unwrap()
     });
-    runtime.spawn(forge::serve(listener, forge));
+    runtime.spawn(harness::forge::serve(listener, forge));
     (runtime, root, token)
 }
 

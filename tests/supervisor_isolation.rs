@@ -1,17 +1,14 @@
 //! What really separates two users' children, read from /proc. Needs root.
 
 #[cfg(test)]
-#[path = "support/supervised.rs"]
-mod supervised;
-
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use forgejo_mcp_broker::ipc::message::{Exit, Refusal};
+use harness::supervised::{Client, Supervised, TOKEN, gone, own_range, root_or_skip, runs};
 use nix::sys::signal::Signal;
-use supervised::{Client, Supervised, TOKEN, gone, own_range, root_or_skip, runs};
+use wire::message::{Exit, Refusal};
 
 /// Answers until its input ends.
 const CAT: &str = "echo ready; exec cat";
@@ -219,7 +216,7 @@ async fn a_lost_connection_takes_its_children_along() {
     let supervised = Supervised::start(CAT, "");
     let mut client = Client::connect(&supervised).await;
     let kids = [client.spawn(1).await, client.spawn(2).await];
-    let watched = kids.each_ref().map(supervised::Kid::watch);
+    let watched = kids.each_ref().map(harness::supervised::Kid::watch);
     // The pipes stay open here: it is the connection that counts.
     drop(client);
     for pidfd in watched {

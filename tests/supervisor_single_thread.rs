@@ -2,10 +2,7 @@
 #![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
 
 #[cfg(test)]
-#[path = "support/supervised.rs"]
-mod supervised;
-
-use supervised::{Client, Supervised};
+use harness::supervised::{Client, Supervised};
 
 fn threads(supervised: &Supervised) -> usize {
     std::fs::read_dir(format!("/proc/{}/task", supervised.pid())).expect("readable").count()

@@ -1,13 +1,10 @@
 //! Without root the supervisor does the same work, minus the isolation, and says so.
 
 #[cfg(test)]
-#[path = "support/supervised.rs"]
-mod supervised;
-
 use std::process::Command;
 
-use forgejo_mcp_broker::ipc::message::{Exit, Refusal, Reply, Request, Ticket};
-use supervised::{Client, Supervised, say};
+use harness::supervised::{Client, Supervised, say};
+use wire::message::{Exit, Refusal, Reply, Request, Ticket};
 
 #[tokio::test]
 async fn it_says_that_children_share_a_uid() {
@@ -48,7 +45,7 @@ fn every_problem_of_the_configuration_is_told_at_once_with_exit_code_78() {
     let text = "[child]\nprofile = \"custom\"\nprogram = \"/nonexistent\"\ntoken_variables = [\"LD_PRELOAD\"]\n\
                 [uids]\nfirst = 3\n[limits]\nopne_files = 3\n[limits.users.bob]\n";
     std::fs::write(&file, text).expect("write");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_forgejo-mcp-supervisor"));
+    let mut command = Command::new(harness::program("forgejo-mcp-supervisor"));
     let output = command.arg("--check").arg("--config").arg(&file).output().expect("run");
     assert_eq!(output.status.code(), Some(78));
     let said = String::from_utf8(output.stderr).expect("text");
@@ -63,7 +60,7 @@ fn a_policy_that_others_can_write_is_refused() {
     let file = dir.path().join("open.toml");
     std::fs::write(&file, "").expect("write");
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("chmod");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_forgejo-mcp-supervisor"));
+    let mut command = Command::new(harness::program("forgejo-mcp-supervisor"));
     let output = command.arg("--check").arg("--config").arg(&file).output().expect("run");
     assert!(String::from_utf8_lossy(&output.stderr).contains("must be"), "{output:?}");
     assert_eq!(output.status.code(), Some(78));

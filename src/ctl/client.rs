@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
-use crate::admin_api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
-use crate::secret::TokenError;
+use forgejo_mcp_broker::admin::api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
+use wire::secret::TokenError;
 
 /// Why the tool did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CtlError {
+pub(crate) enum CtlError {
     #[error("the runtime cannot be built: {0}")]
     Runtime(io::Error),
     #[error("cannot write the result: {0}")]
@@ -33,7 +33,7 @@ pub(super) enum CtlError {
 }
 
 impl CtlError {
-    pub(super) fn hint(&self) -> Option<&'static str> {
+    pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unreachable(_) => Some("is forgejo-mcp-broker running? `systemctl status forgejo-mcp-broker`"),
             Self::NotPermitted(_) => Some("run it as root, or as the broker's user"),
@@ -43,7 +43,7 @@ impl CtlError {
     }
 
     /// Of sysexits.h.
-    pub(super) fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Token(_) | Self::Refused(_) => 65,
             Self::Input(_) | Self::TokenFile(..) => 66,
@@ -56,13 +56,13 @@ impl CtlError {
     }
 }
 
-pub(super) struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     socket: PathBuf,
 }
 
 impl Client {
-    pub(super) fn new(socket: &Path) -> Result<Self, CtlError> {
+    pub(crate) fn new(socket: &Path) -> Result<Self, CtlError> {
         // The socket needs no TLS, but the client is not made without a provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().unix_socket(socket).build();
@@ -70,16 +70,16 @@ impl Client {
         Ok(Self { http, socket: socket.to_owned() })
     }
 
-    pub(super) async fn create(&self, asked: &CreateToken) -> Result<CreatedToken, CtlError> {
+    pub(crate) async fn create(&self, asked: &CreateToken) -> Result<CreatedToken, CtlError> {
         let response = self.send(self.request(Method::POST, "/tokens").json(asked)).await?;
         parsed(response).await
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<GrantView>, CtlError> {
+    pub(crate) async fn list(&self) -> Result<Vec<GrantView>, CtlError> {
         parsed(self.send(self.request(Method::GET, "/tokens")).await?).await
     }
 
-    pub(super) async fn revoke(&self, id: &str) -> Result<(), CtlError> {
+    pub(crate) async fn revoke(&self, id: &str) -> Result<(), CtlError> {
         let known = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric());
         if !known {
             return Err(CtlError::Refused(format!("`{id}` is not an id of `token list`")));
@@ -87,7 +87,7 @@ impl Client {
         self.send(self.request(Method::DELETE, &format!("/tokens/{id}"))).await.map(drop)
     }
 
-    pub(super) async fn status(&self) -> Result<StatusView, CtlError> {
+    pub(crate) async fn status(&self) -> Result<StatusView, CtlError> {
         parsed(self.send(self.request(Method::GET, "/status")).await?).await
     }
 

@@ -5,21 +5,21 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::client::CtlError;
-use crate::admin_api::{GrantView, StatusView, SupervisorView};
+use crate::client::CtlError;
+use forgejo_mcp_broker::admin::api::{GrantView, StatusView, SupervisorView};
 
-pub(super) fn json(value: &impl Serialize) -> Result<String, CtlError> {
+pub(crate) fn json(value: &impl Serialize) -> Result<String, CtlError> {
     serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|_| CtlError::Answer)
 }
 
 /// A time in UTC, to the second.
-pub(super) fn time(secs: Option<i64>) -> String {
+pub(crate) fn time(secs: Option<i64>) -> String {
     let secs = secs.and_then(|secs| u64::try_from(secs).ok());
     let at = secs.and_then(|secs| UNIX_EPOCH.checked_add(Duration::from_secs(secs)));
     at.map_or_else(|| "-".to_owned(), |at| humantime::format_rfc3339_seconds(at).to_string())
 }
 
-pub(super) fn grants(grants: &[GrantView]) -> String {
+pub(crate) fn grants(grants: &[GrantView]) -> String {
     let header = ["ID", "USER", "CLIENT", "SCOPES", "EXPIRES", "LAST USED", "STATE"].map(str::to_owned);
     let rows = grants.iter().map(|grant| {
         let state = if grant.revoked_at.is_some() { "revoked" } else { "active" };
@@ -48,7 +48,7 @@ pub(super) fn grants(grants: &[GrantView]) -> String {
     text
 }
 
-pub(super) fn status(status: &StatusView) -> String {
+pub(crate) fn status(status: &StatusView) -> String {
     let mut text = format!("sessions: {}\nchildren: {}\n", status.sessions, status.children);
     let Some(supervisor) = &status.supervisor else {
         return text + "supervisor: cannot be reached\n";

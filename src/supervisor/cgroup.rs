@@ -1,8 +1,8 @@
 //! One cgroup2 directory a tenant, with the tenant's limits, and one below it a child, so that a child can be killed
 //! with all that it started and without its tenant's other children.
 //!
-//! Trusts the directory that it was given to be the supervisor's own to fill. Limits are set where the controllers
-//! are; a machine without them still gets `cgroup.kill` (cgroup-v2.rst).
+//! Trusts the directory that it was given to be the supervisor's own to fill. `ChildLimits` are set where the controllers
+//! are; a executor without them still gets `cgroup.kill` (cgroup-v2.rst).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 
-use crate::ipc::message::{ChildId, TenantId};
-use crate::supervisor::rlimit::Limits;
-use crate::supervisor::spawn;
+use crate::rlimit::ChildLimits;
+use crate::spawn;
+use wire::message::{ChildId, TenantId};
 
 const TENANT: &str = "tenant-";
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
@@ -22,7 +22,7 @@ const OWN: &str = "supervisor";
 
 /// The directory that holds the tenants'.
 #[derive(Debug)]
-pub struct Cgroups {
+pub(crate) struct Cgroups {
     root: PathBuf,
     controllers: Vec<String>,
 }
@@ -30,7 +30,7 @@ pub struct Cgroups {
 /// Why the directory named in the policy cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the cgroup {} cannot be used: {source}", .root.display())]
-pub struct CgroupError {
+pub(crate) struct CgroupError {
     root: PathBuf,
     source: io::Error,
 }
@@ -38,7 +38,7 @@ pub struct CgroupError {
 impl Cgroups {
     /// Uses the directory that the policy names, else one that systemd delegated to this service, else none.
     /// Whatever an earlier supervisor left in it is killed and removed.
-    pub fn open(configured: Option<&Path>) -> Result<Option<Self>, CgroupError> {
+    pub(crate) fn open(configured: Option<&Path>) -> Result<Option<Self>, CgroupError> {
         let Some(root) = configured.map(Path::to_owned).or_else(delegated) else { return Ok(None) };
         let probe = || {
             fs::read_to_string(root.join("cgroup.controllers")).and_then(|known| {
@@ -61,12 +61,12 @@ impl Cgroups {
     }
 
     /// The controllers that enforce limits; the others' limits do not hold.
-    pub fn controllers(&self) -> &[String] {
+    pub(crate) fn controllers(&self) -> &[String] {
         &self.controllers
     }
 
     /// Makes the child's directory, and the tenant's with its limits.
-    pub fn leaf(&self, tenant: TenantId, child: ChildId, limits: &Limits) -> io::Result<Leaf> {
+    pub(crate) fn leaf(&self, tenant: TenantId, child: ChildId, limits: &ChildLimits) -> io::Result<Leaf> {
         let dir = self.tenant(tenant);
         make_dir(&dir)?;
         for (file, value) in limits.cgroup_files() {
@@ -85,7 +85,7 @@ impl Cgroups {
     }
 
     /// Removes the tenant's directory with all below it, as far as no process is left there.
-    pub fn remove(&self, tenant: TenantId) -> bool {
+    pub(crate) fn remove(&self, tenant: TenantId) -> bool {
         remove_tree(&self.tenant(tenant))
     }
 
@@ -96,19 +96,19 @@ impl Cgroups {
 
 /// One child's directory; removed when dropped, as far as no process is left there.
 #[derive(Debug)]
-pub struct Leaf {
+pub(crate) struct Leaf {
     dir: PathBuf,
 }
 
 impl Leaf {
     /// What the child writes `0` to.
-    pub fn procs(&self) -> io::Result<File> {
+    pub(crate) fn procs(&self) -> io::Result<File> {
         OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))
     }
 
     /// Kills all that is in it at once, also what left the child's process group. Names what was there, so that its
     /// end can be awaited.
-    pub fn kill(&self) -> Vec<Pid> {
+    pub(crate) fn kill(&self) -> Vec<Pid> {
         let procs = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
         // Fails only before Linux 5.14; then the uid's cleaning is what kills.
         let _ = fs::write(self.dir.join("cgroup.kill"), "1");

@@ -7,27 +7,32 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
-use crate::ipc::message::Exit;
-use crate::supervisor::cgroup::Leaf;
-use crate::supervisor::config::Ladder;
-use crate::supervisor::core::Rung;
-use crate::supervisor::spawn::RunningChild;
-use crate::supervisor::sweep;
+use crate::cgroup::Leaf;
+use crate::config::StopLadder;
+use crate::core::StopStep;
+use crate::spawn::RunningChild;
+use crate::sweep;
+use wire::message::Exit;
 
 /// How far a child is down the ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub(crate) enum StopOrder {
     /// It may run.
     Run,
-    /// The ladder, from this rung on.
-    Stop(Rung),
+    /// The ladder, from this step on.
+    Stop(StopStep),
     /// No more waiting.
     Kill,
 }
 
-/// Follows the wishes and returns how the child ended, when it is reaped and its cgroup is empty.
-pub async fn attend(child: RunningChild, leaf: Option<Leaf>, ladder: Ladder, wish: watch::Receiver<Wish>) -> Exit {
-    if !descend(&child, ladder, wish).await {
+/// Follows the `stop_orders` and returns how the child ended, when it is reaped and its cgroup is empty.
+pub(crate) async fn attend(
+    child: RunningChild,
+    leaf: Option<Leaf>,
+    ladder: StopLadder,
+    stop_order: watch::Receiver<StopOrder>,
+) -> Exit {
+    if !run_ladder(&child, ladder, stop_order).await {
         child.signal(Signal::SIGKILL);
         if let Some(leaf) = &leaf {
             leaf.kill();
@@ -43,17 +48,17 @@ pub async fn attend(child: RunningChild, leaf: Option<Leaf>, ladder: Ladder, wis
 }
 
 /// The rungs short of SIGKILL; whether the child has ended.
-async fn descend(child: &RunningChild, ladder: Ladder, mut wish: watch::Receiver<Wish>) -> bool {
+async fn run_ladder(child: &RunningChild, ladder: StopLadder, mut stop_order: watch::Receiver<StopOrder>) -> bool {
     let stop = tokio::select! {
         _ = child.ended() => return true,
         // A sender that is gone means that the supervisor is ending.
-        stop = wish.wait_for(|wish| *wish != Wish::Run) => stop.map_or(Wish::Kill, |wish| *wish),
+        stop = stop_order.wait_for(|stop_order| *stop_order != StopOrder::Run) => stop.map_or(StopOrder::Kill, |stop_order| *stop_order),
     };
     let rungs: &[(Option<Signal>, Duration)] = &[(None, ladder.eof_grace), (Some(Signal::SIGTERM), ladder.term_grace)];
     let skip = match stop {
-        Wish::Stop(Rung::Eof) | Wish::Run => 0,
-        Wish::Stop(Rung::Term) => 1,
-        Wish::Kill => 2,
+        StopOrder::Stop(StopStep::Eof) | StopOrder::Run => 0,
+        StopOrder::Stop(StopStep::Term) => 1,
+        StopOrder::Kill => 2,
     };
     for (signal, grace) in rungs.iter().skip(skip) {
         if let Some(signal) = signal {
@@ -61,7 +66,7 @@ async fn descend(child: &RunningChild, ladder: Ladder, mut wish: watch::Receiver
         }
         tokio::select! {
             _ = child.ended() => return true,
-            _ = wish.wait_for(|wish| *wish == Wish::Kill) => return false,
+            _ = stop_order.wait_for(|stop_order| *stop_order == StopOrder::Kill) => return false,
             () = tokio::time::sleep(*grace) => {}
         }
     }

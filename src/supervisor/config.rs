@@ -10,13 +10,14 @@ use std::time::Duration;
 use nix::unistd::{Uid, User};
 use toml::Value;
 
-use crate::config_file::{ConfigError, Section};
-use crate::supervisor::profile::{self, Profile};
-use crate::supervisor::rlimit::{Limits, LimitsTable};
-use crate::supervisor::uid::UidRange;
+use crate::profile;
+use crate::profile::Profile;
+use crate::rlimit::{ChildLimits, LimitsTable};
+use crate::uid::UidRange;
+use wire::config_file::{ConfigError, Section};
 
 /// Where the policy is when `--config` does not say.
-pub const DEFAULT_FILE: &str = "/etc/forgejo-mcp-broker/supervisor.toml";
+pub(crate) const DEFAULT_FILE: &str = "/etc/forgejo-mcp-broker/supervisor.toml";
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Children that are idle end within milliseconds. Those in the middle of a call hear neither, and a revocation is to end
@@ -27,61 +28,61 @@ const _: () = assert!(EOF_GRACE.as_millis() + TERM_GRACE.as_millis() < 1000);
 
 /// The whole policy.
 #[derive(Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// Who may connect.
-    pub broker: Uid,
+    pub(crate) broker: Uid,
     /// What a child is.
-    pub profile: Profile,
+    pub(crate) profile: Profile,
     /// The uids of the children; `None` where they keep the supervisor's.
-    pub uids: Option<UidRange>,
+    pub(crate) uids: Option<UidRange>,
     /// `[caps]`.
-    pub caps: Caps,
+    pub(crate) caps: Caps,
     /// `[limits]`.
-    pub limits: LimitsTable,
+    pub(crate) limits: LimitsTable,
     /// `[stop]`.
-    pub stop: Ladder,
+    pub(crate) stop: StopLadder,
     /// `[sandbox]`.
-    pub sandbox: SandboxPolicy,
+    pub(crate) sandbox: SandboxPolicy,
     /// `[cgroup] root`: a cgroup2 directory that is the supervisor's to fill.
-    pub cgroup_root: Option<PathBuf>,
+    pub(crate) cgroup_root: Option<PathBuf>,
 }
 
 /// How many.
 #[derive(Debug, Clone, Copy)]
-pub struct Caps {
+pub(crate) struct Caps {
     /// Children at once.
-    pub children: u32,
+    pub(crate) children: u32,
     /// Children of one tenant at once.
-    pub children_per_tenant: u32,
+    pub(crate) children_per_tenant: u32,
     /// Starts a second in the long run.
-    pub spawns_per_second: u32,
+    pub(crate) spawns_per_second: u32,
     /// Starts at once after a quiet time.
-    pub spawn_burst: u32,
+    pub(crate) spawn_burst: u32,
 }
 
 /// The waits of the stop ladder.
 #[derive(Debug, Clone, Copy)]
-pub struct Ladder {
+pub(crate) struct StopLadder {
     /// Between the end of standard input and SIGTERM.
-    pub eof_grace: Duration,
+    pub(crate) eof_grace: Duration,
     /// Between SIGTERM and SIGKILL.
-    pub term_grace: Duration,
+    pub(crate) term_grace: Duration,
 }
 
 /// What the sandbox adds.
 #[derive(Debug, Clone)]
-pub struct SandboxPolicy {
+pub(crate) struct SandboxPolicy {
     /// Whether to use Landlock where the kernel has it.
-    pub landlock: bool,
+    pub(crate) landlock: bool,
     /// Whether to install the seccomp filters.
-    pub seccomp: bool,
+    pub(crate) seccomp: bool,
     /// What a child may read besides the system's directories and its own program.
-    pub read: Vec<PathBuf>,
+    pub(crate) read: Vec<PathBuf>,
 }
 
 impl Config {
     /// Reads the files in order, later ones laid over earlier ones.
-    pub fn load(files: &[PathBuf], unprivileged: bool) -> Result<Self, ConfigError> {
+    pub(crate) fn load(files: &[PathBuf], unprivileged: bool) -> Result<Self, ConfigError> {
         let root = Section::open(files);
         if !unprivileged {
             for file in files {
@@ -93,8 +94,8 @@ impl Config {
         Self::read(root, unprivileged)
     }
 
-    /// Reads an opened configuration; what the machine must have (users, the program) is looked up.
-    pub fn read(mut root: Section, unprivileged: bool) -> Result<Self, ConfigError> {
+    /// Reads an opened configuration; what the executor must have (users, the program) is looked up.
+    pub(crate) fn read(mut root: Section, unprivileged: bool) -> Result<Self, ConfigError> {
         let broker = root.value("broker_user", user);
         if broker.is_none() && !unprivileged {
             root.complain("broker_user", "is missing: the user (name or uid) that may connect");
@@ -107,7 +108,7 @@ impl Config {
         let caps = caps(&mut root);
         let limits = LimitsTable::read(&mut root, profile.least_address_space);
         let mut stop = root.section("stop");
-        let ladder = Ladder {
+        let ladder = StopLadder {
             eof_grace: stop.duration("eof_grace", EOF_GRACE, Duration::ZERO..=60 * SECOND),
             term_grace: stop.duration("term_grace", TERM_GRACE, Duration::ZERO..=60 * SECOND),
         };
@@ -136,7 +137,7 @@ impl Config {
     }
 
     /// The limits that hold for children of this Forgejo user.
-    pub fn limits_of(&self, tenant: crate::ipc::message::TenantId) -> &Limits {
+    pub(crate) fn limits_of(&self, tenant: wire::message::TenantId) -> &ChildLimits {
         self.limits.of(tenant)
     }
 }
@@ -166,7 +167,7 @@ fn uids(root: &mut Section) -> Option<UidRange> {
 ///
 /// All of `/etc/passwd` and `/etc/subuid` is compared. Of the other sources of NSS only the ends and the middle of
 /// the range are asked for: asking for each uid would be 16384 round trips to a directory server.
-pub fn uid_in_use(range: UidRange) -> Option<String> {
+pub(crate) fn uid_in_use(range: UidRange) -> Option<String> {
     let lines = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     for line in lines("/etc/passwd").lines() {
         let mut fields = line.split(':');

@@ -8,29 +8,29 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::ipc::codec;
-use crate::ipc::socket::{ReceiveError, Socket};
-use crate::limits::HELLO_DEADLINE;
-use crate::supervisor::core::{ConnId, Event};
-use crate::supervisor::machine::{Machine, Outbox};
+use crate::core::{ConnId, Event};
+use crate::executor::{Executor, Outbox};
+use wire::codec;
+use wire::message::HELLO_DEADLINE;
+use wire::socket::{ReceiveError, Socket};
 
 /// How long a peer may take to read its goodbye.
-const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves one connection until it is closed.
-pub async fn serve(machine: Machine, socket: Socket) {
+pub(crate) async fn serve(executor: Executor, socket: Socket) {
     let Ok(peer) = socket.peer_uid() else { return };
-    let (conn, outbox) = machine.connected(peer);
-    converse(&machine, conn, &socket, &outbox).await;
-    machine.gone(conn);
+    let (conn, outbox) = executor.connected(peer);
+    converse(&executor, conn, &socket, &outbox).await;
+    executor.gone(conn);
 }
 
-async fn converse(machine: &Machine, conn: ConnId, socket: &Socket, outbox: &Outbox) {
+async fn converse(executor: &Executor, conn: ConnId, socket: &Socket, outbox: &Outbox) {
     let hello_by = Instant::now() + HELLO_DEADLINE;
     let mut hello_overdue = false;
     loop {
         if outbox.leaving.get() {
-            let by = Instant::now() + GOODBYE_PATIENCE;
+            let by = Instant::now() + GOODBYE_TIMEOUT;
             while timeout_at(by, send_first(socket, outbox)).await.is_ok_and(|sent| sent) {}
             return;
         }
@@ -44,10 +44,10 @@ async fn converse(machine: &Machine, conn: ConnId, socket: &Socket, outbox: &Out
         tokio::select! {
             received = socket.receive() => match received {
                 Ok(None) | Err(ReceiveError::Io(_)) => return,
-                Ok(Some(packet)) if !packet.fds.is_empty() => machine.feed(Event::Smuggled(conn)),
-                Err(ReceiveError::DescriptorsLost) => machine.feed(Event::Smuggled(conn)),
-                Err(ReceiveError::TooLong) => machine.feed(Event::Garbled(conn)),
-                Ok(Some(packet)) => machine.feed(match codec::decode(&packet.frame) {
+                Ok(Some(packet)) if !packet.fds.is_empty() => executor.feed(Event::Smuggled(conn)),
+                Err(ReceiveError::DescriptorsLost) => executor.feed(Event::Smuggled(conn)),
+                Err(ReceiveError::TooLong) => executor.feed(Event::Garbled(conn)),
+                Ok(Some(packet)) => executor.feed(match codec::decode(&packet.frame) {
                     Ok(request) => Event::Said(conn, request),
                     Err(_) => Event::Garbled(conn),
                 }),
@@ -55,7 +55,7 @@ async fn converse(machine: &Machine, conn: ConnId, socket: &Socket, outbox: &Out
             () = outbox.changed.notified() => {}
             () = sleep_until(hello_by), if !hello_overdue => {
                 hello_overdue = true;
-                machine.feed(Event::HelloOverdue(conn));
+                executor.feed(Event::HelloOverdue(conn));
             }
         }
     }
@@ -75,7 +75,7 @@ async fn send_first(socket: &Socket, outbox: &Outbox) -> bool {
 /// Puts a packet back when its sending is cancelled: it is sent whole or not at all.
 struct PutBack<'a> {
     outbox: &'a Outbox,
-    packet: Option<super::machine::Outgoing>,
+    packet: Option<super::executor::Outgoing>,
 }
 
 impl Drop for PutBack<'_> {

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 
-use crate::ipc::message::{
+use crate::uid::{ChildUid, Pool};
+use wire::message::{
     ChildId, Exit, Farewell, Isolation, Label, PROTOCOL, Refusal, Reply, Request, StartStep, Status, TenantId, Ticket,
 };
-use crate::secret::UpstreamToken;
-use crate::supervisor::uid::{ChildUid, Pool};
+use wire::secret::UpstreamToken;
 
 /// When asking again makes sense where a child has to end first, in milliseconds.
 const RETRY_CHILDREN_MS: u32 = 1000;
@@ -22,32 +22,32 @@ const RETRY_UID_MS: u32 = 250;
 
 /// The supervisor's number for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnId(pub u64);
+pub(crate) struct ConnId(pub(crate) u64);
 
 /// What is allowed.
 #[derive(Debug, Clone)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// The uid that may connect.
-    pub broker: Uid,
+    pub(crate) broker: Uid,
     /// The supervisor's own uid, which children keep where they get none of their own.
-    pub own: Uid,
+    pub(crate) own: Uid,
     /// Connections at once.
-    pub connections: usize,
+    pub(crate) connections: usize,
     /// Children at once, running or being stopped.
-    pub children: u32,
+    pub(crate) children: u32,
     /// Of these, children of one tenant.
-    pub children_per_tenant: u32,
+    pub(crate) children_per_tenant: u32,
     /// Starts a second in the long run; at least 1.
-    pub spawns_per_second: u32,
+    pub(crate) spawns_per_second: u32,
     /// Starts at once after a quiet time; at least 1.
-    pub spawn_burst: u32,
+    pub(crate) spawn_burst: u32,
     /// What is really done to separate children; reported as it is.
-    pub isolation: Isolation,
+    pub(crate) isolation: Isolation,
 }
 
 /// What happened.
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// Somebody connected; the kernel says it is this uid.
     Connected(ConnId, Uid),
     /// A frame that decoded.
@@ -76,7 +76,7 @@ pub enum Event {
 
 /// Which step of the stop ladder comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rung {
+pub(crate) enum StopStep {
     /// Standard input is closed: give the child time to notice.
     Eof,
     /// Nobody closed standard input: begin with SIGTERM.
@@ -85,22 +85,22 @@ pub enum Rung {
 
 /// A child to start.
 #[derive(Debug)]
-pub struct StartOrder {
+pub(crate) struct StartOrder {
     /// Its number.
-    pub child: ChildId,
+    pub(crate) child: ChildId,
     /// Whose it is.
-    pub tenant: TenantId,
+    pub(crate) tenant: TenantId,
     /// For the log.
-    pub label: Label,
+    pub(crate) label: Label,
     /// For its environment.
-    pub token: UpstreamToken,
+    pub(crate) token: UpstreamToken,
     /// Its uid; `None`: the supervisor's own.
-    pub uid: Option<ChildUid>,
+    pub(crate) uid: Option<ChildUid>,
 }
 
 /// What is to be done, in order.
 #[derive(Debug)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// Send this; a `Spawned` takes the child's pipes with it.
     Send(ConnId, Reply),
     /// Send `Goodbye` with this reason and close.
@@ -108,7 +108,7 @@ pub enum Effect {
     /// Start a child and report [`Event::Started`] or [`Event::NotStarted`].
     Start(Box<StartOrder>),
     /// Begin the stop ladder of a child.
-    Stop(ChildId, Rung),
+    Stop(ChildId, StopStep),
     /// The tenant has no child left: remove its cgroup; clean the uid, if it had one, and report [`Event::Cleaned`].
     Vacate(TenantId, Option<ChildUid>),
     /// Try again to clean a uid and report [`Event::Cleaned`].
@@ -136,7 +136,7 @@ struct Child {
 
 /// The state.
 #[derive(Debug)]
-pub struct Core {
+pub(crate) struct Core {
     policy: Policy,
     conns: BTreeMap<ConnId, Phase>,
     children: BTreeMap<ChildId, Child>,
@@ -150,7 +150,7 @@ pub struct Core {
 
 impl Core {
     /// Nothing is connected and nothing runs.
-    pub fn new(policy: Policy, pool: Option<Pool>, now: Instant) -> Self {
+    pub(crate) fn new(policy: Policy, pool: Option<Pool>, now: Instant) -> Self {
         Self {
             policy,
             conns: BTreeMap::new(),
@@ -163,7 +163,7 @@ impl Core {
     }
 
     /// Takes one event and says what is to be done.
-    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+    pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         match event {
             Event::Connected(conn, peer) => self.connected(conn, peer),
             Event::Said(conn, request) => self.said(conn, request, now),
@@ -176,7 +176,7 @@ impl Core {
             Event::Backlogged(conn) => self.part(conn, Farewell::NotReading),
             Event::Gone(conn) => {
                 self.conns.remove(&conn);
-                self.stop_all(Rung::Eof, |child| child.conn == conn)
+                self.stop_all(StopStep::Eof, |child| child.conn == conn)
             }
             Event::Started(child, pid) => self.started(child, pid),
             Event::NotStarted(child, step, errno) => self.not_started(child, step, errno),
@@ -189,7 +189,7 @@ impl Core {
             }
             Event::Drain => {
                 self.draining = true;
-                let mut effects = self.stop_all(Rung::Term, |_| true);
+                let mut effects = self.stop_all(StopStep::Term, |_| true);
                 effects.extend(self.when_drained());
                 effects
             }
@@ -197,7 +197,7 @@ impl Core {
     }
 
     /// Notes at start that something runs under a uid of the range; returns the effect that cleans it.
-    pub fn found_dirty(&mut self, uid: ChildUid) -> Effect {
+    pub(crate) fn found_dirty(&mut self, uid: ChildUid) -> Effect {
         if let Some(pool) = &mut self.pool {
             pool.found_dirty(uid);
         }
@@ -205,12 +205,12 @@ impl Core {
     }
 
     /// Whether the supervisor was told to stop and nothing is left to wait for.
-    pub fn drained(&self) -> bool {
+    pub(crate) fn drained(&self) -> bool {
         self.draining && self.children.is_empty() && self.pool.as_ref().is_none_or(Pool::settled)
     }
 
     /// The numbers.
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let tenants: BTreeSet<_> = self.children.values().map(|child| child.tenant).collect();
         Status {
             isolation: self.policy.isolation,
@@ -247,7 +247,7 @@ impl Core {
             Some(phase) => {
                 *phase = Phase::Leaving;
                 let mut effects = vec![Effect::HangUp(conn, reason)];
-                effects.extend(self.stop_all(Rung::Eof, |child| child.conn == conn));
+                effects.extend(self.stop_all(StopStep::Eof, |child| child.conn == conn));
                 effects
             }
         }
@@ -285,7 +285,7 @@ impl Core {
                 Some(entry) if entry.conn == conn => {
                     let mut effects = vec![Effect::Send(conn, Reply::Stopping { ticket })];
                     if !std::mem::replace(&mut entry.stopping, true) {
-                        effects.push(Effect::Stop(child, Rung::Eof));
+                        effects.push(Effect::Stop(child, StopStep::Eof));
                     }
                     effects
                 }
@@ -366,11 +366,11 @@ impl Core {
         Some(Effect::Vacate(tenant, self.pool.as_mut().and_then(|pool| pool.release(tenant))))
     }
 
-    fn stop_all(&mut self, rung: Rung, which: impl Fn(&Child) -> bool) -> Vec<Effect> {
+    fn stop_all(&mut self, step: StopStep, which: impl Fn(&Child) -> bool) -> Vec<Effect> {
         let mut effects = Vec::new();
         for (&id, child) in &mut self.children {
             if which(child) && !std::mem::replace(&mut child.stopping, true) {
-                effects.push(Effect::Stop(id, rung));
+                effects.push(Effect::Stop(id, step));
             }
         }
         effects

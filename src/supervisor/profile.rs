@@ -5,24 +5,23 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::forge_url::ForgeUrl;
 use toml::Value;
-use url::Url;
-
-use crate::config_file::Section;
+use wire::config_file::Section;
 
 /// `[child]` and `[forgejo]` of the policy.
 #[derive(Debug, Clone)]
-pub struct Profile {
+pub(crate) struct Profile {
     /// Absolute path of the program.
-    pub program: PathBuf,
+    pub(crate) program: PathBuf,
     /// Its fixed arguments.
-    pub arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
     /// All variables but the token's: the URL's, the defaults, `[child.environment]`.
-    pub environment: BTreeMap<String, String>,
+    pub(crate) environment: BTreeMap<String, String>,
     /// The variables that hold the token.
-    pub token_variables: Vec<String>,
+    pub(crate) token_variables: Vec<String>,
     /// What an address space limit must leave, in bytes: a Go program reserves far more than it uses.
-    pub least_address_space: u64,
+    pub(crate) least_address_space: u64,
 }
 
 struct Preset {
@@ -70,10 +69,10 @@ const COMMON: [(&str, &str); 4] =
     [("HOME", "/nonexistent"), ("PATH", "/usr/bin:/bin"), ("LANG", "C.UTF-8"), ("TMPDIR", "/nonexistent")];
 
 /// Reads `[forgejo]` and `[child]`; what is wrong is noted in the sections.
-pub fn read(root: &mut Section) -> Profile {
+pub(crate) fn read(root: &mut Section) -> Profile {
     let mut forgejo = root.section("forgejo");
     let missing = !forgejo.has("url");
-    let url = forgejo.value("url", base_url);
+    let url = forgejo.parsed::<ForgeUrl>("url");
     if missing {
         forgejo.complain("url", "is missing: the base URL of the Forgejo instance");
     }
@@ -128,20 +127,9 @@ pub fn read(root: &mut Section) -> Profile {
     extras.close();
     child.close();
     if let Some(url) = url {
-        environment.insert(url_variable, url);
+        environment.insert(url_variable, url.into());
     }
     Profile { program, arguments, environment, token_variables, least_address_space: preset.least_address_space }
-}
-
-/// The URL as it is written: some children take it apart by hand and stumble over a slash that was added.
-fn base_url(value: Value) -> Result<String, String> {
-    let Value::String(text) = value else { return Err("must be a text".to_owned()) };
-    let url = Url::parse(&text).map_err(|e| format!("is not a URL: {e}"))?;
-    let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !plain || url.fragment().is_some() {
-        return Err("must be an http or https URL without user, query and fragment".to_owned());
-    }
-    Ok(text.trim_end_matches('/').to_owned())
 }
 
 /// A variable's name. `LD_*` is the dynamic linker's, and would turn any program into any other.

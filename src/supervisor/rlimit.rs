@@ -6,40 +6,40 @@ use std::collections::HashMap;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config_file::Section;
-use crate::ipc::message::TenantId;
+use wire::config_file::Section;
+use wire::message::TenantId;
 
 /// All limits of one tenant. "0 = none" where it says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct ChildLimits {
     /// `RLIMIT_NOFILE`: descriptors of a process. Go lifts the soft to the hard limit, so both are set.
-    pub open_files: u64,
+    pub(crate) open_files: u64,
     /// `RLIMIT_NPROC`: processes and threads under the tenant's uid; about 10 a child are needed.
-    pub processes: u64,
+    pub(crate) processes: u64,
     /// `RLIMIT_CPU`, seconds in the life of a process; 0 = none. Only the hard limit stops a Go program.
-    pub cpu_seconds: u64,
+    pub(crate) cpu_seconds: u64,
     /// `RLIMIT_FSIZE`, bytes of a file that it writes; 0 = it writes none.
-    pub file_size: u64,
+    pub(crate) file_size: u64,
     /// `RLIMIT_DATA`, bytes; 0 = none.
-    pub data: u64,
+    pub(crate) data: u64,
     /// `RLIMIT_AS`, bytes; 0 = none.
-    pub address_space: u64,
+    pub(crate) address_space: u64,
     /// `memory.max`, bytes for all of the tenant's children; 0 = none.
-    pub memory_max: u64,
+    pub(crate) memory_max: u64,
     /// `memory.swap.max`, bytes.
-    pub swap_max: u64,
+    pub(crate) swap_max: u64,
     /// `pids.max`: processes and threads of all of the tenant's children; 0 = none.
-    pub pids_max: u64,
+    pub(crate) pids_max: u64,
     /// `cpu.max`, per cent of one CPU; 0 = none.
-    pub cpu_max: u64,
+    pub(crate) cpu_max: u64,
     /// `cpu.weight`, 1 to 10000.
-    pub cpu_weight: u64,
+    pub(crate) cpu_weight: u64,
 }
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-const DEFAULTS: Limits = Limits {
+const DEFAULTS: ChildLimits = ChildLimits {
     open_files: 256,
     processes: 256,
     cpu_seconds: 3600,
@@ -55,23 +55,23 @@ const DEFAULTS: Limits = Limits {
 
 /// The limits of everybody, and of those who have others.
 #[derive(Debug)]
-pub struct LimitsTable {
-    all: Limits,
-    users: HashMap<TenantId, Limits>,
+pub(crate) struct LimitsTable {
+    all: ChildLimits,
+    users: HashMap<TenantId, ChildLimits>,
 }
 
 impl LimitsTable {
     /// Reads `[limits]`; what is wrong is noted in the sections.
-    pub fn read(root: &mut Section, least_address_space: u64) -> Self {
+    pub(crate) fn read(root: &mut Section, least_address_space: u64) -> Self {
         let mut section = root.section("limits");
         let mut users_section = section.section("users");
-        let all = Limits::read(&mut section, &DEFAULTS, least_address_space);
+        let all = ChildLimits::read(&mut section, &DEFAULTS, least_address_space);
         let mut users = HashMap::new();
         for key in users_section.keys() {
             let mut user = users_section.section(&key);
             match key.parse().ok().and_then(|id| TenantId::new(id).ok()) {
                 Some(tenant) => {
-                    users.insert(tenant, Limits::read(&mut user, &all, least_address_space));
+                    users.insert(tenant, ChildLimits::read(&mut user, &all, least_address_space));
                 }
                 None => users_section.complain(&key, "must be the number that Forgejo gave the user"),
             }
@@ -83,12 +83,12 @@ impl LimitsTable {
     }
 
     /// The limits of this tenant.
-    pub fn of(&self, tenant: TenantId) -> &Limits {
+    pub(crate) fn of(&self, tenant: TenantId) -> &ChildLimits {
         self.users.get(&tenant).unwrap_or(&self.all)
     }
 }
 
-impl Limits {
+impl ChildLimits {
     fn read(section: &mut Section, default: &Self, least_address_space: u64) -> Self {
         let address_space = section.size("address_space", default.address_space, 0..=u64::MAX);
         if address_space != 0 && address_space < least_address_space {
@@ -113,7 +113,7 @@ impl Limits {
     /// What to set in a child, soft and hard alike. A value above the supervisor's own hard limit is lowered to it,
     /// because raising one needs `CAP_SYS_RESOURCE`. Under a uid that others use, too, `RLIMIT_NPROC` would count
     /// their processes and is left out.
-    pub fn rlimits(&self, own_uid: bool) -> Vec<(Resource, u64)> {
+    pub(crate) fn rlimits(&self, own_uid: bool) -> Vec<(Resource, u64)> {
         let wanted = [
             (Resource::RLIMIT_NOFILE, Some(self.open_files)),
             (Resource::RLIMIT_NPROC, own_uid.then_some(self.processes)),
@@ -129,7 +129,7 @@ impl Limits {
     }
 
     /// What to write into the tenant's cgroup, as far as its controllers are there.
-    pub fn cgroup_files(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn cgroup_files(&self) -> Vec<(&'static str, String)> {
         let or_max = |n: u64| if n == 0 { "max".to_owned() } else { n.to_string() };
         // cgroup-v2.rst: "$MAX $PERIOD" in microseconds.
         let quota = if self.cpu_max == 0 { "max".to_owned() } else { self.cpu_max.saturating_mul(1000).to_string() };

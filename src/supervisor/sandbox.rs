@@ -20,11 +20,11 @@ use seccompiler::{
     SeccompRule, TargetArch, sock_filter,
 };
 
-use crate::supervisor::config::SandboxPolicy;
+use crate::config::SandboxPolicy;
 
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
+pub(crate) enum SandboxError {
     /// A Landlock ruleset was refused for another reason than an old kernel.
     #[error("making the Landlock ruleset: {0}")]
     Landlock(#[from] RulesetError),
@@ -35,16 +35,16 @@ pub enum SandboxError {
 
 /// What is switched on in each child.
 #[derive(Debug, Default)]
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     /// For `landlock_restrict_self(2)`; `None`: not done.
-    pub ruleset: Option<OwnedFd>,
+    pub(crate) ruleset: Option<OwnedFd>,
     /// For `seccomp(2)`, in this order; empty: not done.
-    pub filters: Vec<BpfProgram>,
+    pub(crate) filters: Vec<BpfProgram>,
 }
 
 impl Sandbox {
     /// Makes what the policy wants and the kernel has.
-    pub fn new(policy: &SandboxPolicy, program: &Path, seccomp_works: bool) -> Result<Self, SandboxError> {
+    pub(crate) fn new(policy: &SandboxPolicy, program: &Path, seccomp_works: bool) -> Result<Self, SandboxError> {
         let ruleset = if policy.landlock { ruleset(program, &policy.read)? } else { None };
         let filters = if policy.seccomp && seccomp_works { filters()? } else { Vec::new() };
         Ok(Self { ruleset, filters })
@@ -54,7 +54,7 @@ impl Sandbox {
 /// Read and execute: programs, libraries and what the C library and TLS want to read. A missing one is skipped.
 const EXECUTABLE: [&str; 5] = ["/usr", "/bin", "/sbin", "/lib", "/lib64"];
 /// Read: configuration (file modes still protect what is secret there), the resolver's file behind
-/// `/etc/resolv.conf`, CA bundles, and what runtimes look up about themselves and the machine.
+/// `/etc/resolv.conf`, CA bundles, and what runtimes look up about themselves and the executor.
 const READABLE: [&str; 8] = [
     "/etc",
     "/proc",
@@ -123,7 +123,7 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_request_key,
     libc::SYS_keyctl,
     libc::SYS_fanotify_init,
-    // the machine
+    // the executor
     libc::SYS_kexec_load,
     libc::SYS_init_module,
     libc::SYS_finit_module,

@@ -1,7 +1,7 @@
 //! Between fork and exec, and everything else that needs a system call without a safe wrapper.
 //!
 //! Trusts its arguments: they are the policy's and the core's. One of the two modules with `unsafe`. JUSTIFICATION:
-//! code between fork and exec is `unsafe` by nature, and pidfds have no safe interface in the crates used here.
+//! code between fork and exec is `unsafe` by nature.
 //!
 //! The process has one thread (`tests/supervisor_single_thread.rs`), so a forked child holds no lock of another
 //! thread; the code between fork and exec still allocates nothing and only makes system calls, because that costs
@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -26,51 +26,51 @@ use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, getppid, pipe2, setgroups, se
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::ipc::message::{Exit, StartStep};
-use crate::secret::UpstreamToken;
-use crate::supervisor::profile::Profile;
-use crate::supervisor::sandbox::Sandbox;
-use crate::supervisor::uid::ChildUid;
+use crate::profile::Profile;
+use crate::sandbox::Sandbox;
+use crate::uid::ChildUid;
+use wire::message::{Exit, StartStep};
+use wire::secret::UpstreamToken;
 
 /// What a child is started with.
 #[derive(Debug)]
-pub struct Launch<'a> {
+pub(crate) struct Launch<'a> {
     /// Program, arguments, variables.
-    pub profile: &'a Profile,
+    pub(crate) profile: &'a Profile,
     /// Goes into the environment.
-    pub token: &'a UpstreamToken,
+    pub(crate) token: &'a UpstreamToken,
     /// `None`: it keeps the supervisor's.
-    pub uid: Option<ChildUid>,
+    pub(crate) uid: Option<ChildUid>,
     /// Soft and hard alike.
-    pub rlimits: Vec<(Resource, u64)>,
+    pub(crate) rlimits: Vec<(Resource, u64)>,
     /// The open `cgroup.procs` that the child enters.
-    pub procs: Option<File>,
+    pub(crate) procs: Option<File>,
     /// Shared by all children.
-    pub sandbox: Arc<Sandbox>,
+    pub(crate) sandbox: Arc<Sandbox>,
 }
 
 /// What failed, and the error number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("starting a child failed at {step:?}, errno {errno}")]
-pub struct StartError {
+pub(crate) struct StartError {
     /// At which step.
-    pub step: StartStep,
+    pub(crate) step: StartStep,
     /// 0 where there is none.
-    pub errno: i32,
+    pub(crate) errno: i32,
 }
 
 impl StartError {
     /// From a failed operation.
-    pub fn at(step: StartStep) -> impl Fn(io::Error) -> Self {
+    pub(crate) fn at(step: StartStep) -> impl Fn(io::Error) -> Self {
         move |e| Self { step, errno: e.raw_os_error().unwrap_or(0) }
     }
 }
 
 /// The broker's ends of a child's standard input, output and error, in this order.
-pub type Pipes = [OwnedFd; 3];
+pub(crate) type Pipes = [OwnedFd; 3];
 
 /// Starts a child. Blocks until exec has succeeded or failed, some hundred microseconds.
-pub fn start(launch: Launch<'_>) -> Result<(RunningChild, Pipes), StartError> {
+pub(crate) fn start(launch: Launch<'_>) -> Result<(RunningChild, Pipes), StartError> {
     let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from).map_err(StartError::at(StartStep::Pipes));
     let (stdin, broker_stdin) = pipe()?;
     let (broker_stdout, stdout) = pipe()?;
@@ -164,7 +164,7 @@ fn check(result: libc::c_long) -> io::Result<()> {
 
 /// A child that runs or is a zombie: its pid cannot be another's until [`RunningChild::reap`].
 #[derive(Debug)]
-pub struct RunningChild {
+pub(crate) struct RunningChild {
     child: Child,
     pid: Pid,
     pidfd: Pidfd,
@@ -172,23 +172,23 @@ pub struct RunningChild {
 
 impl RunningChild {
     /// Its pid, for the log.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits until it has ended; it is a zombie then. Safe to cancel.
-    pub async fn ended(&self) -> io::Result<()> {
+    pub(crate) async fn ended(&self) -> io::Result<()> {
         self.pidfd.exited().await
     }
 
     /// Signals the session that it leads, and so what it started, unless that left the group.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         // ESRCH and EPERM: nobody is left in the group that could be signalled.
         let _ = killpg(self.pid, signal);
     }
 
     /// Kills what is left of its group and reaps it; blocks unless it has [`RunningChild::ended`].
-    pub fn reap(mut self) -> io::Result<Exit> {
+    pub(crate) fn reap(mut self) -> io::Result<Exit> {
         // Before reaping, as long as the zombie keeps the number from being anybody else's.
         self.signal(Signal::SIGKILL);
         let status = self.child.wait()?;
@@ -201,23 +201,20 @@ impl RunningChild {
 
 /// A process that is watched by descriptor (`pidfd_open(2)`), also one that is nobody's child here.
 #[derive(Debug)]
-pub struct Pidfd(AsyncFd<OwnedFd>);
+pub(crate) struct Pidfd(AsyncFd<OwnedFd>);
 
 impl Pidfd {
     /// Opens it; `ESRCH` if there is no such process. Needs a running tokio runtime.
-    pub fn open(pid: Pid) -> io::Result<Self> {
-        // SAFETY: pidfd_open(2) takes a pid and flags and returns a new descriptor, close-on-exec.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-        let fd = i32::try_from(fd).ok().filter(|&fd| fd >= 0).ok_or_else(io::Error::last_os_error)?;
-        // SAFETY: the kernel has just returned this descriptor, so it is open and nobody else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    pub(crate) fn open(pid: Pid) -> io::Result<Self> {
+        let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::InvalidInput)?;
+        let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
         // SAFETY: an OwnedFd stays open and the same until dropped; the AsyncFd owns it and it is never replaced.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)?;
         Ok(Self(fd))
     }
 
     /// Waits until the process has ended. Safe to cancel.
-    pub async fn exited(&self) -> io::Result<()> {
+    pub(crate) async fn exited(&self) -> io::Result<()> {
         // Readable for good once the process is a zombie or gone; nothing ever clears it.
         self.0.readable().await.map(|mut guard| guard.retain_ready())
     }
@@ -227,7 +224,7 @@ impl Pidfd {
 ///
 /// A helper process does it with `uid` as its effective uid only; real and saved it is the sweeper, whom no child is,
 /// so that its targets cannot stop it first. Blocks until the helper has ended, about a millisecond.
-pub fn kill_all_of(uid: ChildUid, sweeper: ChildUid) -> io::Result<()> {
+pub(crate) fn kill_all_of(uid: ChildUid, sweeper: ChildUid) -> io::Result<()> {
     // SAFETY: one thread, see the module; the child makes three system calls and ends without unwinding.
     match unsafe { fork() }? {
         ForkResult::Child => {
@@ -251,13 +248,13 @@ pub fn kill_all_of(uid: ChildUid, sweeper: ChildUid) -> io::Result<()> {
 }
 
 /// Whether the kernel takes seccomp filters (`prctl` answers EINVAL where it was built without).
-pub fn seccomp_works() -> bool {
+pub(crate) fn seccomp_works() -> bool {
     // SAFETY: PR_GET_SECCOMP takes no argument and changes nothing.
     unsafe { libc::prctl(libc::PR_GET_SECCOMP) >= 0 }
 }
 
 /// Whether systemd marked this cgroup as delegated (`Delegate=yes`, systemd.resource-control(5)).
-pub fn is_delegated(cgroup: &Path) -> bool {
+pub(crate) fn is_delegated(cgroup: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let Ok(path) = std::ffi::CString::new(cgroup.as_os_str().as_bytes()) else { return false };
     let mut value = [0_u8; 1];
@@ -268,7 +265,7 @@ pub fn is_delegated(cgroup: &Path) -> bool {
 }
 
 /// Keeps the supervisor's memory, which sees every token, out of core files and away from ptrace.
-pub fn protect_self() -> io::Result<()> {
+pub(crate) fn protect_self() -> io::Result<()> {
     prctl::set_dumpable(false)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     Ok(())

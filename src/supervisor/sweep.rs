@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use crate::supervisor::spawn::{self, Pidfd};
-use crate::supervisor::uid::{ChildUid, UidRange};
+use crate::spawn;
+use crate::spawn::Pidfd;
+use crate::uid::{ChildUid, UidRange};
 
 /// How long a killed process may take to go before its uid is put into quarantine. One that hangs in the kernel
 /// (state D) can take for ever.
-const PATIENCE: Duration = Duration::from_secs(2);
+const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A killed process that was half way through a fork may leave one more that is found only by looking again.
 const ROUNDS: usize = 3;
 
 /// Kills everything under `uid` and waits for the end of it; whether nothing is left.
-pub async fn clean(uid: ChildUid, range: UidRange) -> bool {
+pub(crate) async fn clean(uid: ChildUid, range: UidRange) -> bool {
     for _ in 0..ROUNDS {
         let left = running(|owner| owner == uid.get());
         if left.is_empty() {
@@ -26,13 +27,13 @@ pub async fn clean(uid: ChildUid, range: UidRange) -> bool {
         if let Err(error) = spawn::kill_all_of(uid, range.sweeper()) {
             tracing::warn!(uid = uid.get(), %error, "killing all that runs under a uid failed");
         }
-        gone(left.into_iter().map(|(pid, _)| pid), PATIENCE).await;
+        gone(left.into_iter().map(|(pid, _)| pid), GONE_TIMEOUT).await;
     }
     running(|owner| owner == uid.get()).is_empty()
 }
 
 /// The uids of the range under which something runs.
-pub fn dirty(range: UidRange) -> Vec<ChildUid> {
+pub(crate) fn dirty(range: UidRange) -> Vec<ChildUid> {
     let mut uids: Vec<_> = running(|owner| range.get(owner).is_some()).iter().filter_map(|p| range.get(p.1)).collect();
     uids.sort();
     uids.dedup();
@@ -40,7 +41,7 @@ pub fn dirty(range: UidRange) -> Vec<ChildUid> {
 }
 
 /// Waits until these processes have ended, at most this long.
-pub async fn gone(pids: impl IntoIterator<Item = Pid>, patience: Duration) {
+pub(crate) async fn gone(pids: impl IntoIterator<Item = Pid>, patience: Duration) {
     let watched: Vec<Pidfd> = pids.into_iter().filter_map(|pid| Pidfd::open(pid).ok()).collect();
     let all = async {
         for pidfd in &watched {

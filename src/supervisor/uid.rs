@@ -10,29 +10,29 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::ipc::message::TenantId;
+use wire::message::TenantId;
 
 /// A uid of the supervisor's range, and the gid of the same number. Only [`UidRange`] makes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChildUid(u32);
+pub(crate) struct ChildUid(u32);
 
 impl ChildUid {
     /// The number, for system calls and the log.
-    pub const fn get(self) -> u32 {
+    pub(crate) const fn get(self) -> u32 {
         self.0
     }
 }
 
 /// A range of uids that belongs to the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UidRange {
+pub(crate) struct UidRange {
     first: u32,
     count: u32,
 }
 
 /// Why two numbers are no range for children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RangeError {
+pub(crate) enum RangeError {
     /// One uid for a child and one for the sweeper.
     #[error("needs at least 2 uids")]
     TooFew,
@@ -46,7 +46,7 @@ pub enum RangeError {
 
 impl UidRange {
     /// `count` uids from `first` on, the last of them the sweeper's.
-    pub fn new(first: u32, count: u32) -> Result<Self, RangeError> {
+    pub(crate) fn new(first: u32, count: u32) -> Result<Self, RangeError> {
         if count < 2 {
             return Err(RangeError::TooFew);
         }
@@ -59,24 +59,24 @@ impl UidRange {
     }
 
     /// The lowest.
-    pub const fn first(self) -> u32 {
+    pub(crate) const fn first(self) -> u32 {
         self.first
     }
 
     /// The highest: the sweeper's.
-    pub const fn sweeper(self) -> ChildUid {
+    pub(crate) const fn sweeper(self) -> ChildUid {
         ChildUid(self.first + (self.count - 1))
     }
 
     /// The uid with this number, if it is in the range.
-    pub fn get(self, uid: u32) -> Option<ChildUid> {
+    pub(crate) fn get(self, uid: u32) -> Option<ChildUid> {
         (self.first..=self.sweeper().0).contains(&uid).then_some(ChildUid(uid))
     }
 }
 
 /// The leases.
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     /// The next one that was never leased; below `fresh_end`.
     fresh: u32,
     fresh_end: u32,
@@ -89,7 +89,7 @@ pub struct Pool {
 
 impl Pool {
     /// All of the range but the sweeper's uid is free.
-    pub fn new(range: UidRange) -> Self {
+    pub(crate) fn new(range: UidRange) -> Self {
         Self {
             fresh: range.first,
             fresh_end: range.sweeper().0,
@@ -101,7 +101,7 @@ impl Pool {
     }
 
     /// The tenant's uid: the one it has, else one that is free.
-    pub fn lease(&mut self, tenant: TenantId) -> Option<ChildUid> {
+    pub(crate) fn lease(&mut self, tenant: TenantId) -> Option<ChildUid> {
         if let Some(&uid) = self.leased.get(&tenant) {
             return Some(uid);
         }
@@ -123,14 +123,14 @@ impl Pool {
     }
 
     /// Ends the tenant's lease; the uid is to be cleaned now.
-    pub fn release(&mut self, tenant: TenantId) -> Option<ChildUid> {
+    pub(crate) fn release(&mut self, tenant: TenantId) -> Option<ChildUid> {
         let uid = self.leased.remove(&tenant)?;
         self.cleaning.insert(uid);
         Some(uid)
     }
 
     /// Notes the end of a cleaning.
-    pub fn cleaned(&mut self, uid: ChildUid, clean: bool) {
+    pub(crate) fn cleaned(&mut self, uid: ChildUid, clean: bool) {
         if !self.cleaning.remove(&uid) {
             return;
         }
@@ -143,33 +143,33 @@ impl Pool {
     }
 
     /// Puts a uid that was found dirty at start into cleaning.
-    pub fn found_dirty(&mut self, uid: ChildUid) {
+    pub(crate) fn found_dirty(&mut self, uid: ChildUid) {
         if uid.0 < self.fresh_end {
             self.cleaning.insert(uid);
         }
     }
 
     /// Moves everything in quarantine back to cleaning and names it: worth a try when nothing is free.
-    pub fn retry_quarantine(&mut self) -> Vec<ChildUid> {
+    pub(crate) fn retry_quarantine(&mut self) -> Vec<ChildUid> {
         let again: Vec<_> = std::mem::take(&mut self.quarantine).into_iter().collect();
         self.cleaning.extend(&again);
         again
     }
 
     /// How many could be leased now.
-    pub fn free(&self) -> u32 {
+    pub(crate) fn free(&self) -> u32 {
         let ahead = usize::try_from(self.fresh_end.saturating_sub(self.fresh)).unwrap_or(0);
         let dirty_ahead = self.cleaning.iter().chain(&self.quarantine).filter(|uid| uid.0 >= self.fresh).count();
         u32::try_from(ahead.saturating_sub(dirty_ahead) + self.free.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether no cleaning is under way. A uid in quarantine is settled: nobody waits for it.
-    pub fn settled(&self) -> bool {
+    pub(crate) fn settled(&self) -> bool {
         self.cleaning.is_empty()
     }
 
     /// How many are being cleaned or in quarantine.
-    pub fn unclean(&self) -> u32 {
+    pub(crate) fn unclean(&self) -> u32 {
         u32::try_from(self.cleaning.len() + self.quarantine.len()).unwrap_or(u32::MAX)
     }
 }

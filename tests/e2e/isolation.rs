@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use nix::unistd::geteuid;
 use serde_json::json;
 
-use crate::session::Session;
-use crate::stage::{Process, Stage, processes};
-use crate::{real_stage, skip, stand_in_stage, token};
+use crate::{real_deployment, skip, stand_in_deployment, token};
+use harness::deployment::{Deployment, Process, processes};
+use harness::mcp_session::Session;
 
 fn root(test: &str) -> bool {
     if !geteuid().is_root() {
@@ -16,12 +16,12 @@ fn root(test: &str) -> bool {
     geteuid().is_root()
 }
 
-async fn two_children(stage: &Stage) -> (Vec<Session>, Vec<Process>) {
+async fn two_children(deployment: &Deployment) -> (Vec<Session>, Vec<Process>) {
     let mut sessions = Vec::new();
     for login in ["alice", "bob"] {
-        sessions.push(Session::open(&stage.url, &token(stage, login)).await.expect("a session"));
+        sessions.push(Session::open(&deployment.url, &token(deployment, login)).await.expect("a session"));
     }
-    let children = stage.children();
+    let children = deployment.children();
     assert_eq!(children.len(), 2);
     (sessions, children)
 }
@@ -31,8 +31,8 @@ async fn two_users_have_two_uids_no_privilege_and_their_limits() {
     if !root("two_uids") {
         return;
     }
-    let Some(stage) = real_stage("two_uids") else { return };
-    let (_sessions, children) = two_children(&stage).await;
+    let Some(deployment) = real_deployment("two_uids") else { return };
+    let (_sessions, children) = two_children(&deployment).await;
     let uids: HashSet<u32> = children.iter().map(Process::uid).collect();
     assert_eq!(uids.len(), 2, "a uid each");
     for child in &children {
@@ -53,7 +53,7 @@ async fn two_users_have_two_uids_no_privilege_and_their_limits() {
         assert_eq!(child.limit("Max data size"), same("1073741824"));
         assert_eq!(child.field("NSsid").split(' ').next(), Some(&*child.pid.to_string()), "a session of its own");
     }
-    let supervisor = stage.supervisor.as_ref().expect("runs").pid();
+    let supervisor = deployment.supervisor.as_ref().expect("runs").pid();
     let threads = std::fs::read_dir(format!("/proc/{supervisor}/task")).expect("readable").count();
     assert_eq!(threads, 1, "the supervisor forks, so it has one thread");
 }
@@ -63,18 +63,18 @@ async fn a_child_is_given_its_own_token_in_its_environment_and_nothing_else() {
     if !root("environment") {
         return;
     }
-    let stage = stand_in_stage("environment", &[], |_| {});
+    let deployment = stand_in_deployment("environment", &[], |_| {});
     let login = "alice";
-    let forgejo_token = stage.forge_token(login).expect("a Forgejo token");
-    let broker_token = stage.broker_token(login, &forgejo_token, &[]).expect("a token");
-    let mut session = Session::open(&stage.url, &broker_token).await.expect("a session");
+    let forgejo_token = deployment.forge_token(login).expect("a Forgejo token");
+    let broker_token = deployment.broker_token(login, &forgejo_token, &[]).expect("a token");
+    let mut session = Session::open(&deployment.url, &broker_token).await.expect("a session");
     let names = session.text("env", json!({})).await.expect("names");
     for expected in
         ["FORGEJO_ACCESS_TOKEN", "FORGEJO_URL", "GOMEMLIMIT", "GOMAXPROCS", "HOME", "PATH", "LANG", "TMPDIR"]
     {
         assert!(names.contains(expected), "{expected} is missing: {names}");
     }
-    let child = stage.children().pop().expect("a child");
+    let child = deployment.children().pop().expect("a child");
     let environment = String::from_utf8_lossy(&child.file("environ")).into_owned();
     assert_eq!(environment.split_terminator('\0').count(), 8, "{environment}");
     assert!(environment.contains(&forgejo_token));
@@ -92,8 +92,8 @@ async fn one_users_uid_can_neither_read_nor_signal_the_others_child() {
     if !root("neighbours") {
         return;
     }
-    let stage = stand_in_stage("neighbours", &[], |_| {});
-    let (_sessions, children) = two_children(&stage).await;
+    let deployment = stand_in_deployment("neighbours", &[], |_| {});
+    let (_sessions, children) = two_children(&deployment).await;
     let (one, other) = (children.first().expect("one"), children.last().expect("other"));
     let as_one = |arguments: &[&str]| {
         use std::os::unix::process::CommandExt;
@@ -113,9 +113,9 @@ async fn nothing_of_a_uid_is_left_when_its_last_child_has_ended() {
     if !root("cleaned_uid") {
         return;
     }
-    let stage = stand_in_stage("cleaned_uid", &[], |_| {});
-    let session = Session::open(&stage.url, &token(&stage, "alice")).await.expect("a session");
-    let uid = stage.children().pop().expect("a child").uid();
+    let deployment = stand_in_deployment("cleaned_uid", &[], |_| {});
+    let session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+    let uid = deployment.children().pop().expect("a child").uid();
     // What a child could leave: a process of its uid in a session of its own, which no group signal reaches.
     let mut left = std::process::Command::new("setsid");
     {
@@ -139,15 +139,16 @@ async fn a_child_cannot_write_files_or_leave_the_cage() {
                   (cat /root/.profile /home/* >/dev/null && echo READ) 2>/dev/null; \
                   (unshare -U true && echo UNSHARED) 2>/dev/null; (mount -t tmpfs x /mnt && echo MOUNTED) 2>/dev/null; \
                   echo DONE; exit 3";
-    let program = crate::stage::Program {
+    let program = harness::deployment::Program {
         profile: "custom",
         path: "/bin/sh".into(),
         arguments: vec!["-c".to_owned(), format!("({script}) >&2")],
     };
-    let mut setting = crate::setting("cage", program);
-    setting.supervisor = "[child]\ntoken_variables = [\"TOKEN\"]\n".to_owned();
-    let stage = Stage::set(setting).expect("a stage");
-    let refused = Session::open(&stage.url, &token(&stage, "alice")).await.expect_err("a shell is no MCP server");
+    let mut config = crate::config("cage", program);
+    config.supervisor = "[child]\ntoken_variables = [\"TOKEN\"]\n".to_owned();
+    let deployment = Deployment::set(config).expect("a deployment");
+    let refused =
+        Session::open(&deployment.url, &token(&deployment, "alice")).await.expect_err("a shell is no MCP server");
     let said = refused.to_string();
     assert!(said.contains("exit status 3") && said.contains("DONE"), "{said}");
     for escape in ["WROTE", "READ", "UNSHARED", "MOUNTED"] {

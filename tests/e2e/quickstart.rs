@@ -3,15 +3,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::person::Person;
-use crate::session::Session;
-use crate::stage::processes;
+use harness::deployment::processes;
+use harness::mcp_session::Session;
+use harness::user_agent::UserAgent;
 
 /// Ends with the test, however that ends: what stays would hold the test runner's own output open.
 struct Running(Child);
@@ -72,7 +71,7 @@ async fn it_shows_two_users_with_different_answers_and_ctrl_c_leaves_nothing_beh
     let mut session = Session::open(&url, &value("TOKEN_CAROL")).await.expect("the written token works");
     assert!(crate::who(&mut session).await.contains("carol"));
     assert!(shown.contains("log in as carol or dave"), "{shown}");
-    let page = Person::new("dave", "secret-of-dave").account(&url, &value("FORGEJO_URL")).await;
+    let page = UserAgent::new("dave", "secret-of-dave").account(&url, &value("FORGEJO_URL")).await;
     assert!(page.text.contains("dave"), "every user's password is as it says: {}", page.text);
     running.interrupt();
     assert!(running.0.wait().expect("it ends").success());
@@ -87,7 +86,7 @@ async fn it_shows_two_users_with_different_answers_and_ctrl_c_leaves_nothing_beh
 
 #[test]
 fn the_script_says_in_one_line_what_is_missing() {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/quickstart");
+    let script = harness::workspace().join("packaging/quickstart");
     let run = |path: &str, arguments: &[&str]| {
         let mut command = Command::new("/bin/bash");
         command.arg(&script).args(arguments).env("PATH", path);

@@ -6,9 +6,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::session::{Session, http, initialize, post};
-use crate::stage::{Process, processes};
-use crate::{stand_in_stage, token};
+use crate::{stand_in_deployment, token};
+use harness::deployment::{Process, processes};
+use harness::mcp_session::{Session, http, initialize, post};
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -32,58 +32,58 @@ async fn gone(pids: &[u32]) {
 
 #[tokio::test]
 async fn a_graceful_stop_leaves_no_child_and_the_session_goes_on_after_the_restart() {
-    let mut stage = stand_in_stage("graceful", &[], |_| {});
-    let token = token(&stage, "alice");
-    let mut session = Session::open(&stage.url, &token).await.expect("a session");
-    let _second = Session::open(&stage.url, &token).await.expect("a session");
-    let pids: Vec<u32> = stage.children().iter().map(|child| child.pid).collect();
+    let mut deployment = stand_in_deployment("graceful", &[], |_| {});
+    let token = token(&deployment, "alice");
+    let mut session = Session::open(&deployment.url, &token).await.expect("a session");
+    let _second = Session::open(&deployment.url, &token).await.expect("a session");
+    let pids: Vec<u32> = deployment.children().iter().map(|child| child.pid).collect();
     assert_eq!(pids.len(), 2);
-    let status = stage.broker.as_mut().expect("runs").stop().expect("it ends");
+    let status = deployment.broker.as_mut().expect("runs").stop().expect("it ends");
     assert!(status.success(), "{status}");
     assert!(of_program("stand-in", &pids).is_empty(), "no child is left when the broker has ended");
-    stage.start_broker().expect("the broker starts again");
+    deployment.start_broker().expect("the broker starts again");
     assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("an answer"), "back");
-    assert_eq!(stage.children().len(), 1, "one session was used, one child runs");
+    assert_eq!(deployment.children().len(), 1, "one session was used, one child runs");
 }
 
 #[tokio::test]
 async fn a_killed_broker_leaves_no_child_and_loses_no_session() {
-    let mut stage = stand_in_stage("killed_broker", &[], |_| {});
-    let mut session = Session::open(&stage.url, &token(&stage, "alice")).await.expect("a session");
-    let pids: Vec<u32> = stage.children().iter().map(|child| child.pid).collect();
-    let broker = stage.broker.as_mut().expect("runs");
+    let mut deployment = stand_in_deployment("killed_broker", &[], |_| {});
+    let mut session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+    let pids: Vec<u32> = deployment.children().iter().map(|child| child.pid).collect();
+    let broker = deployment.broker.as_mut().expect("runs");
     broker.signal(Signal::SIGKILL);
     broker.wait().expect("it ends");
     gone(&pids).await;
-    stage.start_broker().expect("the broker starts again");
+    deployment.start_broker().expect("the broker starts again");
     assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("an answer"), "back");
 }
 
 #[tokio::test]
 async fn a_killed_supervisor_takes_its_children_along_is_503_while_away_and_heals_by_itself() {
-    let mut stage = stand_in_stage("killed_supervisor", &[], |_| {});
-    let token = token(&stage, "alice");
-    let mut session = Session::open(&stage.url, &token).await.expect("a session");
-    let pids: Vec<u32> = stage.children().iter().map(|child| child.pid).collect();
-    let supervisor = stage.supervisor.as_mut().expect("runs");
+    let mut deployment = stand_in_deployment("killed_supervisor", &[], |_| {});
+    let token = token(&deployment, "alice");
+    let mut session = Session::open(&deployment.url, &token).await.expect("a session");
+    let pids: Vec<u32> = deployment.children().iter().map(|child| child.pid).collect();
+    let supervisor = deployment.supervisor.as_mut().expect("runs");
     supervisor.signal(Signal::SIGKILL);
     supervisor.wait().expect("it ends");
     gone(&pids).await;
-    let refused = post(&http(), &stage.url, &token, None, &initialize()).await.expect("an answer");
+    let refused = post(&http(), &deployment.url, &token, None, &initialize()).await.expect("an answer");
     assert_eq!(refused.status().as_u16(), 503);
     assert!(refused.headers().contains_key("retry-after"));
-    let ready = http().get(format!("{}/readyz", stage.url)).send().await.expect("an answer");
+    let ready = http().get(format!("{}/readyz", deployment.url)).send().await.expect("an answer");
     assert_eq!(ready.status().as_u16(), 503);
-    stage.start_supervisor().expect("the supervisor starts again");
+    deployment.start_supervisor().expect("the supervisor starts again");
     assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("an answer"), "back");
 }
 
 #[tokio::test]
 async fn a_stopped_supervisor_stops_its_children_first() {
-    let mut stage = stand_in_stage("stopped_supervisor", &[], |_| {});
-    let _session = Session::open(&stage.url, &token(&stage, "alice")).await.expect("a session");
-    let pids: Vec<u32> = stage.children().iter().map(|child| child.pid).collect();
-    let status = stage.supervisor.as_mut().expect("runs").stop().expect("it ends");
+    let mut deployment = stand_in_deployment("stopped_supervisor", &[], |_| {});
+    let _session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+    let pids: Vec<u32> = deployment.children().iter().map(|child| child.pid).collect();
+    let status = deployment.supervisor.as_mut().expect("runs").stop().expect("it ends");
     assert!(status.success(), "{status}");
     assert!(of_program("stand-in", &pids).is_empty());
 }
@@ -92,11 +92,11 @@ async fn a_stopped_supervisor_stops_its_children_first() {
 async fn under_socket_activation_no_connection_is_refused_while_the_broker_restarts() {
     let listener = Arc::new(TcpListener::bind("127.0.0.1:0").expect("a port"));
     let inherited = Arc::clone(&listener);
-    let mut stage = stand_in_stage("activated", &[], |setting| setting.inherited = Some(inherited));
+    let mut deployment = stand_in_deployment("activated", &[], |config| config.inherited = Some(inherited));
     let address = listener.local_addr().expect("an address").to_string();
-    assert_eq!(stage.url, format!("http://{address}"), "the broker serves the inherited socket");
-    let token = token(&stage, "alice");
-    let session = Session::open(&stage.url, &token).await.expect("a session");
+    assert_eq!(deployment.url, format!("http://{address}"), "the broker serves the inherited socket");
+    let token = token(&deployment, "alice");
+    let session = Session::open(&deployment.url, &token).await.expect("a session");
     let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let calling = {
         let (mut session, over, answered) = (session.clone(), Arc::clone(&over), Arc::clone(&answered));
@@ -112,8 +112,8 @@ async fn under_socket_activation_no_connection_is_refused_while_the_broker_resta
     };
     for _ in 0..5 {
         tokio::task::block_in_place(|| {
-            stage.broker.as_mut().expect("runs").stop().expect("it ends");
-            stage.start_broker().expect("the broker starts again");
+            deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+            deployment.start_broker().expect("the broker starts again");
         });
         let before = answered.load(Ordering::SeqCst);
         while answered.load(Ordering::SeqCst) == before {

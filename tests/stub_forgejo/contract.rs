@@ -8,8 +8,8 @@ use reqwest::Method;
 use reqwest::header::{COOKIE, WWW_AUTHENTICATE};
 use serde_json::{Value, json};
 
-use crate::person::{Form, Page, Person};
-use crate::scene::{App, Scene, exchange_form, person, refused, returned, text};
+use crate::fixture::{App, Fixture, exchange_form, refused, returned, text, user_agent};
+use harness::user_agent::{Form, Page, UserAgent};
 
 /// The claims of a token.
 fn claims(token: &Value) -> Value {
@@ -18,23 +18,23 @@ fn claims(token: &Value) -> Value {
 }
 
 /// Somebody who has logged in in their browser, and looks at Forgejo's own consent page.
-async fn at_consent(scene: &Scene, login: &str) -> (Person, Page) {
-    let mut person = person(login);
-    let sent = person.open(scene.authorize("read:user")).await;
-    let page = person.open(sent.location().unwrap()).await;
+async fn at_consent(fixture: &Fixture, login: &str) -> (UserAgent, Page) {
+    let mut user_agent = user_agent(login);
+    let sent = user_agent.open(fixture.authorize("read:user")).await;
+    let page = user_agent.open(sent.location().unwrap()).await;
     let form = page.form("/user/login").with("user_name", login).with("password", &format!("secret-of-{login}"));
-    let sent = person.send(&form).await;
-    let page = person.open(sent.location().unwrap()).await;
-    (person, page)
+    let sent = user_agent.send(&form).await;
+    let page = user_agent.open(sent.location().unwrap()).await;
+    (user_agent, page)
 }
 
 #[tokio::test]
 async fn the_token_answer_has_forgejos_keys_in_forgejos_order_and_no_scope() {
-    let scene = Scene::given().await;
-    let code = scene.code("alice", "read:user").await;
-    let mut form = vec![("client_id", scene.app.id.as_str()), ("client_secret", scene.app.secret.as_str())];
+    let fixture = Fixture::given().await;
+    let code = fixture.code("alice", "read:user").await;
+    let mut form = vec![("client_id", fixture.app.id.as_str()), ("client_secret", fixture.app.secret.as_str())];
     form.extend(exchange_form(&code));
-    let answer = scene.post("/login/oauth/access_token").form(&form).send().await.unwrap();
+    let answer = fixture.post("/login/oauth/access_token").form(&form).send().await.unwrap();
     assert_eq!(answer.headers()["content-type"], "application/json;charset=utf-8");
     let body = answer.text().await.unwrap();
     let places: Vec<_> =
@@ -47,8 +47,8 @@ async fn the_token_answer_has_forgejos_keys_in_forgejos_order_and_no_scope() {
 
 #[tokio::test]
 async fn a_tokens_claims_say_its_grant_its_kind_and_its_count() {
-    let scene = Scene::given().await;
-    let pair = scene.sign_in("alice", "read:user").await;
+    let fixture = Fixture::given().await;
+    let pair = fixture.sign_in("alice", "read:user").await;
     let (access, refresh) = (claims(&pair["access_token"]), claims(&pair["refresh_token"]));
     assert_eq!((&access["tt"], &refresh["tt"], &refresh["cnt"]), (&json!(0), &json!(1), &json!(1)));
     assert_eq!(access["gnt"], refresh["gnt"]);
@@ -59,21 +59,21 @@ async fn a_tokens_claims_say_its_grant_its_kind_and_its_count() {
 
 #[tokio::test]
 async fn an_id_token_comes_only_with_openid() {
-    let scene = Scene::given().await;
-    let pair = scene.sign_in("alice", "openid read:user").await;
+    let fixture = Fixture::given().await;
+    let pair = fixture.sign_in("alice", "openid read:user").await;
     assert!(pair["id_token"].is_string());
 }
 
 #[tokio::test]
 async fn every_refusal_of_a_code_is_the_tables() {
-    let scene = Scene::given().await;
-    let code = scene.code("alice", "read:user").await;
+    let fixture = Fixture::given().await;
+    let code = fixture.code("alice", "read:user").await;
     let form = exchange_form(&code);
     let with = |name: &'static str, value: &'static str| {
         form.iter().map(|pair| if pair.0 == name { (name, value) } else { *pair }).collect::<Vec<_>>()
     };
     let app = |id: &str, secret: &str| App { number: 0, id: id.to_owned(), secret: secret.to_owned() };
-    let (good, id) = (&scene.app, scene.app.id.as_str());
+    let (good, id) = (&fixture.app, fixture.app.id.as_str());
     let table = [
         (app(id, "no"), form.to_vec(), "unauthorized_client", "invalid client secret"),
         (app(id, ""), form.to_vec(), "unauthorized_client", "invalid empty client secret"),
@@ -88,7 +88,7 @@ async fn every_refusal_of_a_code_is_the_tables() {
         (good.clone(), with("code", "gta_no"), "unauthorized_client", "client is not authorized"),
         (good.clone(), with("code_verifier", "no"), "unauthorized_client", "failed PKCE code challenge"),
         (good.clone(), with("code_verifier", ""), "unauthorized_client", "failed PKCE code challenge"),
-        (scene.other.clone(), form.to_vec(), "invalid_grant", "invalid grant"),
+        (fixture.other.clone(), form.to_vec(), "invalid_grant", "invalid grant"),
         (
             good.clone(),
             with("grant_type", "password"),
@@ -97,76 +97,76 @@ async fn every_refusal_of_a_code_is_the_tables() {
         ),
     ];
     for (app, form, error, description) in table {
-        assert_eq!(scene.token(&app, &form).await, refused(error, description));
+        assert_eq!(fixture.token(&app, &form).await, refused(error, description));
     }
-    scene.exchange(&code).await.expect("no refusal used the code up");
-    assert_eq!(scene.exchange(&code).await, refused("unauthorized_client", "client is not authorized"));
+    fixture.exchange(&code).await.expect("no refusal used the code up");
+    assert_eq!(fixture.exchange(&code).await, refused("unauthorized_client", "client is not authorized"));
 }
 
 #[tokio::test]
 async fn every_refusal_of_a_refresh_is_the_tables() {
-    let scene = Scene::given().await;
-    let pair = scene.sign_in("alice", "read:user").await;
+    let fixture = Fixture::given().await;
+    let pair = fixture.sign_in("alice", "read:user").await;
     let good = text(&pair["refresh_token"]);
     let access = text(&pair["access_token"]);
     let app = |id: &str, secret: &str| App { number: 0, id: id.to_owned(), secret: secret.to_owned() };
     let table = [
-        (app(&scene.app.id, "no"), good.as_str(), "invalid_client", "invalid client secret"),
+        (app(&fixture.app.id, "no"), good.as_str(), "invalid_client", "invalid client secret"),
         (app("x", "no"), &good, "invalid_client", "cannot load client with client id: \"x\""),
-        (scene.app.clone(), "garbage", "unauthorized_client", "unable to parse refresh token"),
-        (scene.app.clone(), &access, "unauthorized_client", "token is not a refresh token"),
-        (scene.other.clone(), &good, "invalid_grant", "refresh token was not issued to this client"),
+        (fixture.app.clone(), "garbage", "unauthorized_client", "unable to parse refresh token"),
+        (fixture.app.clone(), &access, "unauthorized_client", "token is not a refresh token"),
+        (fixture.other.clone(), &good, "invalid_grant", "refresh token was not issued to this client"),
     ];
     for (app, token, error, description) in table {
         let form = [("grant_type", "refresh_token"), ("refresh_token", token)];
-        assert_eq!(scene.token(&app, &form).await, refused(error, description));
+        assert_eq!(fixture.token(&app, &form).await, refused(error, description));
     }
 }
 
 #[tokio::test]
 async fn a_basic_header_that_contradicts_the_body_is_an_invalid_request() {
-    let scene = Scene::given().await;
+    let fixture = Fixture::given().await;
     let form = [("grant_type", "refresh_token"), ("client_id", "someone-else")];
-    let answer = scene.post("/login/oauth/access_token").basic_auth(&scene.app.id, Some(&scene.app.secret));
+    let answer = fixture.post("/login/oauth/access_token").basic_auth(&fixture.app.id, Some(&fixture.app.secret));
     let answer: Value = answer.form(&form).send().await.unwrap().json().await.unwrap();
     assert_eq!(answer["error"], "invalid_request");
 }
 
 #[tokio::test]
 async fn a_reused_refresh_token_is_refused_and_the_newest_stays_good() {
-    let scene = Scene::given().await;
-    let first = scene.sign_in("alice", "read:user").await;
-    let second = scene.refresh(&first["refresh_token"]).await.unwrap();
-    let reused = scene.refresh(&first["refresh_token"]).await;
+    let fixture = Fixture::given().await;
+    let first = fixture.sign_in("alice", "read:user").await;
+    let second = fixture.refresh(&first["refresh_token"]).await.unwrap();
+    let reused = fixture.refresh(&first["refresh_token"]).await;
     assert_eq!(reused, refused("unauthorized_client", "token was already used"));
-    assert_eq!(scene.api("/api/v1/user", &first["access_token"]).await.status(), 200);
-    scene.refresh(&second["refresh_token"]).await.unwrap();
+    assert_eq!(fixture.api("/api/v1/user", &first["access_token"]).await.status(), 200);
+    fixture.refresh(&second["refresh_token"]).await.unwrap();
 }
 
 #[tokio::test]
 async fn of_eight_concurrent_refreshes_one_wins() {
-    let scene = Scene::given().await;
-    let pair = scene.sign_in("alice", "read:user").await;
-    let all = futures_util::future::join_all((0..8).map(|_| scene.refresh(&pair["refresh_token"]))).await;
+    let fixture = Fixture::given().await;
+    let pair = fixture.sign_in("alice", "read:user").await;
+    let all = futures_util::future::join_all((0..8).map(|_| fixture.refresh(&pair["refresh_token"]))).await;
     assert_eq!(all.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{all:?}");
 }
 
 #[tokio::test]
 async fn a_second_login_kills_the_firsts_refresh_token_but_not_another_users() {
-    let scene = Scene::given().await;
-    let bob = scene.sign_in("bob", "read:user").await;
-    let first = scene.sign_in("alice", "read:user").await;
-    scene.sign_in("alice", "read:user").await;
-    let stale = scene.refresh(&first["refresh_token"]).await;
+    let fixture = Fixture::given().await;
+    let bob = fixture.sign_in("bob", "read:user").await;
+    let first = fixture.sign_in("alice", "read:user").await;
+    fixture.sign_in("alice", "read:user").await;
+    let stale = fixture.refresh(&first["refresh_token"]).await;
     assert_eq!(stale, refused("unauthorized_client", "token was already used"));
-    scene.refresh(&bob["refresh_token"]).await.unwrap();
+    fixture.refresh(&bob["refresh_token"]).await.unwrap();
 }
 
 #[tokio::test]
 async fn access_tokens_of_one_grant_and_one_second_are_identical() {
-    let scene = Scene::given().await;
-    let first = scene.sign_in("alice", "read:user").await;
-    let second = scene.refresh(&first["refresh_token"]).await.unwrap();
+    let fixture = Fixture::given().await;
+    let first = fixture.sign_in("alice", "read:user").await;
+    let second = fixture.refresh(&first["refresh_token"]).await.unwrap();
     let at = |pair: &Value| claims(&pair["access_token"])["iat"].clone();
     assert_eq!(first["access_token"] == second["access_token"], at(&first) == at(&second));
     assert_ne!(first["refresh_token"], second["refresh_token"]);
@@ -174,27 +174,27 @@ async fn access_tokens_of_one_grant_and_one_second_are_identical() {
 
 #[tokio::test]
 async fn another_scope_at_the_second_authorisation_is_silently_ignored() {
-    let scene = Scene::given().await;
-    let mut alice = person("alice");
-    let page = scene.agreed(&mut alice, "read:user").await;
-    scene.exchange(&returned(&page, "code").unwrap()).await.unwrap();
-    let page = alice.open(scene.authorize("write:user")).await;
+    let fixture = Fixture::given().await;
+    let mut alice = user_agent("alice");
+    let page = fixture.agreed(&mut alice, "read:user").await;
+    fixture.exchange(&returned(&page, "code").unwrap()).await.unwrap();
+    let page = alice.open(fixture.authorize("write:user")).await;
     assert_eq!((page.status.as_u16(), returned(&page, "state").as_deref()), (303, Some("s&t")));
-    let pair = scene.exchange(&returned(&page, "code").unwrap()).await.unwrap();
-    let told = scene.introspect(&pair["access_token"]).await.expect("active");
+    let pair = fixture.exchange(&returned(&page, "code").unwrap()).await.unwrap();
+    let told = fixture.introspect(&pair["access_token"]).await.expect("active");
     assert_eq!((&told["username"], &told["scope"]), (&json!("alice"), &json!("read:user")));
-    let me: Value = scene.api("/api/v1/user", &pair["access_token"]).await.json().await.unwrap();
+    let me: Value = fixture.api("/api/v1/user", &pair["access_token"]).await.json().await.unwrap();
     assert_eq!(told["sub"], json!(me["id"].to_string()));
-    assert_eq!(scene.introspect(&json!("garbage")).await, None);
+    assert_eq!(fixture.introspect(&json!("garbage")).await, None);
 }
 
 #[tokio::test]
 async fn a_denial_goes_back_to_the_client_and_a_foreign_form_nowhere() {
-    let scene = Scene::given().await;
-    let (mut alice, page) = at_consent(&scene, "alice").await;
+    let fixture = Fixture::given().await;
+    let (mut alice, page) = at_consent(&fixture, "alice").await;
     let form = page.form("/login/oauth/grant").with("granted", "false");
     let cookies: Vec<String> = alice.cookies.iter().map(|((_, name), value)| format!("{name}={value}")).collect();
-    let foreign = scene.post("/login/oauth/grant").form(&form.fields).header(COOKIE, cookies.join("; "));
+    let foreign = fixture.post("/login/oauth/grant").form(&form.fields).header(COOKIE, cookies.join("; "));
     assert_eq!(foreign.header("sec-fetch-site", "cross-site").send().await.unwrap().status(), 403);
     let denied = alice.send(&form).await;
     assert_eq!(returned(&denied, "error").as_deref(), Some("access_denied"));
@@ -204,108 +204,108 @@ async fn a_denial_goes_back_to_the_client_and_a_foreign_form_nowhere() {
 
 #[tokio::test]
 async fn a_stranger_is_sent_to_the_login_form_and_from_there_back() {
-    let scene = Scene::given().await;
-    let mut alice = person("alice");
-    let sent = alice.open(scene.authorize("read:user")).await;
+    let fixture = Fixture::given().await;
+    let mut alice = user_agent("alice");
+    let sent = alice.open(fixture.authorize("read:user")).await;
     assert_eq!(sent.location().unwrap().path(), "/user/login");
     let form = alice.open(sent.location().unwrap()).await.form("/user/login").with("user_name", "alice");
     assert_eq!(alice.send(&form.clone().with("password", "wrong")).await.status, 200);
     let sent = alice.send(&form.with("password", "secret-of-alice")).await;
-    assert_eq!(sent.location().unwrap(), scene.authorize("read:user"));
+    assert_eq!(sent.location().unwrap(), fixture.authorize("read:user"));
 }
 
 #[tokio::test]
 async fn an_unregistered_redirect_gets_a_page_and_no_redirect() {
-    let scene = Scene::given().await;
-    let (mut alice, _) = at_consent(&scene, "alice").await;
-    let evil = scene.authorize("read:user").as_str().replace("broker.example", "evil.example");
+    let fixture = Fixture::given().await;
+    let (mut alice, _) = at_consent(&fixture, "alice").await;
+    let evil = fixture.authorize("read:user").as_str().replace("broker.example", "evil.example");
     let page = alice.open(evil).await;
     assert_eq!((page.status.as_u16(), page.location()), (400, None));
 }
 
 #[tokio::test]
 async fn only_the_api_notices_that_a_user_is_locked_out() {
-    let scene = Scene::given().await;
+    let fixture = Fixture::given().await;
     let edit = async |active: bool, prohibited: bool| {
         let edit = json!({"login_name": "erin", "source_id": 0, "active": active, "prohibit_login": prohibited});
-        assert_eq!(scene.as_admin(Method::PATCH, "/api/v1/admin/users/erin", &edit).await.status(), 200);
+        assert_eq!(fixture.as_admin(Method::PATCH, "/api/v1/admin/users/erin", &edit).await.status(), 200);
     };
     for (active, prohibited) in [(false, false), (true, true)] {
         // On a real one an earlier run may have failed in between.
         edit(true, false).await;
-        let pair = scene.sign_in("erin", "read:user").await;
+        let pair = fixture.sign_in("erin", "read:user").await;
         edit(active, prohibited).await;
         for path in ["/api/v1/user", "/api/v1/version"] {
-            assert_eq!(scene.api(path, &pair["access_token"]).await.status(), 403);
+            assert_eq!(fixture.api(path, &pair["access_token"]).await.status(), 403);
         }
-        assert_eq!(scene.api("/login/oauth/userinfo", &pair["access_token"]).await.status(), 200);
-        scene.refresh(&pair["refresh_token"]).await.unwrap();
+        assert_eq!(fixture.api("/login/oauth/userinfo", &pair["access_token"]).await.status(), 200);
+        fixture.refresh(&pair["refresh_token"]).await.unwrap();
         edit(true, false).await;
     }
 }
 
 #[tokio::test]
 async fn a_revoked_grant_ends_access_and_refresh() {
-    let scene = Scene::given().await;
-    let mut alice = person("alice");
-    let page = scene.agreed(&mut alice, "read:user").await;
-    let pair = scene.exchange(&returned(&page, "code").unwrap()).await.unwrap();
+    let fixture = Fixture::given().await;
+    let mut alice = user_agent("alice");
+    let page = fixture.agreed(&mut alice, "read:user").await;
+    let pair = fixture.exchange(&returned(&page, "code").unwrap()).await.unwrap();
     let grant = claims(&pair["access_token"])["gnt"].clone();
-    let path = format!("{}/user/settings/applications/oauth2/0/revoke/{grant}", scene.root);
+    let path = format!("{}/user/settings/applications/oauth2/0/revoke/{grant}", fixture.root);
     let revoke = Form { action: path.parse().unwrap(), fields: BTreeMap::new() };
     assert!(alice.send(&revoke).await.status.is_success());
-    assert_eq!(scene.api("/api/v1/user", &pair["access_token"]).await.status(), 401);
-    assert_eq!(scene.introspect(&pair["access_token"]).await, None);
-    let refused_now = scene.refresh(&pair["refresh_token"]).await;
+    assert_eq!(fixture.api("/api/v1/user", &pair["access_token"]).await.status(), 401);
+    assert_eq!(fixture.introspect(&pair["access_token"]).await, None);
+    let refused_now = fixture.refresh(&pair["refresh_token"]).await;
     assert_eq!(refused_now, refused("invalid_grant", "grant does not exist"));
 }
 
 #[tokio::test]
 async fn an_application_that_is_deleted_is_no_client_any_more() {
-    let scene = Scene::given().await;
-    let pair = scene.sign_in("alice", "read:user").await;
-    let path = format!("/api/v1/user/applications/oauth2/{}", scene.app.number);
-    assert_eq!(scene.as_admin(Method::DELETE, &path, &json!({})).await.status(), 204);
-    assert_eq!(scene.api("/api/v1/user", &pair["access_token"]).await.status(), 401);
-    let (error, _) = scene.refresh(&pair["refresh_token"]).await.expect_err("refused");
+    let fixture = Fixture::given().await;
+    let pair = fixture.sign_in("alice", "read:user").await;
+    let path = format!("/api/v1/user/applications/oauth2/{}", fixture.app.number);
+    assert_eq!(fixture.as_admin(Method::DELETE, &path, &json!({})).await.status(), 204);
+    assert_eq!(fixture.api("/api/v1/user", &pair["access_token"]).await.status(), 401);
+    let (error, _) = fixture.refresh(&pair["refresh_token"]).await.expect_err("refused");
     assert_eq!(error, "invalid_client");
 }
 
 #[tokio::test]
 async fn scopes_are_enforced_and_unknown_ones_mean_all() {
-    let scene = Scene::given().await;
+    let fixture = Fixture::given().await;
     let repos = async |login: &str, scope: &str| {
-        let pair = scene.sign_in(login, scope).await;
-        let answer = scene.api("/api/v1/user/repos", &pair["access_token"]).await;
+        let pair = fixture.sign_in(login, scope).await;
+        let answer = fixture.api("/api/v1/user/repos", &pair["access_token"]).await;
         let (status, body) = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
         (status, body.get("message").map(text).unwrap_or_default())
     };
     let why = "token does not have at least one of required scope(s): [read:repository]";
     assert_eq!(repos("alice", "read:user").await, (403, why.to_owned()));
     assert_eq!(repos("bob", "mcp:tools").await, (200, String::new()));
-    let memberships = scene.sign_in("carol", "read:user read:organization").await;
+    let memberships = fixture.sign_in("carol", "read:user read:organization").await;
     for path in ["/api/v1/user/orgs", "/api/v1/user/teams"] {
-        assert_eq!(scene.api(path, &memberships["access_token"]).await.status(), 200, "{path}");
+        assert_eq!(fixture.api(path, &memberships["access_token"]).await.status(), 200, "{path}");
     }
 }
 
 #[tokio::test]
 async fn userinfo_says_who_it_is_whatever_the_scope() {
-    let scene = Scene::given().await;
-    let pair = scene.sign_in("alice", "read:issue").await;
-    let told: Value = scene.api("/login/oauth/userinfo", &pair["access_token"]).await.json().await.unwrap();
+    let fixture = Fixture::given().await;
+    let pair = fixture.sign_in("alice", "read:issue").await;
+    let told: Value = fixture.api("/login/oauth/userinfo", &pair["access_token"]).await.json().await.unwrap();
     assert_eq!((&told["preferred_username"], &told["email"]), (&json!("alice"), &json!("alice@example.org")));
-    assert_eq!(told["sub"], scene.introspect(&pair["access_token"]).await.expect("active")["sub"]);
-    let stranger = scene.get("/login/oauth/userinfo").send().await.unwrap();
+    assert_eq!(told["sub"], fixture.introspect(&pair["access_token"]).await.expect("active")["sub"]);
+    let stranger = fixture.get("/login/oauth/userinfo").send().await.unwrap();
     assert_eq!(stranger.status(), 401);
     assert_eq!(stranger.headers()[WWW_AUTHENTICATE], "Bearer realm=\"\"");
 }
 
 #[tokio::test]
 async fn a_refusal_of_the_api_is_json_with_a_message() {
-    let scene = Scene::given().await;
+    let fixture = Fixture::given().await;
     for token in ["garbage", "fjb_at_of_the_brokers_own"] {
-        let answer = scene.api("/api/v1/user", &json!(token)).await;
+        let answer = fixture.api("/api/v1/user", &json!(token)).await;
         assert_eq!(answer.status(), 401);
         let told: Value = answer.json().await.unwrap();
         assert!(told["message"].is_string() && told["url"].is_string(), "{told}");

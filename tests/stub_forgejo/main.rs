@@ -11,12 +11,6 @@
     reason = "a helper of a test fails the test"
 )]
 
-#[path = "../support/forge.rs"]
-mod forge;
-#[path = "../support/person.rs"]
-#[expect(dead_code, reason = "shared with tests that use more of it")]
-mod person;
-
 mod contract;
-mod scene;
+mod fixture;
 mod strings;

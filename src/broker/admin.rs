@@ -1,0 +1,170 @@
+//! The operator's door: HTTP over a Unix socket, for `forgejo-mcp-brokerctl`.
+//!
+//! Whoever can connect may do everything here, so the socket's mode (0600) and the peer's uid (`SO_PEERCRED`: the
+//! broker's own, or root) decide, and nothing in a request does. A Forgejo token comes in in a body, never in an
+//! address, and goes out never.
+
+pub mod api;
+mod listener;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use rand::rngs::SysRng;
+use tracing::{error, info};
+
+use crate::admin::api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
+pub(crate) use crate::admin::listener::{AdminError, serve};
+use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::revocation::Revocation;
+use crate::auth::token::{AccessToken, NoRandomness};
+use crate::child::supervisor_client::SupervisorSpawner;
+use crate::forge::access::{Access, AccessError};
+use crate::forge::api::{Forgejo, UpstreamError};
+use crate::forge::vault;
+use crate::forge::vault::{Vault, VaultError};
+use crate::hex;
+use crate::store::{NewGrant, Store, StoreError};
+use wire::clock::Clock;
+
+/// What the operator's requests act on.
+#[derive(Debug, Clone)]
+pub(crate) struct Admin {
+    /// The store.
+    pub(crate) store: Store,
+    /// Seals what is stored.
+    pub(crate) vault: Arc<Vault>,
+    /// Says whose a token is.
+    pub(crate) forgejo: Forgejo,
+    /// Who is let in at all.
+    pub(crate) access: Access,
+    /// Ends grants.
+    pub(crate) revocation: Revocation,
+    /// Says what separates the children.
+    pub(crate) supervisor: SupervisorSpawner,
+    /// The time.
+    pub(crate) clock: Clock,
+}
+
+/// Why an operator's request is not carried out.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("{0}")]
+    Input(String),
+    #[error("Forgejo's user of this token is `{actual}`, not `{asked}`: give the token of the user that you name")]
+    OtherUser { asked: String, actual: String },
+    #[error("{0}")]
+    Upstream(#[from] UpstreamError),
+    #[error("there is no such token, or it is revoked already; see `forgejo-mcp-brokerctl token list`")]
+    NoSuchToken,
+    #[error("the broker's storage failed; its log says how")]
+    Store(#[from] StoreError),
+    #[error("the broker cannot seal the token; its log says why")]
+    Vault(#[from] VaultError),
+    #[error("the system has no random bytes")]
+    NoRandomness(#[from] NoRandomness),
+    #[error("{0}")]
+    Access(#[from] AccessError),
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Input(_) => StatusCode::BAD_REQUEST,
+            Self::NoSuchToken => StatusCode::NOT_FOUND,
+            Self::OtherUser { .. }
+            | Self::Access(_)
+            | Self::Upstream(UpstreamError::BadToken | UpstreamError::Forbidden) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Upstream(_) => StatusCode::BAD_GATEWAY,
+            Self::Store(_) | Self::Vault(_) | Self::NoRandomness(_) => {
+                error!(error = %self, cause = ?std::error::Error::source(&self), "an operator's request failed");
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        (status, Json(Problem { error: self.to_string() })).into_response()
+    }
+}
+
+/// The routes.
+pub(crate) fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/tokens", post(create).get(list))
+        .route("/tokens/{grant}", delete(revoke))
+        .route("/status", get(status))
+        .with_state(admin)
+}
+
+/// A token without OAuth: for services, and for a first step.
+async fn create(State(admin): State<Admin>, Json(asked): Json<CreateToken>) -> Result<Json<CreatedToken>, Refused> {
+    let named = |text: &str| !text.is_empty() && text.len() <= 200 && !text.contains(char::is_control);
+    if !named(&asked.client) {
+        return Err(Refused::Input("the client's name must have 1 to 200 characters".to_owned()));
+    }
+    let ttl = Duration::from_secs(asked.ttl_seconds);
+    if ttl.is_zero() || ttl > Duration::from_hours(24 * 3660) {
+        return Err(Refused::Input("the time to live must be between one second and ten years".to_owned()));
+    }
+    let user = admin.forgejo.whoami(&asked.forgejo_token).await?;
+    if !user.login.as_str().eq_ignore_ascii_case(&asked.user) {
+        return Err(Refused::OtherUser { asked: asked.user, actual: user.login.as_str().to_owned() });
+    }
+    admin.access.verify(&admin.forgejo, &user, &asked.forgejo_token).await?;
+    let token = AccessToken::mint(&mut SysRng)?;
+    let credential_id = hex::random_id(&mut SysRng)?;
+    let credential = admin.vault.seal(&asked.forgejo_token, &vault::access_place(&credential_id), &mut SysRng)?;
+    let now = admin.clock.now();
+    let new = NewGrant {
+        grant: GrantId::new(hex::random_id(&mut SysRng)?),
+        client_id: asked.client,
+        tenant: user.id,
+        login: user.login,
+        scopes: Scopes { write: !asked.read_only },
+        credential_id,
+        credential,
+        token: token.hash(),
+        created_at: now,
+        expires_at: now.plus(ttl),
+    };
+    admin.store.insert_grant(&new).await?;
+    info!(grant = %new.grant, tenant = %new.tenant, login = %new.login, client = %new.client_id, "token created");
+    Ok(Json(CreatedToken {
+        id: new.grant.as_str().to_owned(),
+        token: token.expose().to_owned(),
+        expires_at: new.expires_at.secs(),
+    }))
+}
+
+async fn list(State(admin): State<Admin>) -> Result<Json<Vec<GrantView>>, Refused> {
+    admin.revocation.principals.flush_uses().await;
+    let grants = admin.store.grants().await?;
+    let view = grants.into_iter().map(|grant| GrantView {
+        id: grant.id.as_str().to_owned(),
+        user: grant.login.as_str().to_owned(),
+        client: grant.client_id,
+        scopes: grant.scopes.as_str().to_owned(),
+        created_at: grant.created_at.secs(),
+        expires_at: grant.expires_at.map(wire::clock::UnixTime::secs),
+        last_used_at: grant.last_used_at.map(wire::clock::UnixTime::secs),
+        revoked_at: grant.revoked_at.map(wire::clock::UnixTime::secs),
+    });
+    Ok(Json(view.collect()))
+}
+
+async fn revoke(State(admin): State<Admin>, Path(grant): Path<String>) -> Result<StatusCode, Refused> {
+    if admin.revocation.revoke(&GrantId::new(grant), "operator").await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(Refused::NoSuchToken)
+    }
+}
+
+async fn status(State(admin): State<Admin>) -> Json<StatusView> {
+    let (sessions, children) = admin.revocation.registry.counts();
+    let supervisor = admin.supervisor.status().await.ok().map(Into::into);
+    Json(StatusView { sessions, children, supervisor })
+}

@@ -1,0 +1,119 @@
+//! What the operator's door and `forgejo-mcp-brokerctl` say to each other, in JSON. A leaf that both import.
+
+use serde::{Deserialize, Serialize};
+
+use wire::message::Status;
+use wire::secret::UpstreamToken;
+
+/// `POST /tokens`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// The login that the Forgejo token must belong to.
+    pub user: String,
+    /// A name for what will use the token.
+    pub client: String,
+    /// Seconds until it ends.
+    pub ttl_seconds: u64,
+    /// Whether only tools that read may be used.
+    pub read_only: bool,
+    /// The user's Forgejo token.
+    pub forgejo_token: UpstreamToken,
+}
+
+/// Its answer; the only time that the token is told.
+#[derive(Serialize, Deserialize)]
+pub struct CreatedToken {
+    /// For `token list` and `token revoke`.
+    pub id: String,
+    /// The broker's token.
+    pub token: String,
+    /// Seconds since 1970.
+    pub expires_at: i64,
+}
+
+impl std::fmt::Debug for CreatedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreatedToken").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// One of `GET /tokens`; times in seconds since 1970.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GrantView {
+    /// Names it.
+    pub id: String,
+    /// The Forgejo user.
+    pub user: String,
+    /// The client.
+    pub client: String,
+    /// What it allows.
+    pub scopes: String,
+    /// When it was made.
+    pub created_at: i64,
+    /// When it ends.
+    pub expires_at: Option<i64>,
+    /// When it was last used.
+    pub last_used_at: Option<i64>,
+    /// When it was revoked.
+    pub revoked_at: Option<i64>,
+}
+
+/// `GET /status`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StatusView {
+    /// Open sessions.
+    pub sessions: usize,
+    /// Live children of the broker.
+    pub children: usize,
+    /// Absent while the supervisor cannot be reached.
+    pub supervisor: Option<SupervisorView>,
+}
+
+/// The supervisor's numbers.
+#[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts, shown one by one")]
+pub struct SupervisorView {
+    /// Whether each user's children have a uid of their own.
+    pub own_uid: bool,
+    /// Whether they have a cgroup of their own.
+    pub cgroup: bool,
+    /// Whether Landlock holds them.
+    pub landlock: bool,
+    /// Whether seccomp holds them.
+    pub seccomp: bool,
+    /// Children that run or are being stopped.
+    pub children: u32,
+    /// The cap on them.
+    pub max_children: u32,
+    /// Users that have children.
+    pub tenants: u32,
+    /// Uids that can be leased.
+    pub uids_free: u32,
+    /// Uids that are not clean.
+    pub uids_unclean: u32,
+}
+
+impl From<Status> for SupervisorView {
+    fn from(status: Status) -> Self {
+        let Status { isolation, children, max_children, tenants, uids_free, uids_unclean } = status;
+        Self {
+            own_uid: isolation.own_uid,
+            cgroup: isolation.cgroup,
+            landlock: isolation.landlock,
+            seccomp: isolation.seccomp,
+            children,
+            max_children,
+            tenants,
+            uids_free,
+            uids_unclean,
+        }
+    }
+}
+
+/// A refusal, in words for a person.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// What happened and what to do.
+    pub error: String,
+}

@@ -1,0 +1,354 @@
+//! The bearer layer: from an `Authorization` header to a [`Principal`], or 401.
+//!
+//! In front of everything that serves a user. It trusts the store and nothing in the request. Every refusal has an
+//! empty body and says in `WWW-Authenticate` what is wrong (RFC 6750 section 3) and where a client learns how to get
+//! a token (RFC 9728 section 5.1).
+//!
+//! A token that was looked up once is kept, with its principal, in a bounded table, so that a call costs no query.
+//! Revoking drops it at once; a look-up that was under way at that moment does not bring it back.
+
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::Response;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tower::{Layer, Service};
+use tracing::{debug, error};
+
+use crate::auth::principal::{GrantId, Principal, PrincipalParts};
+use crate::auth::token::{AccessToken, TokenHash};
+use crate::forge::rotation::{Rotation, RotationError};
+use crate::forge::vault;
+use crate::forge::vault::{Vault, VaultError};
+use crate::store::{GrantRow, Store, StoreError};
+use wire::clock::{Clock, UnixTime};
+
+/// Principals kept in memory by the bearer layer.
+pub(crate) const MAX_CACHED_PRINCIPALS: usize = 65_536;
+
+/// Why a request has no principal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// No header, more than one, another scheme, or nothing behind the scheme.
+    Malformed,
+    /// Never minted here.
+    Unknown,
+    /// Minted here, and over.
+    Expired,
+    /// Its grant was revoked.
+    Revoked,
+    /// The broker cannot tell; logged where it happened.
+    Unavailable,
+}
+
+impl Denied {
+    /// The `reason` in the challenge.
+    const fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Unknown => Some("unknown"),
+            Self::Expired => Some("expired"),
+            Self::Revoked => Some("revoked"),
+            Self::Malformed | Self::Unavailable => None,
+        }
+    }
+}
+
+/// What a refused client is told besides the reason.
+#[derive(Debug, Clone)]
+pub(crate) struct Challenge {
+    /// The address of the protected resource's metadata (RFC 9728), where there is any.
+    pub(crate) resource_metadata: Option<String>,
+    /// The scopes to ask for.
+    pub(crate) scope: &'static str,
+}
+
+impl Challenge {
+    /// As parameters of `WWW-Authenticate`.
+    pub(crate) fn parameters(&self) -> String {
+        let scope = format!("scope=\"{}\"", self.scope);
+        match &self.resource_metadata {
+            Some(metadata) => format!("resource_metadata=\"{metadata}\", {scope}"),
+            None => scope,
+        }
+    }
+}
+
+/// Tokens and their principals. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Principals(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    vault: Arc<Vault>,
+    clock: Clock,
+    challenge: Challenge,
+    rotation: Option<Rotation>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    tokens: HashMap<TokenHash, CachedPrincipal>,
+    /// Counts revocations; a look-up that began before one must not be kept.
+    generation: u64,
+    used: HashSet<GrantId>,
+}
+
+#[derive(Debug)]
+struct CachedPrincipal {
+    principal: Principal,
+    expires_at: UnixTime,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LookupError {
+    #[error("the store")]
+    Store(#[from] StoreError),
+    #[error("the vault")]
+    Vault(#[from] VaultError),
+    #[error("no fresh upstream token")]
+    Rotation(#[from] RotationError),
+}
+
+impl Principals {
+    /// Over a store, with nothing known yet. `rotation` refreshes upstream tokens that end; without it they are used
+    /// until they do.
+    pub(crate) fn new(
+        store: Store,
+        vault: Arc<Vault>,
+        clock: Clock,
+        challenge: Challenge,
+        rotation: Option<Rotation>,
+    ) -> Self {
+        Self(Arc::new(Inner { store, vault, clock, challenge, rotation, known: Mutex::default() }))
+    }
+
+    /// Who sends these headers.
+    pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Denied> {
+        let token = AccessToken::parse(credentials(headers)?).ok_or(Denied::Unknown)?;
+        let hash = token.hash();
+        let now = self.0.clock.now();
+        let generation = {
+            let mut known = self.0.known.lock();
+            if let Some(entry) = known.tokens.get(&hash) {
+                if entry.expires_at <= now {
+                    known.tokens.remove(&hash);
+                    return Err(Denied::Expired);
+                }
+                // Shortly before Forgejo's token ends, the entry is looked up anew.
+                if !self.is_due(entry.principal.upstream_ends) {
+                    let principal = entry.principal.clone();
+                    known.used.insert(principal.grant.clone());
+                    return Ok(principal);
+                }
+            }
+            known.generation
+        };
+        let entry = self.look_up(&hash, now).await?;
+        let principal = entry.principal.clone();
+        let mut known = self.0.known.lock();
+        if known.generation == generation {
+            known.keep(hash, entry, now);
+        }
+        known.used.insert(principal.grant.clone());
+        Ok(principal)
+    }
+
+    fn is_due(&self, upstream_ends: Option<UnixTime>) -> bool {
+        self.0.rotation.as_ref().is_some_and(|rotation| rotation.is_due(upstream_ends))
+    }
+
+    async fn look_up(&self, hash: &TokenHash, now: UnixTime) -> Result<CachedPrincipal, Denied> {
+        let row = self.0.store.find_token(hash).await.map_err(|e| unavailable(&e.into()))?;
+        let (grant, expires_at) = row.ok_or(Denied::Unknown)?;
+        if grant.revoked {
+            return Err(Denied::Revoked);
+        }
+        if expires_at <= now {
+            return Err(Denied::Expired);
+        }
+        let principal = self.principal(grant).await.map_err(|error| match error {
+            LookupError::Rotation(RotationError::LoginAgain) => Denied::Revoked,
+            error => unavailable(&error),
+        })?;
+        Ok(CachedPrincipal { principal, expires_at })
+    }
+
+    /// Who stands behind a grant now, with a token that is good now; `None` where the grant is revoked.
+    pub(crate) async fn behind(&self, grant: &GrantId) -> Option<Principal> {
+        let row = match self.0.store.find_grant(grant).await {
+            Ok(row) => row.filter(|row| !row.revoked)?,
+            Err(e) => {
+                unavailable(&e.into());
+                return None;
+            }
+        };
+        self.principal(row).await.map_err(|e| unavailable(&e)).ok()
+    }
+
+    async fn principal(&self, row: GrantRow) -> Result<Principal, LookupError> {
+        let (upstream, upstream_ends) = match &self.0.rotation {
+            Some(rotation) if rotation.is_due(row.credential_ends) => {
+                let fresh = rotation.fresh(&row.credential_id).await?;
+                (fresh.token, fresh.ends)
+            }
+            _ => {
+                let place = vault::access_place(&row.credential_id);
+                (self.0.vault.open_sealed(&row.credential, &place)?, row.credential_ends)
+            }
+        };
+        Ok(Principal::new(PrincipalParts {
+            client_id: row.client_id,
+            tenant: row.tenant,
+            login: row.login,
+            upstream,
+            upstream_ends,
+            scopes: row.scopes,
+            grant: row.grant,
+        }))
+    }
+
+    /// Forgets the tokens of a grant, and does not let a look-up that is under way bring them back. Call it after the
+    /// store knows of the revocation.
+    pub(crate) fn forget_grant(&self, grant: &GrantId) {
+        let mut known = self.0.known.lock();
+        known.generation = known.generation.wrapping_add(1);
+        known.tokens.retain(|_, entry| entry.principal.grant != *grant);
+    }
+
+    /// Writes which grants were used since the last time.
+    pub(crate) async fn flush_uses(&self) {
+        let (grants, now) = (std::mem::take(&mut self.0.known.lock().used), self.0.clock.now());
+        if grants.is_empty() {
+            return;
+        }
+        let uses: Vec<_> = grants.into_iter().map(|grant| (grant, now)).collect();
+        if let Err(error) = self.0.store.touch_grants(&uses).await {
+            error!(error = %error, "the last use of grants could not be stored");
+        }
+    }
+
+    fn refuse(&self, denied: Denied) -> Response {
+        let mut response = Response::new(Body::empty());
+        if denied == Denied::Unavailable {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+            return response;
+        }
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
+        let error = match denied.reason() {
+            Some(reason) => format!("error=\"invalid_token\", reason=\"{reason}\""),
+            None => "error=\"invalid_request\"".to_owned(),
+        };
+        let challenge = format!("Bearer {error}, {}", self.0.challenge.parameters());
+        // Our own address and scopes are header characters; without them the client still learns that it needs a token.
+        let challenge = HeaderValue::try_from(challenge).unwrap_or(HeaderValue::from_static("Bearer"));
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        response
+    }
+}
+
+impl Known {
+    /// Keeps an entry within the bound: expired ones give way first, then any.
+    fn keep(&mut self, hash: TokenHash, entry: CachedPrincipal, now: UnixTime) {
+        if self.tokens.len() >= MAX_CACHED_PRINCIPALS {
+            self.tokens.retain(|_, entry| entry.expires_at > now);
+        }
+        if self.tokens.len() >= MAX_CACHED_PRINCIPALS
+            && let Some(any) = self.tokens.keys().next().copied()
+        {
+            self.tokens.remove(&any);
+        }
+        self.tokens.insert(hash, entry);
+    }
+}
+
+fn unavailable(error: &LookupError) -> Denied {
+    error!(error = %error, cause = ?std::error::Error::source(error), "a token cannot be looked up");
+    Denied::Unavailable
+}
+
+/// What stands behind `Bearer ` in the one `Authorization` header (RFC 6750 section 2.1; the scheme's case is free,
+/// RFC 9110 section 11.1).
+fn credentials(headers: &HeaderMap) -> Result<&str, Denied> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Err(Denied::Malformed) };
+    let value = value.to_str().map_err(|_| Denied::Malformed)?;
+    let (scheme, token) = value.split_once(' ').ok_or(Denied::Malformed)?;
+    let token = token.trim_start_matches(' ');
+    if scheme.eq_ignore_ascii_case("bearer") && is_b64token(token) { Ok(token) } else { Err(Denied::Malformed) }
+}
+
+/// `1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="` (RFC 6750 section 2.1).
+fn is_b64token(text: &str) -> bool {
+    let body = text.trim_end_matches('=');
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+    !body.is_empty() && body.bytes().all(allowed)
+}
+
+/// Lets only authenticated requests through, with their [`Principal`] in the extensions.
+#[derive(Debug, Clone)]
+pub(crate) struct RequireBearer(Principals);
+
+impl RequireBearer {
+    /// A layer over these principals.
+    pub(crate) fn new(principals: Principals) -> Self {
+        Self(principals)
+    }
+}
+
+impl<S> Layer<S> for RequireBearer {
+    type Service = Guard<S>;
+    fn layer(&self, inner: S) -> Guard<S> {
+        Guard { principals: self.0.clone(), inner }
+    }
+}
+
+/// The service that [`RequireBearer`] makes.
+#[derive(Debug, Clone)]
+pub(crate) struct Guard<S> {
+    principals: Principals,
+    inner: S,
+}
+
+impl<S> Service<Request> for Guard<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        // The service that was polled ready is the one to call; a clone takes its place.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let principals = self.principals.clone();
+        Box::pin(async move {
+            match principals.authenticate(request.headers()).await {
+                Ok(principal) => {
+                    // Nothing behind this layer has a use for the token.
+                    request.headers_mut().remove(AUTHORIZATION);
+                    request.extensions_mut().insert(principal);
+                    inner.call(request).await
+                }
+                Err(denied) => {
+                    debug!(reason = ?denied, "request without a good token");
+                    Ok(principals.refuse(denied))
+                }
+            }
+        })
+    }
+}

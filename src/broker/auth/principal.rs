@@ -1,0 +1,93 @@
+//! Who is asking: the outcome of a good bearer token.
+//!
+//! Put into the extensions of a request by the bearer layer, and by tests. Everything behind that layer trusts it
+//! and asks nothing else about identity.
+
+use std::sync::Arc;
+
+use wire::clock::UnixTime;
+use wire::message::{Label, TenantId};
+use wire::secret::UpstreamToken;
+
+/// The token family that one user gave one client; sessions belong to it. Refreshing keeps it, revoking ends it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct GrantId(Arc<str>);
+
+impl GrantId {
+    /// From the text that the store keeps; it holds no secret.
+    pub(crate) fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The text.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for GrantId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a grant allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scopes {
+    /// `forgejo:write`: everything. Without it `forgejo:read`: tools that only read.
+    pub(crate) write: bool,
+}
+
+impl Scopes {
+    /// The scope that allows reading; every grant has it.
+    pub(crate) const READ: &'static str = "forgejo:read";
+    /// The scope that allows writing; it includes reading.
+    pub(crate) const WRITE: &'static str = "forgejo:write";
+
+    /// Parses a space-separated list (RFC 6749 section 3.3); unknown scopes are dropped.
+    pub(crate) fn parse(list: &str) -> Self {
+        Self { write: list.split(' ').any(|s| s == Self::WRITE) }
+    }
+
+    /// The space-separated list.
+    pub(crate) const fn as_str(self) -> &'static str {
+        if self.write { "forgejo:read forgejo:write" } else { Self::READ }
+    }
+}
+
+/// An authenticated caller. Cheap to clone: it is shared by the bearer layer's table and every request.
+#[derive(Debug, Clone)]
+pub(crate) struct Principal(Arc<PrincipalParts>);
+
+/// The fields of a [`Principal`].
+#[derive(Debug)]
+pub(crate) struct PrincipalParts {
+    /// The OAuth client, or the name given to `brokerctl token create --client`.
+    pub(crate) client_id: String,
+    /// Forgejo's id of the user; decides the uid.
+    pub(crate) tenant: TenantId,
+    /// Forgejo's login; for people only.
+    pub(crate) login: Label,
+    /// The user's Forgejo token, for the child's environment.
+    pub(crate) upstream: UpstreamToken,
+    /// When that token ends, where it does. Of two of a grant's tokens the one that ends later is the newer.
+    pub(crate) upstream_ends: Option<UnixTime>,
+    /// What the grant allows.
+    pub(crate) scopes: Scopes,
+    /// The token family; sessions are bound to it.
+    pub(crate) grant: GrantId,
+}
+
+impl Principal {
+    /// Wraps the parts.
+    pub(crate) fn new(parts: PrincipalParts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for Principal {
+    type Target = PrincipalParts;
+    fn deref(&self) -> &PrincipalParts {
+        &self.0
+    }
+}

@@ -1,0 +1,287 @@
+//! How often strangers may do what costs something, by their address.
+//!
+//! Hosted clients reach the broker from few addresses for many users, so nothing that a well-behaved client does often
+//! is counted: no token request that succeeds, no document that is cached, no registration that repeats another.
+//! An address is the peer's, or what a trusted proxy says in `X-Forwarded-For`; of an IPv6 address the network (/64).
+//! Each counts a second time with its neighbours (/48, or /24 for IPv4), because one customer may have many of them.
+
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use ipnet::IpNet;
+use wire::config_file::Section;
+
+use crate::auth::principal::GrantId;
+
+/// Exchanges of one family: one a minute, thirty at once. A client needs one an hour; several of its processes may
+/// come together, and each exchange leaves a row behind for as long as the token would have lived.
+fn refreshes() -> Quota {
+    Quota::per_minute(NonZeroU32::MIN).allow_burst(NonZeroU32::MIN.saturating_add(29))
+}
+
+/// How many times as much as one address all of its neighbourhood may do.
+const NEIGHBOURHOOD_FACTOR: u32 = 4;
+
+/// Addresses that one limiter remembers at most before it forgets those that are within their limits.
+const MAX_ADDRESSES: usize = 100_000;
+
+/// Requests a minute from one address; as many may come at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rates {
+    /// New clients.
+    pub(crate) registrations: u32,
+    /// Logins that go to Forgejo.
+    pub(crate) logins: u32,
+    /// Metadata documents that are not cached.
+    pub(crate) documents: u32,
+    /// Token and revocation requests that fail.
+    pub(crate) failures: u32,
+}
+
+impl Rates {
+    /// `[rates]`: requests a minute from one address.
+    pub(crate) fn read(mut section: Section) -> Self {
+        let mut rate = |key: &str, default: u32| section.integer(key, default, 1..=1_000_000);
+        let rates = Self {
+            registrations: rate("registrations", 20),
+            logins: rate("logins", 30),
+            documents: rate("documents", 30),
+            failures: rate("failures", 60),
+        };
+        section.close();
+        rates
+    }
+}
+
+/// Seconds until the next try may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooMany {
+    /// At least one.
+    pub(crate) seconds: u64,
+}
+
+/// The peer of a connection, put into every request's extensions where it is accepted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+/// Who asks, as far as limits go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Source(IpAddr);
+
+impl Source {
+    fn of_address(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            // A user has a whole /64; a host in it is nobody.
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
+}
+
+impl Source {
+    /// Its neighbourhood: /24 for IPv4, /48 for IPv6.
+    fn neighbourhood(&self) -> Self {
+        Self(match self.0 {
+            IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() >> 8 << 8)),
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 80 << 80)),
+        })
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One kind of request, counted by who asks.
+#[derive(Debug)]
+pub(crate) struct Limiter<K: Clone + Eq + Hash>(DefaultKeyedRateLimiter<K>);
+
+impl<K: Clone + Eq + Hash> Limiter<K> {
+    fn new(a_minute: u32) -> Self {
+        Self(RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(a_minute).unwrap_or(NonZeroU32::MIN))))
+    }
+
+    /// Counts one; refused where it is one too many.
+    pub(crate) fn count(&self, source: &K) -> Result<(), TooMany> {
+        if self.0.len() > MAX_ADDRESSES {
+            self.0.retain_recent();
+        }
+        self.0.check_key(source).map_err(|not_until| {
+            let wait = not_until.wait_time_from(DefaultClock::default().now());
+            TooMany { seconds: wait.as_secs().saturating_add(1) }
+        })
+    }
+}
+
+/// One kind of request, counted by address and by neighbourhood.
+#[derive(Debug)]
+pub(crate) struct ByAddress {
+    own: Limiter<Source>,
+    neighbourhood: Limiter<Source>,
+}
+
+impl ByAddress {
+    fn new(a_minute: u32) -> Self {
+        Self { own: Limiter::new(a_minute), neighbourhood: Limiter::new(a_minute.saturating_mul(NEIGHBOURHOOD_FACTOR)) }
+    }
+
+    /// Counts one; refused where it is one too many.
+    pub(crate) fn count(&self, source: &Source) -> Result<(), TooMany> {
+        self.own.count(source)?;
+        self.neighbourhood.count(&source.neighbourhood())
+    }
+
+    fn forget(&self) {
+        self.own.0.retain_recent();
+        self.neighbourhood.0.retain_recent();
+    }
+}
+
+/// All limits.
+#[derive(Debug)]
+pub(crate) struct RateLimits {
+    proxies: Vec<IpNet>,
+    /// New clients.
+    pub(crate) registrations: ByAddress,
+    /// Logins that go to Forgejo.
+    pub(crate) logins: ByAddress,
+    /// Metadata documents that are not cached.
+    pub(crate) documents: ByAddress,
+    /// Token and revocation requests that fail.
+    pub(crate) failures: ByAddress,
+    /// Exchanges of refresh tokens, by family: each leaves two rows behind.
+    pub(crate) refreshes: Limiter<GrantId>,
+}
+
+impl RateLimits {
+    /// With nothing counted yet. `X-Forwarded-For` is believed from `proxies`.
+    pub(crate) fn new(rates: Rates, proxies: Vec<IpNet>) -> Self {
+        Self {
+            proxies,
+            registrations: ByAddress::new(rates.registrations),
+            logins: ByAddress::new(rates.logins),
+            documents: ByAddress::new(rates.documents),
+            failures: ByAddress::new(rates.failures),
+            refreshes: Limiter(RateLimiter::keyed(refreshes())),
+        }
+    }
+
+    /// Who sends this request.
+    pub(crate) fn source(&self, request: &Request) -> Source {
+        let peer = request.extensions().get::<Peer>().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.0.ip());
+        self.behind(peer, request.headers())
+    }
+
+    /// The first address, from the right, that is not one of the trusted proxies: each proxy appends the address that
+    /// it was called from, and what stands further left anybody may have written.
+    fn behind(&self, peer: IpAddr, headers: &HeaderMap) -> Source {
+        let trusted = |address: IpAddr| self.proxies.iter().any(|network| network.contains(&address.to_canonical()));
+        let mut address = peer;
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        for entry in lines.flat_map(|line| line.as_bytes().rsplit(|&b| b == b',')) {
+            if !trusted(address) {
+                break;
+            }
+            // Some proxies write a port too.
+            let Ok(entry) = std::str::from_utf8(entry.trim_ascii()) else { break };
+            let parsed = entry.parse().or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
+            let Ok(parsed) = parsed else { break };
+            address = parsed;
+        }
+        Source::of_address(address)
+    }
+
+    /// Forgets addresses that are within all their limits.
+    pub(crate) fn forget(&self) {
+        for limiter in [&self.registrations, &self.logins, &self.documents, &self.failures] {
+            limiter.forget();
+        }
+        self.refreshes.0.retain_recent();
+    }
+}
+
+/// `[http] trusted_proxies`: addresses or networks whose `X-Forwarded-For` is believed.
+pub(crate) fn proxies(http: &mut Section) -> Vec<IpNet> {
+    let mut networks = Vec::new();
+    for text in http.texts("trusted_proxies", &["127.0.0.0/8", "::1/128"]) {
+        let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
+        match address.or_else(|_| text.parse::<IpNet>()) {
+            Ok(network) => networks.push(network),
+            Err(_) => http.complain("trusted_proxies", format!("`{text}` is neither an address nor a network")),
+        }
+    }
+    networks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn limits() -> RateLimits {
+        let proxies = vec!["127.0.0.0/8".parse().expect("a network"), "10.0.0.0/8".parse().expect("a network")];
+        RateLimits::new(Rates { registrations: 2, logins: 2, documents: 2, failures: 2 }, proxies)
+    }
+
+    fn source(peer: &str, forwarded: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append("x-forwarded-for", HeaderValue::from_str(line).expect("a value"));
+        }
+        limits().behind(peer.parse().expect("an address"), &headers).to_string()
+    }
+
+    #[test]
+    fn forwarded_addresses_are_believed_from_trusted_proxies_only() {
+        assert_eq!(source("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(source("127.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(source("::ffff:127.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(source("127.0.0.1", &["203.0.113.9, 198.51.100.7"]), "198.51.100.7", "the left one may be a lie");
+        assert_eq!(source("127.0.0.1", &["203.0.113.9, 198.51.100.7, 10.1.2.3"]), "198.51.100.7");
+        assert_eq!(source("127.0.0.1", &["203.0.113.9", "198.51.100.7"]), "198.51.100.7");
+        assert_eq!(source("127.0.0.1", &["nonsense"]), "127.0.0.1");
+        assert_eq!(source("127.0.0.1", &["\u{e4}, 198.51.100.7"]), "198.51.100.7", "whatever stands left of it");
+        assert_eq!(source("127.0.0.1", &["198.51.100.7:4711"]), "198.51.100.7");
+        assert_eq!(source("127.0.0.1", &[]), "127.0.0.1");
+    }
+
+    #[test]
+    fn an_ipv6_host_counts_as_its_network() {
+        assert_eq!(source("2001:db8:1:2:3:4:5:6", &[]), "2001:db8:1:2::");
+    }
+
+    #[test]
+    fn one_address_too_often_is_refused_and_another_is_not() {
+        let limits = limits();
+        let (a, b) =
+            (Source::of_address("192.0.2.1".parse().expect("a")), Source::of_address("192.0.2.2".parse().expect("b")));
+        assert!(limits.logins.count(&a).is_ok() && limits.logins.count(&a).is_ok());
+        assert!(limits.logins.count(&a).expect_err("the third").seconds >= 1);
+        assert!(limits.logins.count(&b).is_ok());
+        assert!(limits.registrations.count(&a).is_ok(), "each kind counts by itself");
+    }
+
+    #[test]
+    fn a_neighbourhood_has_four_times_as_much_as_an_address_and_no_more() {
+        for network in ["192.0.2.", "2001:db8:1:"] {
+            let limits = limits();
+            let host = |n: u8| if network.contains(':') { format!("{network}{n}::1") } else { format!("{network}{n}") };
+            let source = |n: u8| Source::of_address(host(n).parse().expect("an address"));
+            let let_in = (0..30).filter(|&n| limits.logins.count(&source(n)).is_ok()).count();
+            assert_eq!(let_in, 8, "{network}");
+        }
+        let limits = limits();
+        let elsewhere = |text: &str| Source::of_address(text.parse().expect("an address"));
+        for n in 0..30 {
+            let _ = limits.logins.count(&elsewhere(&format!("192.0.2.{n}")));
+        }
+        assert!(limits.logins.count(&elsewhere("192.0.3.1")).is_ok());
+    }
+}

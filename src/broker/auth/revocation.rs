@@ -1,0 +1,64 @@
+//! The end of a grant or a token, whoever asks for it: first in the store, then in memory, then its sessions.
+//!
+//! Each runs in a task of its own and does all of it again when it is asked for again: who hangs up in the middle must
+//! not leave what is over in the store alive in memory.
+
+use tracing::info;
+
+use crate::auth::bearer::Principals;
+use crate::auth::principal::GrantId;
+use crate::auth::token::TokenHash;
+use crate::session::registry::Registry;
+use crate::store::{Store, StoreError};
+use wire::clock::Clock;
+
+/// Ends grants.
+#[derive(Debug, Clone)]
+pub(crate) struct Revocation {
+    /// Where grants are kept.
+    pub(crate) store: Store,
+    /// Who would go on taking their tokens for good.
+    pub(crate) principals: Principals,
+    /// Whose sessions they have.
+    pub(crate) registry: Registry,
+    /// The time.
+    pub(crate) clock: Clock,
+}
+
+impl Revocation {
+    /// Revokes a grant; whether it was there and not revoked. Its children are being stopped when this returns.
+    pub(crate) async fn revoke(&self, grant: &GrantId, reason: &'static str) -> Result<bool, StoreError> {
+        let (all, grant) = (self.clone(), grant.clone());
+        let task = tokio::spawn(async move {
+            let is_first = all.store.revoke_grant(&grant, reason, all.clock.now()).await?;
+            let sessions = all.end(&grant, reason);
+            if is_first {
+                info!(grant = %grant, sessions, reason, "grant revoked");
+            }
+            Ok(is_first)
+        });
+        task.await.unwrap_or(Err(StoreError::Interrupted("revoking a grant")))
+    }
+
+    /// Ends one access token of a grant.
+    pub(crate) async fn revoke_token(&self, token: TokenHash, grant: &GrantId) -> Result<(), StoreError> {
+        let (all, grant) = (self.clone(), grant.clone());
+        let task = tokio::spawn(async move {
+            all.store.forget_access_token(&token).await?;
+            all.forget_tokens(&grant);
+            Ok(())
+        });
+        task.await.unwrap_or(Err(StoreError::Interrupted("revoking a token")))
+    }
+
+    /// Ends what a grant has that is revoked in the store already; how many sessions.
+    pub(crate) fn end(&self, grant: &GrantId, reason: &'static str) -> usize {
+        self.principals.forget_grant(grant);
+        self.registry.end_grant(grant, reason)
+    }
+
+    /// What is known of the grant's tokens is looked up anew.
+    pub(crate) fn forget_tokens(&self, grant: &GrantId) {
+        self.principals.forget_grant(grant);
+    }
+}

@@ -1,0 +1,295 @@
+//! The table of what is in flight between one session's client and one child.
+//!
+//! Clients choose their ids freely (one hosted client sends 1 for everything), so nothing is keyed by them: each
+//! request gets a number of the broker's own towards the child, which is its progress token too, and its own id
+//! back on the answer. Requests of the child towards the client are numbered the same way.
+//!
+//! No I/O and no await: the table takes a message, changes itself and says where the message goes.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+
+use crate::jsonrpc;
+use crate::jsonrpc::{Kind, Message, RawId, Spliced, code};
+
+/// What the client that waits for one request gets.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A message ahead of the answer.
+    Note(Spliced),
+    /// The answer, the last event.
+    Answer(Spliced),
+    /// The client cancelled the request; nothing more comes.
+    Cancelled,
+}
+
+/// A request that the child has not answered.
+#[derive(Debug)]
+struct Call {
+    id: RawId,
+    progress: Option<Bytes>,
+    for_tool: bool,
+    takes_notes: bool,
+    to: mpsc::Sender<Event>,
+    since: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// A request of the child that the client has not answered.
+#[derive(Debug)]
+struct Ask {
+    id: RawId,
+    since: Instant,
+}
+
+/// How a request is to be entered.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    /// Where its events go.
+    pub(crate) to: mpsc::Sender<Event>,
+    /// Whether the client takes messages ahead of the answer (its `Accept` has `text/event-stream`).
+    pub(crate) takes_notes: bool,
+    /// Its permit among the requests in flight.
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// Where a message of the child goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// It is with the client that waits for it.
+    Delivered,
+    /// To the session's own stream.
+    GetStream(Spliced),
+    /// Back to the child: the broker answers it.
+    Child(Spliced),
+    /// Nowhere, and why.
+    Dropped(&'static str),
+}
+
+/// The table.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    next: u64,
+    open: HashMap<u64, Call>,
+    asks: HashMap<u64, Ask>,
+    touched: Instant,
+    tools_changed: u64,
+}
+
+impl Calls {
+    /// An empty table whose numbers start at `first`. Tables of one session must not reuse each other's numbers, or
+    /// a late answer to an earlier child's request would reach the next child.
+    pub(crate) fn new(first: u64, now: Instant) -> Self {
+        Self { next: first, open: HashMap::new(), asks: HashMap::new(), touched: now, tools_changed: 0 }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next = self.next.wrapping_add(1);
+        self.next
+    }
+
+    /// Requests without an answer, those that their client has given up included.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.open.len()
+    }
+
+    /// When the last request came in or was answered.
+    pub(crate) fn touched(&self) -> Instant {
+        self.touched
+    }
+
+    /// How often the child has said that its tools have changed.
+    pub(crate) fn tools_changed(&self) -> u64 {
+        self.tools_changed
+    }
+
+    /// Enters a client's request and gives it the form in which the child sees it; with its number.
+    pub(crate) fn enter(&mut self, request: &Message, id: RawId, entry: InFlight, now: Instant) -> (u64, Spliced) {
+        let number = self.number();
+        let digits = Bytes::from(number.to_string());
+        let progress = request.asked_progress_token();
+        let part = progress.as_ref().map(|old| (old, digits.clone()));
+        let out = request.rewritten(Some(digits.clone()), part);
+        let call = Call {
+            id,
+            // Copied, because a slice would keep the whole request alive.
+            progress: progress.map(|token| Bytes::copy_from_slice(&token)),
+            for_tool: request.method() == Some("tools/call"),
+            takes_notes: entry.takes_notes,
+            to: entry.to,
+            since: now,
+            _place: entry.permit,
+        };
+        self.open.insert(number, call);
+        self.touched = now;
+        (number, out)
+    }
+
+    /// A client's `notifications/cancelled`: the form in which the child sees it, if it names exactly one request in
+    /// flight. The request's stream ends; a late answer is dropped.
+    pub(crate) fn cancel(&mut self, notification: &Message) -> Option<Spliced> {
+        let named = notification.cancelled_id()?;
+        let mut matching = self.open.iter().filter(|(_, call)| *call.id.json() == named && !call.to.is_closed());
+        let number = matching.next().map(|(&number, _)| number)?;
+        if matching.next().is_some() {
+            return None;
+        }
+        if let Some(call) = self.open.get_mut(&number) {
+            let _ = call.to.try_send(Event::Cancelled);
+            call.to = mpsc::channel(1).0;
+        }
+        Some(notification.rewritten(None, Some((&named, number.to_string().into()))))
+    }
+
+    /// Gives up on one request on the broker's own account: what to tell the child. Its answer, if one still comes,
+    /// is dropped.
+    pub(crate) fn abandon(&mut self, number: u64, why: &str) -> Option<Spliced> {
+        self.open.remove(&number)?;
+        Some(cancelled(number, why))
+    }
+
+    /// Gives up on all requests older than `deadline`, and on the child's requests that the client never answered:
+    /// what to tell the child.
+    pub(crate) fn expire(&mut self, deadline: Duration, now: Instant) -> Vec<Spliced> {
+        let late = |since: Instant| now.saturating_duration_since(since) > deadline;
+        let mut out: Vec<Spliced> = Vec::new();
+        self.open.retain(|&number, call| {
+            let keep = !late(call.since);
+            if !keep {
+                out.push(cancelled(number, "timeout"));
+            }
+            keep
+        });
+        self.asks.retain(|_, ask| {
+            let keep = !late(ask.since);
+            if !keep {
+                let text =
+                    jsonrpc::error_text(Some(&ask.id), code::INTERNAL_ERROR, "the client did not answer in time");
+                out.push(Spliced::whole(text));
+            }
+            keep
+        });
+        out
+    }
+
+    /// A client's answer to a request of the child: the form in which the child sees it, if it asked.
+    pub(crate) fn answer(&mut self, response: &Message) -> Option<Spliced> {
+        let number = std::str::from_utf8(response.id()?.json()).ok()?.parse().ok()?;
+        let ask = self.asks.remove(&number)?;
+        Some(response.rewritten(Some(ask.id.json().clone()), None))
+    }
+
+    /// Routes a line that the child wrote.
+    pub(crate) fn route(&mut self, line: Bytes, now: Instant) -> Route {
+        let Ok(message) = Message::parse(line) else {
+            return Route::Dropped("not a JSON-RPC message");
+        };
+        match message.kind() {
+            Kind::Response { id, .. } => self.answered(&message, id, now),
+            Kind::Request { id, method } if method == "ping" => Route::Child(Spliced::whole(jsonrpc::empty_result(id))),
+            Kind::Request { id, .. } => {
+                let number = self.number();
+                let out = message.rewritten(Some(number.to_string().into()), None);
+                self.asks.insert(number, Ask { id: id.clone(), since: now });
+                match self.newest() {
+                    Some(call) => deliver(call, out),
+                    None => Route::GetStream(out),
+                }
+            }
+            Kind::Notification { method } if method == "notifications/progress" => self.progressed(&message),
+            Kind::Notification { method } if method == "notifications/cancelled" => self.child_cancelled(&message),
+            Kind::Notification { method } => {
+                if method == "notifications/tools/list_changed" {
+                    self.tools_changed = self.tools_changed.wrapping_add(1);
+                }
+                let out = message.rewritten(None, None);
+                match self.only() {
+                    Some(call) => deliver(call, out),
+                    None => Route::GetStream(out),
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, message: &Message, id: &RawId, now: Instant) -> Route {
+        let number = std::str::from_utf8(id.json()).ok().and_then(|id| id.parse::<u64>().ok());
+        let Some(call) = number.and_then(|number| self.open.remove(&number)) else {
+            return Route::Dropped("an answer to nothing in flight");
+        };
+        self.touched = now;
+        let out = message.rewritten(Some(call.id.json().clone()), None);
+        match call.to.try_send(Event::Answer(out)) {
+            Ok(()) => Route::Delivered,
+            Err(_) => Route::Dropped("an answer that nobody waits for"),
+        }
+    }
+
+    fn progressed(&mut self, message: &Message) -> Route {
+        let Some(token) = message.progress_token() else { return Route::Dropped("progress without a token") };
+        let number = std::str::from_utf8(&token).ok().and_then(|token| token.parse::<u64>().ok());
+        let call = number.and_then(|number| self.open.get_mut(&number));
+        match call.and_then(|call| call.progress.clone().map(|asked| (call, asked))) {
+            Some((call, asked)) => deliver(call, message.rewritten(None, Some((&token, asked)))),
+            None => Route::Dropped("progress of nothing in flight"),
+        }
+    }
+
+    fn child_cancelled(&mut self, message: &Message) -> Route {
+        let Some(named) = message.cancelled_id() else { return Route::Dropped("a cancellation of nothing") };
+        let number = self.asks.iter().find(|(_, ask)| *ask.id.json() == named).map(|(&number, _)| number);
+        let Some(number) = number else { return Route::Dropped("a cancellation of nothing asked") };
+        self.asks.remove(&number);
+        let out = message.rewritten(None, Some((&named, number.to_string().into())));
+        match self.newest() {
+            Some(call) => deliver(call, out),
+            None => Route::GetStream(out),
+        }
+    }
+
+    /// The newest request whose client takes messages ahead of the answer, a tool call where there is one: what a
+    /// request of the child most likely belongs to.
+    fn newest(&mut self) -> Option<&mut Call> {
+        let open = self.open.iter_mut().filter(|(_, call)| call.takes_notes && !call.to.is_closed());
+        open.max_by_key(|(number, call)| (call.for_tool, **number)).map(|(_, call)| call)
+    }
+
+    /// The only request in flight, if its client takes messages ahead of the answer.
+    fn only(&mut self) -> Option<&mut Call> {
+        if self.open.len() != 1 {
+            return None;
+        }
+        self.open.values_mut().next().filter(|call| call.takes_notes && !call.to.is_closed())
+    }
+
+    /// Answers everything in flight with an error: the child is gone.
+    pub(crate) fn fail_all(&mut self, message: &str) -> usize {
+        let failed = self.open.len();
+        for (_, call) in self.open.drain() {
+            let text = jsonrpc::error_text(Some(&call.id), code::INTERNAL_ERROR, message);
+            let _ = call.to.try_send(Event::Answer(Spliced::whole(text)));
+        }
+        self.asks.clear();
+        failed
+    }
+}
+
+/// Hands a message to the client that waits for `call`. A client that reads too slowly loses the stream: its end of
+/// the channel sees the sender go.
+fn deliver(call: &mut Call, message: Spliced) -> Route {
+    if call.to.try_send(Event::Note(message)).is_ok() {
+        return Route::Delivered;
+    }
+    call.to = mpsc::channel(1).0;
+    Route::Dropped("the client reads its stream too slowly")
+}
+
+fn cancelled(number: u64, why: &str) -> Spliced {
+    let text = format!(
+        r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number},"reason":"{why}"}}}}"#
+    );
+    Spliced::whole(text.into())
+}

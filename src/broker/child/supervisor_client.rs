@@ -1,0 +1,340 @@
+//! The broker's side of the wire: a [`Spawner`] that asks the supervisor for children.
+//!
+//! One connection, made when it is first needed and again when it was lost; nothing runs in the background to keep
+//! it up. The supervisor is trusted with what it says about children, but a frame that is not of the contract ends the
+//! connection. Losing it ends all its children (the supervisor stops them), which reads as
+//! [`Ended::SupervisorLost`].
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::net::unix::pipe;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner, Stopper};
+use wire::codec;
+use wire::message::{ChildId, Isolation, PROTOCOL, Refusal, Reply, Request, Status, Ticket};
+use wire::socket::{Packet, Socket};
+
+/// How long the supervisor may take for the handshake.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it may take for any other answer before the connection counts as lost: a start takes milliseconds.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Requests without an answer at once; the supervisor reads no faster than it answers.
+const MAX_REQUESTS: usize = 256;
+
+/// Asks the supervisor at a path for children. Cheap to clone; clones share the connection.
+#[derive(Debug, Clone)]
+pub(crate) struct SupervisorSpawner(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    /// Held while connecting, so that one connection is made however many ask.
+    link: tokio::sync::Mutex<Option<Arc<Link>>>,
+    in_flight: Semaphore,
+}
+
+impl SupervisorSpawner {
+    /// Does nothing yet: the connection is made by the first request.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(Arc::new(Shared { path, link: tokio::sync::Mutex::new(None), in_flight: Semaphore::new(MAX_REQUESTS) }))
+    }
+
+    /// The supervisor's numbers.
+    pub(crate) async fn status(&self) -> Result<Status, SpawnError> {
+        match self.0.ask(|ticket| Request::Status { ticket }).await? {
+            Granted::Status(status) => Ok(status),
+            Granted::Arrived(_) => Err(SpawnError::Unreachable),
+        }
+    }
+}
+
+impl Spawner for SupervisorSpawner {
+    fn spawn(&self, order: SpawnRequest) -> BoxFuture<'_, Result<Backend, SpawnError>> {
+        async move {
+            let SpawnRequest { tenant, label, token } = order;
+            match self.0.ask(|ticket| Request::Spawn { ticket, tenant, label, token }).await? {
+                Granted::Arrived(arrival) => arrival.unpack(),
+                Granted::Status(_) => Err(SpawnError::Unreachable),
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Shared {
+    async fn ask(&self, request: impl FnOnce(Ticket) -> Request) -> Result<Granted, SpawnError> {
+        let _permit = self.in_flight.acquire().await.map_err(|_| SpawnError::Unreachable)?;
+        let link = self.link().await?;
+        let (ticket, answer) = link.expect_answer().ok_or(SpawnError::Unreachable)?;
+        // If this future is dropped, so is the receiver of the answer, and a child that comes is stopped.
+        let _ = link.outbox.send(request(ticket));
+        match timeout(REPLY_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => answer.map_err(SpawnError::Refused),
+            Ok(Err(_lost)) => Err(SpawnError::Unreachable),
+            Err(_late) => {
+                tracing::warn!(reason = "no answer", "the supervisor does not answer; the connection is given up");
+                link.hang_up.notify_one();
+                Err(SpawnError::Unreachable)
+            }
+        }
+    }
+
+    /// The connection that is there, else a new one.
+    async fn link(&self) -> Result<Arc<Link>, SpawnError> {
+        let mut slot = self.link.lock().await;
+        if let Some(link) = slot.as_ref().filter(|link| link.is_open()) {
+            return Ok(Arc::clone(link));
+        }
+        let greeted = match timeout(HELLO_TIMEOUT, self.greet()).await {
+            Ok(greeted) => greeted,
+            Err(_) => Err("no answer to Hello".to_owned()),
+        };
+        match greeted {
+            Ok((socket, isolation)) => {
+                tracing::info!(?isolation, "connected to the supervisor");
+                let link = Link::start(socket);
+                *slot = Some(Arc::clone(&link));
+                Ok(link)
+            }
+            Err(reason) => {
+                tracing::warn!(path = %self.path.display(), reason, "no connection to the supervisor");
+                Err(SpawnError::Unreachable)
+            }
+        }
+    }
+
+    async fn greet(&self) -> Result<(Socket, Isolation), String> {
+        let socket = Socket::connect(&self.path).map_err(|e| format!("connecting: {e}"))?;
+        let hello = codec::encode(&Request::Hello { protocol: PROTOCOL }).map_err(|e| e.to_string())?;
+        // A supervisor that refuses at once says why before it closes, so the answer is read even if this fails.
+        let sent = socket.send(&hello, &[]).await;
+        let packet = socket.receive().await.map_err(|e| e.to_string())?;
+        let packet = packet.ok_or_else(|| format!("closed without a word ({sent:?})"))?;
+        match codec::decode(&packet.frame).map_err(|e| e.to_string())? {
+            Reply::Welcome { protocol: PROTOCOL, isolation } => Ok((socket, isolation)),
+            Reply::Goodbye { reason } => Err(reason.code().to_owned()),
+            other => Err(format!("unexpected answer to Hello: {other:?}")),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Nobody can ask any more; the supervisor stops what still runs.
+        if let Some(link) = self.link.get_mut() {
+            link.hang_up.notify_one();
+        }
+    }
+}
+
+/// A connection that has been greeted.
+#[derive(Debug)]
+struct Link {
+    /// Unbounded, but what goes in is: one request a permit, and one `Stop` a child.
+    outbox: mpsc::UnboundedSender<Request>,
+    tickets: AtomicU64,
+    hang_up: tokio::sync::Notify,
+    /// `None` once the connection is lost; dropping the table tells everybody who waits.
+    table: Mutex<Option<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    answers: HashMap<Ticket, oneshot::Sender<Result<Granted, Refusal>>>,
+    children: HashMap<ChildId, oneshot::Sender<Ended>>,
+}
+
+#[derive(Debug)]
+enum Granted {
+    Arrived(Arrival),
+    Status(Status),
+}
+
+impl Link {
+    fn start(socket: Socket) -> Arc<Self> {
+        let (outbox, requests) = mpsc::unbounded_channel();
+        let link = Arc::new(Self {
+            outbox,
+            tickets: AtomicU64::new(1),
+            hang_up: tokio::sync::Notify::new(),
+            table: Mutex::new(Some(Table::default())),
+        });
+        tokio::spawn(Arc::clone(&link).run(socket, requests));
+        link
+    }
+
+    fn is_open(&self) -> bool {
+        locked(&self.table).is_some()
+    }
+
+    /// A new ticket and where its answer will come; `None` if the connection is lost.
+    fn expect_answer(&self) -> Option<(Ticket, oneshot::Receiver<Result<Granted, Refusal>>)> {
+        let ticket = self.next_ticket();
+        let (sender, receiver) = oneshot::channel();
+        locked(&self.table).as_mut()?.answers.insert(ticket, sender);
+        Some((ticket, receiver))
+    }
+
+    fn next_ticket(&self) -> Ticket {
+        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn run(self: Arc<Self>, socket: Socket, requests: mpsc::UnboundedReceiver<Request>) {
+        let reason = tokio::select! {
+            reason = self.read(&socket) => reason,
+            reason = write(&socket, requests) => reason,
+            () = self.hang_up.notified() => "given up".to_owned(),
+        };
+        let lost = locked(&self.table).take();
+        let children = lost.as_ref().map_or(0, |table| table.children.len());
+        tracing::warn!(reason, children, "the connection to the supervisor is lost");
+    }
+
+    async fn read(self: &Arc<Self>, socket: &Socket) -> String {
+        loop {
+            let packet = match socket.receive().await {
+                Ok(Some(packet)) => packet,
+                Ok(None) => return "closed".to_owned(),
+                Err(e) => return e.to_string(),
+            };
+            if let Err(reason) = self.heard(packet) {
+                return reason;
+            }
+        }
+    }
+
+    /// Takes one packet; an error ends the connection.
+    fn heard(self: &Arc<Self>, Packet { frame, fds }: Packet) -> Result<(), String> {
+        let reply: Reply = codec::decode(&frame).map_err(|e| e.to_string())?;
+        if let Reply::Spawned { ticket, child, pid, uid } = reply {
+            let pipes = <[OwnedFd; 3]>::try_from(fds).map_err(|fds| format!("Spawned with {} pipes", fds.len()))?;
+            let (sender, ended) = oneshot::channel();
+            let stopper = ChildStopper { link: Arc::clone(self), child, asked: AtomicBool::new(false) };
+            let arrival = Arrival { pipes: Some(pipes), ended: Some(ended), stopper: Some(stopper), pid, uid };
+            let waiting = locked(&self.table).as_mut().and_then(|table| {
+                table.children.insert(child, sender);
+                table.answers.remove(&ticket)
+            });
+            // Whoever asked has given up: dropping the arrival stops the child.
+            let given_up = waiting.map(|waiting| waiting.send(Ok(Granted::Arrived(arrival))));
+            drop(given_up);
+            return Ok(());
+        }
+        if !fds.is_empty() {
+            return Err("descriptors on a packet that has none".to_owned());
+        }
+        let mut table = locked(&self.table);
+        let Some(table) = table.as_mut() else { return Ok(()) };
+        let (ticket, answer) = match reply {
+            Reply::Refused { ticket, refusal } => (ticket, Err(refusal)),
+            Reply::Status { ticket, status } => (ticket, Ok(Granted::Status(status))),
+            Reply::Exited { child, exit } => {
+                if let Some(sender) = table.children.remove(&child) {
+                    let _ = sender.send(Ended::Exit(exit));
+                }
+                return Ok(());
+            }
+            Reply::Stopping { .. } => return Ok(()),
+            Reply::Goodbye { reason } => return Err(reason.code().to_owned()),
+            Reply::Welcome { .. } | Reply::Spawned { .. } => return Err("a second Welcome".to_owned()),
+        };
+        // Nobody waits: it was a `Stop` of a child that had just ended, or whoever asked has given up.
+        if let Some(waiting) = table.answers.remove(&ticket) {
+            let _ = waiting.send(answer);
+        }
+        Ok(())
+    }
+}
+
+async fn write(socket: &Socket, mut requests: mpsc::UnboundedReceiver<Request>) -> String {
+    while let Some(request) = requests.recv().await {
+        let sent = match codec::encode(&request) {
+            Ok(frame) => socket.send(&frame, &[]).await.map_err(|e| e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        if let Err(reason) = sent {
+            return reason;
+        }
+    }
+    "nobody asks any more".to_owned()
+}
+
+/// A child that has come and that nobody has taken yet; stopped when dropped.
+#[derive(Debug)]
+struct Arrival {
+    pipes: Option<[OwnedFd; 3]>,
+    ended: Option<oneshot::Receiver<Ended>>,
+    stopper: Option<ChildStopper>,
+    pid: u32,
+    uid: u32,
+}
+
+impl Arrival {
+    fn unpack(mut self) -> Result<Backend, SpawnError> {
+        let Some([stdin, stdout, stderr]) = self.pipes.take() else { return Err(SpawnError::Unreachable) };
+        let wrapped = (|| {
+            let stdin = pipe::Sender::from_owned_fd(stdin)?;
+            let stdout = pipe::Receiver::from_owned_fd(stdout)?;
+            Ok::<_, std::io::Error>((stdin, stdout, pipe::Receiver::from_owned_fd(stderr)?))
+        })();
+        match (wrapped, self.ended.take()) {
+            (Ok((stdin, stdout, stderr)), Some(ended)) => {
+                let Some(stopper) = self.stopper.take() else { return Err(SpawnError::Unreachable) };
+                Ok(Backend {
+                    stdin: Box::pin(stdin),
+                    stdout: Box::pin(stdout),
+                    stderr: Box::pin(stderr),
+                    ended,
+                    stopper: Box::new(stopper),
+                    pid: self.pid,
+                    uid: self.uid,
+                })
+            }
+            (Err(error), _) => {
+                tracing::error!(child_pid = self.pid, %error, "what came with a child are no pipes");
+                Err(SpawnError::Unreachable)
+            }
+            (Ok(_), None) => Err(SpawnError::Unreachable),
+        }
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        // The supervisor expects standard input to be closed when it is asked to stop a child.
+        drop(self.pipes.take());
+        if let Some(stopper) = self.stopper.take() {
+            stopper.stop();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ChildStopper {
+    link: Arc<Link>,
+    child: ChildId,
+    asked: AtomicBool,
+}
+
+impl Stopper for ChildStopper {
+    fn stop(&self) {
+        if !self.asked.swap(true, Ordering::Relaxed) {
+            // A connection that is lost has stopped the child already.
+            let _ = self.link.outbox.send(Request::Stop { ticket: self.link.next_ticket(), child: self.child });
+        }
+    }
+}
+
+/// No code panics while it holds one of these locks, so a poisoned one is as good as any.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

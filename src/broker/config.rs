@@ -1,0 +1,176 @@
+//! The broker's configuration, parsed once and completely: all problems are reported together.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use url::{Host, Url};
+
+use crate::auth::rates::{self, Rates};
+use crate::forge::access::Access;
+use crate::forge::application::Application;
+use crate::forge::vault::KeyFile;
+use crate::mcp::endpoint::DEFAULT_MAX_BODY;
+use crate::mcp::refusal::UnknownSession;
+use crate::mcp::tools::Tables;
+use crate::oauth::config::OAuthConfig;
+use crate::session::config::SessionConfig;
+use wire::config_file::{ConfigError, Section, bytes, seconds};
+
+/// All of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Where clients reach the broker: scheme, host and port, nothing behind. From here alone, never from a request.
+    pub(crate) public_url: String,
+    /// Where it listens, unless the service manager hands it a socket.
+    pub(crate) listen: SocketAddr,
+    /// The Forgejo instance.
+    pub(crate) forgejo_url: String,
+    /// The broker's registration at Forgejo: without it no upstream token is refreshed.
+    pub(crate) application: Option<Application>,
+    /// Who may log in.
+    pub(crate) access: Access,
+    /// Logging in.
+    pub(crate) oauth: OAuthConfig,
+    /// How often strangers may ask.
+    pub(crate) rates: Rates,
+    /// Whose `X-Forwarded-For` is believed.
+    pub(crate) proxies: Vec<IpNet>,
+    /// Which tools write.
+    pub(crate) tools: Tables,
+    /// How long ahead of its end an upstream token is refreshed.
+    pub(crate) refresh_lead: Duration,
+    /// The supervisor's socket.
+    pub(crate) supervisor: PathBuf,
+    /// The database.
+    pub(crate) database: PathBuf,
+    /// The key that seals upstream tokens.
+    pub(crate) key_file: KeyFile,
+    /// The operator's socket.
+    pub(crate) admin: PathBuf,
+    /// Bytes in one message.
+    pub(crate) max_body: usize,
+    /// Connections at once.
+    pub(crate) max_connections: usize,
+    /// Pages of these origins may use the endpoint.
+    pub(crate) origins: Vec<String>,
+    /// Sessions and children.
+    pub(crate) sessions: SessionConfig,
+    /// What an unknown session is answered with.
+    pub(crate) unknown_session: UnknownSession,
+    /// How long running requests may take at shutdown.
+    pub(crate) drain: Duration,
+}
+
+impl Config {
+    /// Reads it. `credentials` is `$CREDENTIALS_DIRECTORY`, where systemd puts what `LoadCredential=` names.
+    pub(crate) fn read(mut root: Section, credentials: Option<&Path>) -> Result<Self, ConfigError> {
+        const RUN: &str = "/run/forgejo-mcp-broker";
+        let public_url = address(&mut root, "public_url", true);
+        let listen = root.parsed("listen").unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        let mut forgejo = root.section("forgejo");
+        let forgejo_url = address(&mut forgejo, "url", false);
+        let refresh_lead = forgejo.duration("refresh_lead", Duration::from_mins(5), seconds(1, 3600));
+        let access = Access::read(root.section("access"));
+        let application = Application::read(&mut forgejo, &access);
+        forgejo.close();
+        let rates = Rates::read(root.section("rates"));
+        let tools = Tables::read(root.section("tools"));
+        let oauth = OAuthConfig::read(root.section("oauth"));
+        let mut supervisor = root.section("supervisor");
+        let supervisor_socket = supervisor.path("socket", Path::new(RUN).join("supervisor.sock"));
+        supervisor.close();
+        let (database, key_file) = store(root.section("store"), credentials);
+        let mut admin = root.section("admin");
+        let admin_socket = admin.path("socket", Path::new(RUN).join("admin.sock"));
+        admin.close();
+        let mut http = root.section("http");
+        let max_body = http.size("max_body", bytes(DEFAULT_MAX_BODY), 1024..=1 << 30);
+        let max_connections = http.integer("max_connections", 4096, 1..=1_000_000);
+        let mut origins = http.texts("allowed_origins", &[]);
+        let proxies = rates::proxies(&mut http);
+        let request_timeout = http.duration("request_timeout", Duration::from_mins(5), seconds(1, 86_400));
+        http.close();
+        let mut sessions = root.section("sessions");
+        let unknown_session =
+            sessions.value("unknown_session_status", |value| match (value.as_str(), value.as_integer()) {
+                (Some("auto"), _) => Ok(UnknownSession::Auto),
+                (_, Some(404)) => Ok(UnknownSession::NotFound),
+                (_, Some(410)) => Ok(UnknownSession::Gone),
+                _ => Err("must be \"auto\", 404 or 410".to_owned()),
+            });
+        let drain = sessions.duration("drain", Duration::from_secs(30), seconds(0, 3600));
+        let session_config = SessionConfig::read(&mut sessions, request_timeout);
+        sessions.close();
+        root.finish()?;
+        // Without problems both are there; the fallbacks are never used.
+        let public_url = public_url.unwrap_or_default();
+        origins.push(public_url.clone());
+        Ok(Self {
+            public_url,
+            listen,
+            forgejo_url: forgejo_url.unwrap_or_default(),
+            application,
+            access,
+            oauth,
+            rates,
+            proxies,
+            tools,
+            refresh_lead,
+            supervisor: supervisor_socket,
+            database,
+            key_file,
+            admin: admin_socket,
+            max_body: usize::try_from(max_body).unwrap_or(DEFAULT_MAX_BODY),
+            max_connections,
+            origins,
+            sessions: session_config,
+            unknown_session: unknown_session.unwrap_or_default(),
+            drain,
+        })
+    }
+}
+
+fn store(mut section: Section, credentials: Option<&Path>) -> (PathBuf, KeyFile) {
+    let database = section.path("path", "/var/lib/forgejo-mcp-broker/broker.db");
+    let provided = credentials.map(|dir| dir.join("upstream-key")).filter(|file| file.exists());
+    let key_file = match (section.optional_path("key_file"), provided) {
+        (Some(path), _) => KeyFile { path, managed: false },
+        (None, Some(path)) => KeyFile { path, managed: true },
+        (None, None) => KeyFile { path: database.with_file_name("upstream.key"), managed: false },
+    };
+    section.close();
+    (database, key_file)
+}
+
+/// An http or https address without a trailing slash. The broker's own must be a bare origin, and https unless it is
+/// on this machine: tokens travel over it.
+fn address(section: &mut Section, key: &str, own: bool) -> Option<String> {
+    if !section.has(key) {
+        let example = if own { "https://mcp.example.org" } else { "https://git.example.org" };
+        section.complain(key, format!("is missing, and has no default; an example: \"{example}\""));
+    }
+    section.value(key, |value| {
+        let url: Url = value.as_str().unwrap_or_default().parse().map_err(|e| format!("must be an address: {e}"))?;
+        let loopback = match url.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(Host::Ipv6(ip)) => ip.is_loopback(),
+            None => false,
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if loopback || !own => {}
+            "http" => return Err("must be https, unless the host is on this machine".to_owned()),
+            _ => return Err("must be an http or https address".to_owned()),
+        }
+        if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+            return Err("must have neither user, query nor fragment".to_owned());
+        }
+        if own && url.path() != "/" {
+            return Err("must have no path: clients expect the metadata at the root".to_owned());
+        }
+        Ok(url.as_str().trim_end_matches('/').to_owned())
+    })
+}

@@ -1,0 +1,179 @@
+//! Forgejo, as the broker speaks to it: who does this token belong to?
+//!
+//! Forgejo's answers are read as far as needed and never quoted: since version 16 the body of its 401 repeats the
+//! whole token.
+
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, StatusCode};
+use serde::Deserialize;
+use url::form_urlencoded;
+
+use wire::message::{Label, TenantId};
+use wire::secret::UpstreamToken;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// For a look whether it is there: a person waits.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes of an answer that are read. A user has about one KiB.
+const MAX_ANSWER: usize = 256 * 1024;
+
+/// Why Forgejo did not say who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    /// No connection, or no answer in time.
+    #[error("Forgejo cannot be reached")]
+    Unreachable,
+    /// 401: expired, revoked or never valid.
+    #[error("Forgejo does not accept the token")]
+    BadToken,
+    /// 403: the token lacks the scope `read:user`, or the account is deactivated or may not log in.
+    #[error("Forgejo forbids it: the token needs the scope read:user, and the account must be active")]
+    Forbidden,
+    /// Another status.
+    #[error("Forgejo answered with status {0}")]
+    Status(u16),
+    /// Not what Forgejo answers there.
+    #[error("Forgejo's answer is not what was asked for")]
+    NotUnderstood,
+    /// A list has more entries than are read.
+    #[error("Forgejo's list is too long")]
+    TooMany,
+}
+
+impl UpstreamError {
+    /// Whether Forgejo as a whole does not answer now, whoever is asked about.
+    pub(crate) fn is_an_outage(self) -> bool {
+        match self {
+            Self::Unreachable => true,
+            Self::Status(status) => status >= 500 || status == 429,
+            Self::BadToken | Self::Forbidden | Self::NotUnderstood | Self::TooMany => false,
+        }
+    }
+}
+
+/// The parts of a Forgejo user that matter here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ForgejoUser {
+    /// Never changes.
+    pub(crate) id: TenantId,
+    /// May change.
+    pub(crate) login: Label,
+    /// Sees only what they were given explicitly.
+    pub(crate) restricted: bool,
+    /// Deactivated, or not allowed to log in. Forgejo's API refuses them already; this is the second lock.
+    pub(crate) locked: bool,
+}
+
+/// The HTTP client could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("the HTTP client cannot be made")]
+pub(crate) struct ClientError(#[from] reqwest::Error);
+
+/// One Forgejo instance. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Forgejo {
+    pub(crate) client: Client,
+    pub(crate) url: String,
+}
+
+impl Forgejo {
+    /// The instance at `url`, without a trailing slash.
+    pub(crate) fn new(url: &str) -> Result<Self, ClientError> {
+        // The first provider in a process stays; a second call finds the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .user_agent(concat!("forgejo-mcp-broker/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
+            // A redirect would carry the token to another place.
+            .redirect(Policy::none())
+            .build()?;
+        Ok(Self { client, url: url.to_owned() })
+    }
+
+    /// Whose token this is. The only endpoint that notices a deactivated account is the API itself, so this is also
+    /// the check that the account is still good.
+    pub(crate) async fn whoami(&self, token: &UpstreamToken) -> Result<ForgejoUser, UpstreamError> {
+        #[derive(Deserialize)]
+        struct User {
+            id: u64,
+            login: String,
+            #[serde(default)]
+            restricted: bool,
+            active: Option<bool>,
+            #[serde(default)]
+            prohibit_login: bool,
+        }
+        let text = self.api("/api/v1/user", token).await?;
+        let user: User = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotUnderstood)?;
+        Ok(ForgejoUser {
+            id: TenantId::new(user.id).map_err(|_| UpstreamError::NotUnderstood)?,
+            login: Label::parse(user.login).map_err(|_| UpstreamError::NotUnderstood)?,
+            restricted: user.restricted,
+            locked: user.prohibit_login || user.active == Some(false),
+        })
+    }
+
+    /// What the API answers to GET with this token.
+    pub(crate) async fn api(&self, path: &str, token: &UpstreamToken) -> Result<Vec<u8>, UpstreamError> {
+        let request = self.client.get(format!("{}{path}", self.url)).bearer_auth(token.expose());
+        let response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
+        match response.status() {
+            StatusCode::OK => body(response).await.ok_or(UpstreamError::Unreachable),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                // Connections end because of this, so it must be Forgejo's own word and not that of something in
+                // between. Only the shape is looked at; the text repeats the token.
+                let is_forgejos = body(response).await.is_some_and(|text| is_refusal(&text));
+                Err(match status {
+                    StatusCode::UNAUTHORIZED if is_forgejos => UpstreamError::BadToken,
+                    StatusCode::FORBIDDEN if is_forgejos => UpstreamError::Forbidden,
+                    other => UpstreamError::Status(other.as_u16()),
+                })
+            }
+            other => Err(UpstreamError::Status(other.as_u16())),
+        }
+    }
+
+    /// Whether it answers at all now. Any answer that is no server's error will do: an instance may ask everybody to
+    /// sign in before it tells even its version.
+    pub(crate) async fn answers(&self) -> bool {
+        let request = self.client.get(format!("{}/api/v1/version", self.url)).timeout(PROBE_TIMEOUT);
+        request.send().await.is_ok_and(|response| !response.status().is_server_error())
+    }
+
+    /// Where a browser goes to log in.
+    pub(crate) fn authorize_url(&self, query: &[(&str, &str)]) -> String {
+        let query: String = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
+        format!("{}/login/oauth/authorize?{query}", self.url)
+    }
+
+    /// The instance's address.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+/// Whether this is how Forgejo's API says no: a JSON object with a `message`.
+fn is_refusal(text: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(rename = "message")]
+        _message: serde::de::IgnoredAny,
+    }
+    serde_json::from_slice::<Refusal>(text).is_ok()
+}
+
+/// The body of an answer; `None` where it breaks off or goes beyond [`MAX_ANSWER`].
+pub(crate) async fn body(mut response: Response) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        text.extend_from_slice(&chunk);
+        if text.len() > MAX_ANSWER {
+            return None;
+        }
+    }
+    Some(text)
+}

@@ -1,0 +1,370 @@
+//! Keeps upstream tokens fresh: refreshed ahead of their end, one refresh a user at a time, stored before used.
+//!
+//! What goes wrong is told apart with care. A refresh that Forgejo refuses for good ends the user's grants, so that
+//! their clients log in again; one that fails for now is tried again with a growing pause and costs nobody anything; a
+//! broker that Forgejo does not know is an alarm for the operator and ends no grant. An answer that was lost may have
+//! burnt the refresh token: the next try is then refused for good, and the user logs in again.
+
+mod login;
+mod recheck;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use parking_lot::Mutex;
+use rand::rngs::SysRng;
+use tokio::sync::{Mutex as TurnMutex, MutexGuard, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::auth::principal::GrantId;
+use crate::forge::access::{Access, AccessError};
+use crate::forge::api::{Forgejo, UpstreamError};
+use crate::forge::application::Application;
+pub(crate) use crate::forge::rotation::login::{LogInError, LoggedIn};
+use crate::forge::token_endpoint::{Pair, PairError};
+use crate::forge::vault;
+use crate::forge::vault::{Vault, VaultError};
+use crate::store::{Credential, Store, StoreError};
+use wire::clock::{Clock, UnixTime};
+use wire::message::TenantId;
+use wire::secret::UpstreamToken;
+
+/// The first pause after a failure; each further one is twice as long, up to [`MAX_DELAY`].
+const FIRST_DELAY: Duration = Duration::from_secs(5);
+const MAX_DELAY: Duration = Duration::from_mins(5);
+/// How long a login waits for those before it: a person looks at a browser.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Refreshes of a sweep that run at once: while Forgejo is slow, one user must not wait for all the others.
+const MAX_REFRESHES: usize = 8;
+/// How often a write is tried again that must not fail, with growing pauses: for two and a half minutes.
+const MAX_WRITES: u32 = 5;
+/// Changes that wait to be followed.
+const CHANGE_QUEUE: usize = 256;
+
+/// What has become of a credential; whoever holds tokens of it must act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// There is a new token for these grants.
+    Rotated(Vec<GrantId>),
+    /// These grants are revoked: their user must log in again.
+    Lost(Vec<GrantId>),
+}
+
+/// A token that is good now.
+#[derive(Debug, Clone)]
+pub(crate) struct Fresh {
+    /// The token.
+    pub(crate) token: UpstreamToken,
+    /// When it ends, where it does.
+    pub(crate) ends: Option<UnixTime>,
+}
+
+/// Why there is no good token now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RotationError {
+    /// The user must log in again; their grants are revoked.
+    #[error("the user must log in at Forgejo again")]
+    LoginAgain,
+    /// Not now; nothing is lost.
+    #[error("Forgejo gives no fresh token now")]
+    NotNow,
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// The vault failed.
+    #[error("the vault failed")]
+    Vault(#[from] VaultError),
+}
+
+/// Keeps tokens fresh. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotation(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    vault: Arc<Vault>,
+    forgejo: Forgejo,
+    /// Absent while OAuth is not configured: then there is nothing to refresh.
+    application: Option<Application>,
+    access: Access,
+    clock: Clock,
+    lead: Duration,
+    /// Held from the exchange of a login's code until its pair is stored. Forgejo counts both kinds of exchange
+    /// together, and whose code it is shows only afterwards, so it is one lock for all users.
+    logins: TurnMutex<()>,
+    changes: mpsc::Sender<Change>,
+    /// Exchanges under way: Forgejo may have given out a pair that is not stored yet.
+    tasks: TaskTracker,
+    /// One refresh a credential at a time.
+    turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
+}
+
+/// What Forgejo and the operator's lists say of an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    LetIn,
+    ShutOut,
+    /// Neither: the answer about this account cannot be used.
+    None,
+    /// Neither: Forgejo does not answer now.
+    Away,
+}
+
+/// How a credential's last refreshes went.
+#[derive(Debug, Default)]
+struct Pause {
+    failures: u32,
+    until: Option<UnixTime>,
+}
+
+impl Rotation {
+    /// Refreshes `lead` ahead of the end; what changes is told through the receiver.
+    pub(crate) fn new(
+        store: Store,
+        vault: Arc<Vault>,
+        forgejo: Forgejo,
+        application: Option<Application>,
+        access: Access,
+        clock: Clock,
+        lead: Duration,
+    ) -> (Self, mpsc::Receiver<Change>) {
+        let (changes, told) = mpsc::channel(CHANGE_QUEUE);
+        let (turns, logins) = (Mutex::default(), TurnMutex::default());
+        let inner = Inner {
+            store,
+            vault,
+            forgejo,
+            application,
+            access,
+            clock,
+            lead,
+            logins,
+            changes,
+            tasks: TaskTracker::new(),
+            turns,
+        };
+        (Self(Arc::new(inner)), told)
+    }
+
+    /// Waits for exchanges under way, for at most `limit`: a pair that is not stored is lost with all that stands on it.
+    pub(crate) async fn finish(&self, limit: Duration) {
+        self.0.tasks.close();
+        if timeout(limit, self.0.tasks.wait()).await.is_err() {
+            warn!("the broker ends with exchanges at Forgejo under way; their users may have to log in again");
+        }
+    }
+
+    /// Whether a token that ends then should be refreshed now.
+    pub(crate) fn is_due(&self, expires_at: Option<UnixTime>) -> bool {
+        expires_at.is_some_and(|end| end <= self.0.clock.now().plus(self.0.lead))
+    }
+
+    /// Refreshes every credential that is due and that a live grant needs.
+    pub(crate) async fn sweep(&self) {
+        let due = match self.0.store.credentials_ending(self.0.clock.now().plus(self.0.lead)).await {
+            Ok(due) => due,
+            Err(e) => {
+                error!(error = %e, "credentials that end soon cannot be looked up");
+                return;
+            }
+        };
+        // What went wrong was logged where it happened; the next sweep tries again.
+        let refresh = |credential: Credential| {
+            let rotation = self.clone();
+            async move { drop(rotation.fresh(&credential.id).await) }
+        };
+        stream::iter(due).for_each_concurrent(MAX_REFRESHES, refresh).await;
+    }
+
+    /// A good access token of the credential, refreshed if it is due. Of many callers one refreshes, and the others
+    /// get what it got. A token that has not ended yet is good while Forgejo is away.
+    ///
+    /// Runs in a task of its own: a caller who goes away must not take a pair along that Forgejo has just given out.
+    pub(crate) async fn fresh(&self, credential_id: &str) -> Result<Fresh, RotationError> {
+        let (rotation, id) = (self.clone(), credential_id.to_owned());
+        let task = self.0.tasks.spawn(async move {
+            let turn = Arc::clone(rotation.0.turns.lock().entry(id.clone()).or_default());
+            let (outcome, change) = rotation.in_turn(&id, &turn).await;
+            drop(turn);
+            rotation.forget_idle_turns();
+            // After the turn: whoever follows changes may need it.
+            if let Some(change) = change {
+                let _ = rotation.0.changes.send(change).await;
+            }
+            outcome
+        });
+        task.await.unwrap_or(Err(RotationError::NotNow))
+    }
+
+    /// Keeps those that somebody waits for and those with a pause that is not over.
+    fn forget_idle_turns(&self) {
+        let now = self.0.clock.now();
+        self.0.turns.lock().retain(|_, turn| {
+            Arc::strong_count(turn) > 1
+                || turn.try_lock().is_ok_and(|pause| pause.until.is_some_and(|until| until > now))
+        });
+    }
+
+    async fn in_turn(&self, id: &str, turn: &TurnMutex<Pause>) -> (Result<Fresh, RotationError>, Option<Change>) {
+        let mut pause = turn.lock().await;
+        let mut change = None;
+        let outcome = self.looked_at(id, &mut pause, &mut change).await;
+        (outcome, change)
+    }
+
+    async fn looked_at(
+        &self,
+        credential_id: &str,
+        pause: &mut Pause,
+        change: &mut Option<Change>,
+    ) -> Result<Fresh, RotationError> {
+        let inner = &self.0;
+        let credential = inner.store.find_credential(credential_id).await?.ok_or(RotationError::LoginAgain)?;
+        let (Some(sealed), true) = (&credential.refresh, self.is_due(credential.expires_at)) else {
+            return self.held(&credential);
+        };
+        let now = inner.clock.now();
+        let still_good = credential.expires_at.is_some_and(|end| end > now);
+        let not_now = || if still_good { self.held(&credential) } else { Err(RotationError::NotNow) };
+        if pause.until.is_some_and(|until| until > now) {
+            return not_now();
+        }
+        let Some(application) = &inner.application else { return not_now() };
+        let refresh = inner.vault.open_sealed(sealed, &vault::refresh_place(&credential.id))?;
+        match self.refreshed(application, &credential, &refresh, change).await {
+            Ok(fresh) => {
+                // Tokens may live shorter than the lead: half of their life passes before the next refresh.
+                let life = fresh.ends.map(|end| end.since(now)).unwrap_or_default();
+                *pause = Pause { failures: 0, until: Some(now.plus(life / 2)) };
+                Ok(fresh)
+            }
+            Err(RotationError::NotNow) => {
+                pause.failures = pause.failures.saturating_add(1);
+                let doublings = pause.failures.saturating_sub(1).min(16);
+                pause.until = Some(now.plus(FIRST_DELAY.saturating_mul(1 << doublings).min(MAX_DELAY)));
+                not_now()
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// One refresh: asked for, stored, checked.
+    async fn refreshed(
+        &self,
+        application: &Application,
+        credential: &Credential,
+        refresh: &UpstreamToken,
+        change: &mut Option<Change>,
+    ) -> Result<Fresh, RotationError> {
+        let inner = &self.0;
+        let tenant = credential.tenant;
+        let pair = match inner.forgejo.refresh(application, refresh).await {
+            Ok(pair) => pair,
+            Err(e @ PairError::Refused) => {
+                // A login of the same user may just have made it worthless; then the login's pair is the one to use.
+                drop(self.logins_done().await.ok_or(RotationError::NotNow)?);
+                if let Some(newer) = self.newer_than(credential).await? {
+                    return Ok(newer);
+                }
+                warn!(tenant = %tenant, reason = "refresh-refused", error = %e, "the user must log in again");
+                *change = Some(self.revoke(&credential.id, "refresh-refused").await?);
+                return Err(RotationError::LoginAgain);
+            }
+            Err(e @ PairError::Misconfigured) => {
+                error!(tenant = %tenant, reason = "client-refused", error = %e, "no token can be refreshed");
+                return Err(RotationError::NotNow);
+            }
+            Err(e @ PairError::NotNow) => {
+                warn!(tenant = %tenant, reason = "refresh-failed", error = %e, "a token could not be refreshed");
+                return Err(RotationError::NotNow);
+            }
+        };
+        // Stored before it is used: Forgejo has forgotten the old refresh token by now.
+        let fresh = self.sealed(credential.id.clone(), tenant, &pair)?;
+        if !persist(|| inner.store.replace_credential(credential, &fresh, inner.clock.now())).await?
+            && let Some(newer) = self.newer_than(credential).await?
+        {
+            return Ok(newer);
+        }
+        if self.verdict(&pair.access).await == Verdict::ShutOut {
+            warn!(tenant = %tenant, reason = "account-refused", "the account is not let in any more");
+            *change = Some(self.revoke(&credential.id, "account-refused").await?);
+            inner.store.end_visits_of(tenant).await?;
+            return Err(RotationError::LoginAgain);
+        }
+        info!(tenant = %tenant, "token refreshed");
+        *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
+        Ok(Fresh { token: pair.access, ends: fresh.expires_at })
+    }
+
+    /// The token that a credential holds.
+    fn held(&self, credential: &Credential) -> Result<Fresh, RotationError> {
+        let token = self.0.vault.open_sealed(&credential.access, &vault::access_place(&credential.id))?;
+        Ok(Fresh { token, ends: credential.expires_at })
+    }
+
+    /// Waits for logins whose pair is not stored yet, and holds off further ones; `None` where Forgejo keeps them
+    /// waiting for too long.
+    async fn logins_done(&self) -> Option<MutexGuard<'_, ()>> {
+        timeout(QUEUE_TIMEOUT, self.0.logins.lock()).await.ok()
+    }
+
+    /// What is stored now, if it is no longer `old`.
+    async fn newer_than(&self, old: &Credential) -> Result<Option<Fresh>, RotationError> {
+        let stored = self.0.store.find_credential(&old.id).await?;
+        stored.filter(|stored| stored.refresh != old.refresh).map(|stored| self.held(&stored)).transpose()
+    }
+
+    /// Forgejo's refresh does not notice a deactivated account, nor a changed membership; its API does. Trouble on the
+    /// way is no verdict.
+    async fn verdict(&self, access: &UpstreamToken) -> Verdict {
+        let inner = &self.0;
+        match inner.forgejo.whoami(access).await {
+            Ok(user) => match inner.access.verify(&inner.forgejo, &user, access).await {
+                Ok(()) => Verdict::LetIn,
+                Err(AccessError::NotAdmitted(_)) => Verdict::ShutOut,
+                Err(AccessError::Memberships(e)) if e.is_an_outage() => Verdict::Away,
+                Err(AccessError::Memberships(_)) => Verdict::None,
+            },
+            Err(UpstreamError::BadToken | UpstreamError::Forbidden) => Verdict::ShutOut,
+            Err(e) if e.is_an_outage() => Verdict::Away,
+            Err(_) => Verdict::None,
+        }
+    }
+
+    fn sealed(&self, id: String, tenant: TenantId, pair: &Pair) -> Result<Credential, VaultError> {
+        let inner = &self.0;
+        Ok(Credential {
+            access: inner.vault.seal(&pair.access, &vault::access_place(&id), &mut SysRng)?,
+            refresh: Some(inner.vault.seal(&pair.refresh, &vault::refresh_place(&id), &mut SysRng)?),
+            expires_at: Some(inner.clock.now().plus(pair.expires_in)),
+            id,
+            tenant,
+        })
+    }
+
+    /// Revokes every grant that stands on the credential.
+    async fn revoke(&self, credential: &str, reason: &'static str) -> Result<Change, StoreError> {
+        let inner = &self.0;
+        Ok(Change::Lost(inner.store.revoke_grants_on(credential, reason, inner.clock.now()).await?))
+    }
+}
+
+/// Tries a write until it succeeds, for a while: what Forgejo has just given out is nowhere else.
+async fn persist<T, F: Future<Output = Result<T, StoreError>>>(mut write: impl FnMut() -> F) -> Result<T, StoreError> {
+    let mut pause = FIRST_DELAY;
+    for _ in 0..MAX_WRITES {
+        match write().await {
+            Ok(done) => return Ok(done),
+            Err(e) => error!(error = %e, "a token that Forgejo has given out cannot be stored; trying again"),
+        }
+        sleep(pause).await;
+        pause = pause.saturating_mul(2);
+    }
+    write().await
+}

@@ -1,0 +1,190 @@
+//! A login at Forgejo: its code becomes the user's credential.
+//!
+//! Each code exchange makes the refresh token that is stored worthless, so from here on there are two outcomes only:
+//! the new pair is stored, or the user has to log in again some day.
+
+use std::time::Duration;
+
+use rand::rngs::SysRng;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use crate::auth::token::NoRandomness;
+use crate::forge::access::{AccessError, NotAdmitted};
+use crate::forge::api::{ForgejoUser, UpstreamError};
+use crate::forge::rotation::{Change, Rotation, persist};
+use crate::forge::scopes::difference;
+use crate::forge::token_endpoint::{AuthorizationAnswer, PairError};
+use crate::forge::vault::VaultError;
+use crate::hex;
+use crate::store::{Credential, StoreError};
+use wire::secret::UpstreamToken;
+
+/// How long a browser waits for its login.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long a login waits to hear which scopes Forgejo has granted: good to know, and no more.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long Forgejo is asked whose pair it has just given out. Other logins and refreshes that were refused wait for
+/// it, and are told to come back, not that all is lost.
+const RETRY_FOR: Duration = Duration::from_mins(2);
+/// The first pause between two such questions; each further one is twice as long.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+
+/// Somebody who has logged in.
+#[derive(Debug, Clone)]
+pub(crate) struct LoggedIn {
+    /// Who.
+    pub(crate) user: ForgejoUser,
+    /// What their grants stand on.
+    pub(crate) credential_id: String,
+}
+
+/// A login whose code was exchanged.
+struct Exchanged {
+    user: ForgejoUser,
+    /// As it is stored.
+    credential: Credential,
+    access: UpstreamToken,
+}
+
+/// Why a login came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LogInError {
+    /// The broker has no registration at Forgejo.
+    #[error("no application is configured")]
+    NotConfigured,
+    /// Forgejo refuses the code: used, or of another login.
+    #[error("Forgejo does not accept the code")]
+    Code,
+    /// Forgejo does not accept the broker itself.
+    #[error("Forgejo does not accept the broker's client id or secret")]
+    Misconfigured,
+    /// Forgejo does not answer, or not in a way that can be used.
+    #[error("Forgejo does not answer")]
+    NotNow,
+    /// The account may not.
+    #[error("{0}")]
+    NotAdmitted(NotAdmitted),
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// The vault failed.
+    #[error("the vault failed")]
+    Vault(#[from] VaultError),
+    /// The random source failed.
+    #[error("no random bytes")]
+    NoRandomness(#[from] NoRandomness),
+}
+
+impl Rotation {
+    /// Exchanges a login's code and stores what comes of it: the user, and their one credential. Their children that
+    /// run get the new token.
+    ///
+    /// Runs in a task of its own: a browser that goes away must not take a pair along that Forgejo has just given out.
+    pub(crate) async fn log_in(&self, answer: AuthorizationAnswer) -> Result<LoggedIn, LogInError> {
+        let rotation = self.clone();
+        let task = self.0.tasks.spawn(async move {
+            let login = {
+                // Not begun, so that nothing is lost: the code at Forgejo is good for another try.
+                let _held = rotation.logins_done().await.ok_or(LogInError::NotNow)?;
+                rotation.exchanged(&answer).await?
+            };
+            // From here on no other login waits for this one.
+            let (verdict, change) = rotation.judged(&login).await?;
+            let _ = rotation.0.changes.send(change).await;
+            verdict?;
+            let _ = timeout(PROBE_TIMEOUT, rotation.compare_scopes(&login)).await;
+            Ok(LoggedIn { user: login.user, credential_id: login.credential.id })
+        });
+        // The task goes on without the browser.
+        timeout(LOGIN_TIMEOUT, task)
+            .await
+            .map_or(Err(LogInError::NotNow), |ended| ended.unwrap_or(Err(LogInError::NotNow)))
+    }
+
+    /// Exchanges the code, and stores what comes of it under the user whose it is: what was stored for them before is
+    /// worthless by now, whatever becomes of this login.
+    async fn exchanged(&self, answer: &AuthorizationAnswer) -> Result<Exchanged, LogInError> {
+        let inner = &self.0;
+        let application = inner.application.as_ref().ok_or(LogInError::NotConfigured)?;
+        let pair = inner.forgejo.exchange(application, answer).await.map_err(|e| match e {
+            PairError::Refused => LogInError::Code,
+            PairError::Misconfigured => {
+                error!(reason = "client-refused", error = %e, "nobody can log in");
+                LogInError::Misconfigured
+            }
+            PairError::NotNow => LogInError::NotNow,
+        })?;
+        let user = timeout(RETRY_FOR, self.whose(&pair.access)).await.unwrap_or(Err(LogInError::NotNow))?;
+        let id = match inner.store.oauth_credential_of(user.id).await? {
+            Some(known) => known,
+            None => hex::random_id(&mut SysRng)?,
+        };
+        let credential = self.sealed(id, user.id, &pair)?;
+        persist(|| inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now())).await?;
+        Ok(Exchanged { user, credential, access: pair.access })
+    }
+
+    /// Whether the user is let in, and what that means for the grants that they have already.
+    async fn judged(&self, login: &Exchanged) -> Result<(Result<(), LogInError>, Change), LogInError> {
+        let (inner, Exchanged { user, credential, access }) = (&self.0, login);
+        let verdict = timeout(LOGIN_TIMEOUT, inner.access.verify(&inner.forgejo, user, access)).await;
+        let verdict = match verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable))) {
+            Err(AccessError::NotAdmitted(why)) => {
+                warn!(tenant = %user.id, login = %user.login, reason = "not-admitted", error = %why, "login refused");
+                let change = self.revoke(&credential.id, "account-refused").await?;
+                inner.store.end_visits_of(user.id).await?;
+                inner.store.erase_credential(credential).await?;
+                return Ok((Err(LogInError::NotAdmitted(why)), change));
+            }
+            Err(e @ AccessError::Memberships(_)) => {
+                warn!(tenant = %user.id, login = %user.login, reason = "memberships", error = %e, "login refused for now");
+                Err(LogInError::NotNow)
+            }
+            Ok(()) => {
+                info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
+                Ok(())
+            }
+        };
+        Ok((verdict, Change::Rotated(inner.store.grants_on(&credential.id).await?)))
+    }
+
+    /// Whose pair this is, asked until Forgejo answers: given up here, it would be lost with every connection of a user
+    /// whose older pair it has made worthless.
+    async fn whose(&self, access: &UpstreamToken) -> Result<ForgejoUser, LogInError> {
+        let mut pause = FIRST_DELAY;
+        loop {
+            match self.0.forgejo.whoami(access).await {
+                Ok(user) => return Ok(user),
+                Err(UpstreamError::BadToken | UpstreamError::Forbidden) => {
+                    return Err(LogInError::NotAdmitted(NotAdmitted::Locked));
+                }
+                Err(e) if e.is_an_outage() => {
+                    warn!(error = %e, "Forgejo does not say who has logged in; asking again");
+                    sleep(pause).await;
+                    pause = pause.saturating_mul(2);
+                }
+                Err(_) => return Err(LogInError::NotNow),
+            }
+        }
+    }
+
+    /// Forgejo fixes the scopes of a user and an application at their first login and keeps silent about it later. The
+    /// operator is told here and the user on their page, because tools then fail that the configuration means to allow.
+    async fn compare_scopes(&self, login: &Exchanged) {
+        let (inner, Exchanged { user, credential, access }) = (&self.0, login);
+        let Some(application) = &inner.application else { return };
+        let Some(granted) = inner.forgejo.granted_scopes(application, access).await else { return };
+        if let Err(e) = inner.store.note_granted_scopes(&credential.id, &granted).await {
+            warn!(tenant = %user.id, error = %e, "the scopes of a login could not be noted");
+        }
+        if let Some(found) = difference(&application.scopes, &granted) {
+            warn!(
+                tenant = %user.id, login = %user.login, reason = "scopes-differ",
+                missing = %found.missing.join(" "), excess = %found.excess.join(" "),
+                "Forgejo keeps the scopes of the user's first login; to change them the user must remove the application \
+                 at Forgejo (Settings, Applications) and log in again"
+            );
+        }
+    }
+}

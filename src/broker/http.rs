@@ -1,0 +1,8 @@
+//! Connections of clients, and the program put together.
+//!
+//! [`accept`] bounds and serves connections, [`health`] answers probes, [`server`] reads the configuration, builds
+//! every other room, and stops them in order. Nothing here trusts a request.
+
+pub(crate) mod accept;
+pub(crate) mod health;
+pub(crate) mod server;

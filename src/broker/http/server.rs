@@ -1,0 +1,322 @@
+//! The broker put together: configuration in, connections served, everything stopped in order.
+
+use std::net::TcpListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{HeaderName, Method};
+use clap::Parser;
+use listenfd::ListenFd;
+use rand::rngs::SysRng;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Duration, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tracing::{error, info, warn};
+
+use crate::admin;
+use crate::admin::{Admin, AdminError};
+use crate::auth::bearer::{Challenge, Principals, RequireBearer};
+use crate::auth::principal::Scopes;
+use crate::auth::rates::RateLimits;
+use crate::auth::revocation::Revocation;
+use crate::child::supervisor_client::SupervisorSpawner;
+use crate::config::Config;
+use crate::forge::api::{ClientError, Forgejo};
+use crate::forge::application::Application;
+use crate::forge::rotation::{Change, Rotation};
+use crate::forge::vault::{Vault, VaultError};
+use crate::http::{accept, health};
+use crate::mcp::endpoint::Endpoint;
+use crate::mcp::scope::Scope;
+use crate::oauth::document::DocumentCacheError;
+use crate::oauth::{Dependencies, OAuth};
+use crate::session::registry::Registry;
+use crate::store::{Store, StoreError};
+use wire::clock::Clock;
+use wire::config_file::Section;
+use wire::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
+use wire::{lifecycle, telemetry};
+
+/// How often the reaper looks for idle children and sessions.
+pub(crate) const REAP_EVERY: Duration = Duration::from_secs(30);
+
+/// How often what is over is removed from the store.
+const TIDY_EVERY: Duration = Duration::from_mins(10);
+/// How long ended sessions stay in the store, for an operator who asks what became of one.
+const KEEP_ENDED_SESSIONS: Duration = Duration::from_hours(7 * 24);
+/// How long exchanges at Forgejo that were begun may take; longer than Forgejo is waited for.
+const EXCHANGES_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long answers that were begun may take to leave after every child is stopped.
+const RESPONSES_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Gives every user of a Forgejo instance their own isolated forgejo-mcp over HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "forgejo-mcp-broker", version)]
+pub(crate) struct Options {
+    /// Configuration file; may be repeated, later files are laid over earlier ones.
+    #[arg(long, value_name = "FILE", default_value = "/etc/forgejo-mcp-broker/broker.toml")]
+    config: Vec<PathBuf>,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Why the broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServerError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}")]
+    Listen(String, #[source] std::io::Error),
+    /// The store does not open.
+    #[error("the store does not open")]
+    Store(#[from] StoreError),
+    /// The vault does not open.
+    #[error("the vault does not open")]
+    Vault(#[from] VaultError),
+    /// The operator's socket cannot be made.
+    #[error("the operator's door does not open")]
+    Admin(#[from] AdminError),
+    /// The HTTP client cannot be made.
+    #[error("Forgejo cannot be asked")]
+    Client(#[from] ClientError),
+    /// The client for metadata documents cannot be made.
+    #[error("metadata documents cannot be fetched")]
+    DocumentCache(#[from] DocumentCacheError),
+    /// The signal handlers cannot be installed.
+    #[error("signals cannot be handled")]
+    Signals(#[source] std::io::Error),
+}
+
+/// `main` of the broker.
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    telemetry::init();
+    // Before any descriptor is opened: the sockets of the service manager are found by number.
+    let inherited = ListenFd::from_env();
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let config = match Config::read(Section::open(&options.config), credentials.as_deref()) {
+        Ok(config) => config,
+        Err(problems) => {
+            error!("the configuration has problems:\n{problems}");
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    if options.check {
+        info!("the configuration is good");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_io().enable_time().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            error!(error = %e, "the runtime cannot be built");
+            return ExitCode::from(EX_SOFTWARE);
+        }
+    };
+    match runtime.block_on(run(config, inherited)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            error!(error = %e, cause = %causes(&e), "the broker cannot start");
+            ExitCode::from(EX_UNAVAILABLE)
+        }
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Serves until asked to stop.
+pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerError> {
+    let listener = listener(&mut inherited, &config)?;
+    let mut signals = StopSignals::new().map_err(ServerError::Signals)?;
+    let clock = Clock::system();
+    let store = Store::open(&config.database).await?;
+    let vault = Arc::new(open_vault(&config)?);
+    let forgejo = Forgejo::new(&config.forgejo_url)?;
+    let supervisor = SupervisorSpawner::new(config.supervisor.clone());
+    let application = config.application.as_ref();
+    let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);
+    let challenge = Challenge {
+        // Where nobody can log in there is none.
+        resource_metadata: application.map(metadata),
+        scope: application.map_or(Scopes { write: true }, Application::offers).as_str(),
+    };
+    let (rotation, changes) = Rotation::new(
+        store.clone(),
+        Arc::clone(&vault),
+        forgejo.clone(),
+        config.application.clone(),
+        config.access.clone(),
+        clock.clone(),
+        config.refresh_lead,
+    );
+    let principals =
+        Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge.clone(), Some(rotation.clone()));
+    let spawner = Arc::new(supervisor.clone());
+    let registry = Registry::load(config.sessions.clone(), spawner, Arc::new(store.clone()), clock.clone()).await?;
+    let scope = Scope::new(config.tools.clone(), &challenge);
+    let endpoint =
+        Endpoint::new(registry.clone(), config.max_body, config.unknown_session, config.origins.clone(), scope);
+    let revocation = Revocation {
+        store: store.clone(),
+        principals: principals.clone(),
+        registry: registry.clone(),
+        clock: clock.clone(),
+    };
+    let oauth = OAuth::new(Dependencies {
+        public_url: config.public_url.clone(),
+        policy: config.oauth.clone(),
+        application: config.application.clone(),
+        store: store.clone(),
+        forgejo: forgejo.clone(),
+        rotation: rotation.clone(),
+        revocation: revocation.clone(),
+        limits: Arc::new(RateLimits::new(config.rates, config.proxies.clone())),
+        clock: clock.clone(),
+    })?;
+    let router = Router::new()
+        .route("/mcp", endpoint.routes().layer(RequireBearer::new(principals.clone())))
+        .layer(cors(&config.origins))
+        .merge(oauth.routes())
+        .merge(health::routes(store.clone(), supervisor.clone(), forgejo.clone()));
+
+    let stop = CancellationToken::new();
+    let admin = Admin {
+        store: store.clone(),
+        vault,
+        forgejo,
+        access: config.access.clone(),
+        revocation: revocation.clone(),
+        supervisor,
+        clock: clock.clone(),
+    };
+    admin::serve(&config.admin, admin::router(admin), stop.clone())?;
+    tokio::spawn(lifecycle::watchdog());
+    tokio::spawn(follow(changes, revocation, config.drain));
+    let asking = tokio::spawn(tick_upstream(rotation.clone()));
+    let ticking =
+        [tokio::spawn(tick(registry.clone(), principals.clone())), tokio::spawn(tidy(oauth, store.clone(), clock))];
+    let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
+    let connections = accept::Connections::new(config.max_connections);
+    let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
+    info!(listen = %address, public_url = %config.public_url, "ready");
+    lifecycle::ready("serving");
+
+    let signal = signals.next().await;
+    info!(reason = signal, "stopping");
+    lifecycle::stopping();
+    stop.cancel();
+    // What it has begun goes on in tasks of its own, which are waited for below.
+    asking.abort();
+    let orderly = async {
+        // New connections wait in the socket for the next broker, or are refused; those that are open go on.
+        let _ = accepting.await;
+        registry.shut_down(config.drain).await;
+        connections.finish(RESPONSES_TIMEOUT).await;
+        rotation.finish(EXCHANGES_TIMEOUT).await;
+        ticking.iter().for_each(JoinHandle::abort);
+        principals.flush_uses().await;
+        store.close().await;
+    };
+    tokio::select! {
+        () = orderly => {}
+        signal = signals.next() => warn!(reason = signal, "stopping at once"),
+    }
+    info!("the broker ends");
+    Ok(())
+}
+
+/// Pages of the operator's origins may read what the endpoint answers; the browser's question beforehand has no token.
+fn cors(origins: &[String]) -> CorsLayer {
+    let named = |names: &[&'static str]| names.iter().map(|&name| HeaderName::from_static(name)).collect::<Vec<_>>();
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok())))
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers(named(&[
+            "authorization",
+            "content-type",
+            "accept",
+            "mcp-session-id",
+            "mcp-protocol-version",
+            "mcp-method",
+            "mcp-name",
+            "last-event-id",
+        ]))
+        .expose_headers(named(&["www-authenticate", "mcp-session-id", "mcp-protocol-version", "retry-after"]))
+}
+
+fn open_vault(config: &Config) -> Result<Vault, VaultError> {
+    Vault::open(Path::new(&config.key_file.path), config.key_file.managed, &mut SysRng)
+}
+
+fn listener(inherited: &mut ListenFd, config: &Config) -> Result<TcpListener, ServerError> {
+    let failed = |e| ServerError::Listen(config.listen.to_string(), e);
+    let listener = match inherited.take_tcp_listener(0).map_err(failed)? {
+        Some(listener) => listener,
+        None => StdListener::bind(config.listen).map_err(failed)?,
+    };
+    listener.set_nonblocking(true).map_err(failed)?;
+    TcpListener::from_std(listener).map_err(failed)
+}
+
+/// Acts on what becomes of upstream credentials.
+async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation, drain: Duration) {
+    while let Some(change) = changes.recv().await {
+        match change {
+            Change::Rotated(grants) => {
+                for grant in grants {
+                    revocation.forget_tokens(&grant);
+                    if let Some(principal) = revocation.principals.behind(&grant).await {
+                        revocation.registry.rotate(&principal, drain);
+                    }
+                }
+            }
+            Change::Lost(grants) => {
+                for grant in grants {
+                    revocation.end(&grant, "login-again");
+                }
+            }
+        }
+    }
+}
+
+/// What happens every [`REAP_EVERY`].
+async fn tick(registry: Registry, principals: Principals) {
+    let mut ticks = interval(REAP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        registry.sweep().await;
+        principals.flush_uses().await;
+    }
+}
+
+/// What happens every [`TIDY_EVERY`].
+async fn tidy(oauth: OAuth, store: Store, clock: Clock) {
+    let mut ticks = interval(TIDY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        oauth.tidy().await;
+        if let Err(error) = store.forget_sessions(clock.now().minus(KEEP_ENDED_SESSIONS)).await {
+            error!(error = %error, "ended sessions could not be removed");
+        }
+    }
+}
+
+/// What happens as often and waits for Forgejo, by itself, so that the reaper waits for nobody.
+async fn tick_upstream(rotation: Rotation) {
+    let mut ticks = interval(REAP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        rotation.sweep().await;
+        rotation.recheck().await;
+    }
+}

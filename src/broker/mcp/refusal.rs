@@ -1,0 +1,190 @@
+//! How the endpoint says no: one place that maps every reason to a status, headers and a JSON-RPC error.
+//!
+//! The body always echoes the request's id where it could be read: clients hang on an error with `id: null`.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::child::spawner::SpawnError;
+use crate::jsonrpc;
+use crate::jsonrpc::{MessageError, RawId, code};
+use crate::mcp::headers::Revision;
+use crate::session::error::SessionError;
+use wire::message::Refusal as SupervisorRefusal;
+
+/// When a refusal that has no better idea suggests to try again.
+const RETRY_SOON: Duration = Duration::from_secs(5);
+
+/// What an unknown session is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum UnknownSession {
+    /// 404 where the request's revision demands it, else 410.
+    #[default]
+    Auto,
+    /// Always 404.
+    NotFound,
+    /// Always 410.
+    Gone,
+}
+
+/// A request that is not carried out.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    code: i32,
+    message: String,
+    retry_after: Option<Duration>,
+    challenge: Option<HeaderValue>,
+    id: Option<RawId>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: i32, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry_after: None, challenge: None, id: None }
+    }
+
+    /// The body is not `application/json`.
+    pub(crate) fn content_type() -> Self {
+        let message = "Unsupported Media Type: Content-Type must be application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, code::BAD_TRANSPORT, message)
+    }
+
+    /// The client takes no form of answer that exists here.
+    pub(crate) fn not_acceptable(wanted: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_ACCEPTABLE,
+            code::BAD_TRANSPORT,
+            format!("Not Acceptable: Accept must allow {wanted}"),
+        )
+    }
+
+    /// The body is longer than allowed.
+    pub(crate) fn body_too_large(limit: usize) -> Self {
+        let message = format!("Payload Too Large: a message may have at most {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::BAD_TRANSPORT, message)
+    }
+
+    /// The body could not be read to its end.
+    pub(crate) fn body_unreadable() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code::PARSE_ERROR, "Parse error: the body ended early")
+    }
+
+    /// The body is no message.
+    pub(crate) fn message(error: MessageError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.code(), error.to_string())
+    }
+
+    /// A message that needs a session came without one. The wording is what clients look for.
+    pub(crate) fn no_session_id() -> Self {
+        let message = "Bad Request: Mcp-Session-Id header is required";
+        Self::new(StatusCode::BAD_REQUEST, code::BAD_TRANSPORT, message)
+    }
+
+    /// The session cannot go on under the named revision.
+    pub(crate) fn revision() -> Self {
+        let message = "Bad Request: Unsupported protocol version (supported versions: 2024-11-05, 2025-03-26, 2025-06-18, 2025-11-25)";
+        Self::new(StatusCode::BAD_REQUEST, code::BAD_TRANSPORT, message)
+    }
+
+    /// A page of another origin (DNS rebinding; revision 2025-11-25, basic/transports, section Security Warning).
+    pub(crate) fn origin() -> Self {
+        Self::new(StatusCode::FORBIDDEN, code::BAD_TRANSPORT, "Forbidden: this Origin may not use the endpoint")
+    }
+
+    /// A method that the endpoint does not offer in this form.
+    pub(crate) fn method() -> Self {
+        let message = "Method Not Allowed: a stream needs a session; start with POST";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, code::BAD_TRANSPORT, message)
+    }
+
+    /// A grant that may only read, and a message that readers of JSON could disagree on.
+    pub(crate) fn ambiguous() -> Self {
+        let message =
+            "Invalid Request: names outside of JSON-RPC, or the tool named twice; a read-only grant needs it plain";
+        Self::new(StatusCode::BAD_REQUEST, code::INVALID_REQUEST, message)
+    }
+
+    /// The grant does not reach that far (RFC 6750 section 3.1). `challenge` says which scopes would.
+    pub(crate) fn insufficient_scope(challenge: HeaderValue) -> Self {
+        let message = "Forbidden: this needs the scope forgejo:write, which the user has not given to this client";
+        let mut refusal = Self::new(StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message);
+        refusal.challenge = Some(challenge);
+        refusal
+    }
+
+    /// What the registry refused.
+    pub(crate) fn session(error: &SessionError, revision: Revision, unknown: UnknownSession) -> Self {
+        let (status, code, retry_after) = match error {
+            SessionError::Unknown => {
+                let found = match unknown {
+                    UnknownSession::Auto => revision.demands_404(),
+                    UnknownSession::NotFound => true,
+                    UnknownSession::Gone => false,
+                };
+                let status = if found { StatusCode::NOT_FOUND } else { StatusCode::GONE };
+                (status, code::SESSION_NOT_FOUND, None)
+            }
+            SessionError::Foreign => (StatusCode::FORBIDDEN, code::BAD_TRANSPORT, None),
+            SessionError::SessionsOfUser { retry_after } => {
+                (StatusCode::TOO_MANY_REQUESTS, code::BAD_TRANSPORT, Some(*retry_after))
+            }
+            SessionError::ChildrenOfUser | SessionError::StartsWaiting => {
+                (StatusCode::TOO_MANY_REQUESTS, code::BAD_TRANSPORT, Some(RETRY_SOON))
+            }
+            SessionError::SessionsTotal | SessionError::ChildrenTotal => {
+                (StatusCode::SERVICE_UNAVAILABLE, code::BAD_TRANSPORT, Some(RETRY_SOON))
+            }
+            SessionError::ShuttingDown | SessionError::Storage => {
+                (StatusCode::SERVICE_UNAVAILABLE, code::INTERNAL_ERROR, Some(RETRY_SOON))
+            }
+            // The program is at fault, not the transport: clients survive a JSON-RPC error, some not a status.
+            SessionError::Start(_)
+            | SessionError::Spawn(SpawnError::Refused(SupervisorRefusal::StartFailed { .. })) => {
+                (StatusCode::OK, code::INTERNAL_ERROR, None)
+            }
+            SessionError::Spawn(spawn) => {
+                let status = match spawn {
+                    SpawnError::Refused(SupervisorRefusal::ChildrenOfTenant { .. }) => StatusCode::TOO_MANY_REQUESTS,
+                    _ => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                (status, code::INTERNAL_ERROR, Some(spawn.retry_after().unwrap_or(RETRY_SOON)))
+            }
+        };
+        let mut refusal = Self::new(status, code, error.to_string());
+        refusal.retry_after = retry_after;
+        refusal
+    }
+
+    /// With the id of the request that is refused.
+    #[must_use]
+    pub(crate) fn of(mut self, id: Option<&RawId>) -> Self {
+        self.id = id.cloned();
+        self
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = jsonrpc::error_text(self.id.as_ref(), self.code, &self.message);
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(wait) = self.retry_after {
+            // Whole seconds (RFC 9110 section 10.2.3), rounded up, never «now».
+            let seconds = wait.as_millis().div_ceil(1000).max(1);
+            headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
+        }
+        if let Some(challenge) = self.challenge {
+            headers.insert(WWW_AUTHENTICATE, challenge);
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("POST, DELETE"));
+        }
+        response
+    }
+}

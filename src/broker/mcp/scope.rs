@@ -1,0 +1,89 @@
+//! What a grant lets through: with `forgejo:write` everything, with `forgejo:read` what only reads.
+//!
+//! A refusal names the scopes that would do, so that a client can ask its user for them (step-up; MCP revision
+//! 2025-11-25, basic/authorization, section Scope Challenge Handling).
+
+use std::sync::Arc;
+
+use axum::http::HeaderValue;
+
+use crate::auth::bearer::Challenge;
+use crate::auth::principal::Principal;
+use crate::child::bridge::Bridge;
+use crate::jsonrpc::Message;
+use crate::mcp::refusal::Refusal;
+use crate::mcp::tools::annotations::ToolAnnotations;
+use crate::mcp::tools::call::Ask;
+use crate::mcp::tools::list::View;
+use crate::mcp::tools::{Effect, Tables};
+
+/// The rules.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    tables: Tables,
+    annotations: ToolAnnotations,
+    challenge: HeaderValue,
+}
+
+/// What remains to be known before a message may go to a child.
+#[derive(Debug)]
+pub(crate) enum Need {
+    /// Nothing.
+    Nothing,
+    /// Whether this tool only reads.
+    ReadingTool(String),
+}
+
+impl Scope {
+    /// Decides by these tables; refuses with this challenge.
+    pub(crate) fn new(tables: Tables, challenge: &Challenge) -> Self {
+        let text = format!(
+            "Bearer error=\"insufficient_scope\", {}, error_description=\"this tool changes something at Forgejo\"",
+            challenge.parameters()
+        );
+        // Our own address and scopes are header characters.
+        let challenge =
+            HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("Bearer error=\"insufficient_scope\""));
+        Self { tables, annotations: ToolAnnotations::default(), challenge }
+    }
+
+    /// Looks at a message before anything is done with it. A grant that may write costs nothing here.
+    pub(crate) fn need(&self, caller: &Principal, message: &Message) -> Result<Need, Refusal> {
+        if caller.scopes.write {
+            return Ok(Need::Nothing);
+        }
+        match Ask::of(message) {
+            Ask::Reading => Ok(Need::Nothing),
+            Ask::Tool(name) => Ok(Need::ReadingTool(name)),
+            Ask::Writing => Err(self.insufficient()),
+            Ask::Ambiguous => Err(Refusal::ambiguous()),
+        }
+    }
+
+    /// Whether the message may go to this child.
+    pub(crate) async fn allows(&self, need: &Need, bridge: &Arc<Bridge>) -> bool {
+        let Need::ReadingTool(tool) = need else { return true };
+        match self.tables.of(bridge.program()) {
+            Some(table) => table.effect(tool) == Effect::Reads,
+            None => self.annotations.read_only(bridge, tool).await,
+        }
+    }
+
+    /// How the caller is to see the answer, where that is not as the child gives it.
+    pub(crate) fn view(&self, caller: &Principal, bridge: &Bridge, message: &Message) -> Option<View> {
+        if message.method() != Some("tools/list") {
+            return None;
+        }
+        let view = View {
+            table: self.tables.of(bridge.program()).cloned(),
+            reads_only: !caller.scopes.write,
+            correct_hints: self.tables.correct_hints,
+        };
+        (!view.is_plain()).then_some(view)
+    }
+
+    /// The refusal of what the grant does not allow.
+    pub(crate) fn insufficient(&self) -> Refusal {
+        Refusal::insufficient_scope(self.challenge.clone())
+    }
+}

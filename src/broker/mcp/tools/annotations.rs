@@ -1,0 +1,104 @@
+//! What children say of their own tools (`annotations.readOnlyHint`), asked for when a grant that may only read needs to
+//! know and no reviewed table names the program.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::list;
+use crate::child::bridge::Bridge;
+use crate::child::calls::Event;
+use crate::jsonrpc::Message;
+
+/// How long a child may take to list its tools.
+const LIST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pages of tools that are read; a tool beyond them counts as one that writes.
+const MAX_PAGES: usize = 64;
+
+/// The lists of the children that run.
+#[derive(Debug, Default)]
+pub(crate) struct ToolAnnotations {
+    by_pid: Mutex<HashMap<u32, OfChild>>,
+}
+
+/// One child's list. Its pid may be another's when it is gone, so the child itself is compared too.
+#[derive(Debug, Clone)]
+struct OfChild {
+    child: Weak<Bridge>,
+    listed: Arc<AsyncMutex<Option<Listed>>>,
+}
+
+/// Whether each tool only reads, and how often the child had changed its tools when it said so.
+#[derive(Debug)]
+struct Listed {
+    changes: u64,
+    read_only: HashMap<String, bool>,
+}
+
+impl ToolAnnotations {
+    /// Whether the child itself says that this tool only reads. It is asked once, and again when it says that its
+    /// tools have changed; a tool that it does not list, and a child that does not answer, count as writing.
+    pub(crate) async fn read_only(&self, bridge: &Arc<Bridge>, tool: &str) -> bool {
+        let of_child = self.of_child(bridge);
+        // Held while the child is asked: of many callers one asks, and all wait for it.
+        let mut listed = of_child.listed.lock().await;
+        let changes = bridge.tools_changed();
+        if listed.as_ref().is_none_or(|listed| listed.changes != changes) {
+            let Ok(Some(read_only)) = timeout(LIST_TIMEOUT, list_all(bridge)).await else {
+                warn!(
+                    child_pid = bridge.pid,
+                    reason = "tools-unknown",
+                    "the child does not list its tools: none counts as reading"
+                );
+                return false;
+            };
+            *listed = Some(Listed { changes, read_only });
+        }
+        listed.as_ref().and_then(|listed| listed.read_only.get(tool).copied()).unwrap_or(false)
+    }
+
+    fn of_child(&self, bridge: &Arc<Bridge>) -> OfChild {
+        let mut by_pid = self.by_pid.lock();
+        if let Some(known) = by_pid.get(&bridge.pid)
+            && std::ptr::eq(known.child.as_ptr(), Arc::as_ptr(bridge))
+        {
+            return known.clone();
+        }
+        by_pid.retain(|_, known| known.child.strong_count() > 0);
+        let new = OfChild { child: Arc::downgrade(bridge), listed: Arc::default() };
+        by_pid.insert(bridge.pid, new.clone());
+        new
+    }
+}
+
+async fn list_all(bridge: &Bridge) -> Option<HashMap<String, bool>> {
+    let (mut all, mut cursor) = (HashMap::new(), None::<String>);
+    for _ in 0..MAX_PAGES {
+        let params = match &cursor {
+            Some(cursor) => format!(r#"{{"cursor":{}}}"#, serde_json::to_string(cursor).ok()?),
+            None => "{}".to_owned(),
+        };
+        let text = format!(r#"{{"jsonrpc":"2.0","id":"broker-tools","method":"tools/list","params":{params}}}"#);
+        let request = Message::parse(text.into()).ok()?;
+        let id = request.id()?.clone();
+        let mut pending = bridge.request(&request, id, false).await.ok()?;
+        let answer = loop {
+            if let Event::Answer(text) = pending.events.recv().await? {
+                break text.to_bytes();
+            }
+        };
+        let (page, next) = list::read_only_hints(&Message::parse(answer).ok()?)?;
+        all.extend(page);
+        match next {
+            None => return Some(all),
+            Some(next) if cursor.as_ref() == Some(&next) => return None,
+            next => cursor = next,
+        }
+    }
+    Some(all)
+}

@@ -1,0 +1,239 @@
+//! `/account`: what a user's clients are, and how to be rid of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use askama::Template;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use tracing::{error, info};
+
+use crate::auth::principal::GrantId;
+use crate::auth::token::TokenHash;
+use crate::forge::scopes::difference;
+use crate::oauth::browser::Browser;
+use crate::oauth::page;
+use crate::oauth::page::Message;
+use crate::oauth::params::Params;
+use crate::oauth::{Context, body, login};
+use crate::store::{StoreError, Visitor};
+
+/// What all forms of the page are about; which one it is stands in the form itself.
+const FORM: &str = "account";
+
+#[derive(Debug, Template)]
+#[template(path = "account.html", config = ".askama.toml")]
+struct AccountPage {
+    login: String,
+    forgejo: String,
+    token: String,
+    /// Where Forgejo holds the user to other scopes than this service asks for.
+    scopes: Option<ScopesView>,
+    connections: Vec<ConnectionView>,
+    /// Approvals without a connection.
+    approvals: Vec<ApprovalView>,
+}
+
+#[derive(Debug, Template)]
+#[template(path = "account_login.html", config = ".askama.toml")]
+struct LogInPage {
+    token: String,
+}
+
+#[derive(Debug)]
+struct ConnectionView {
+    grant: String,
+    client: String,
+    client_id: String,
+    writes: bool,
+    since: String,
+    used: String,
+    sessions: usize,
+}
+
+#[derive(Debug)]
+struct ScopesView {
+    missing: String,
+    excess: String,
+}
+
+#[derive(Debug)]
+struct ApprovalView {
+    client: String,
+    client_id: String,
+    place: String,
+    writes: bool,
+}
+
+/// GET.
+pub(crate) async fn show(State(context): State<Arc<Context>>, request: Request) -> Response {
+    let headers = request.headers();
+    let Ok(browser) = context.cookies.browser(headers) else { return page::trouble() };
+    let shown = async {
+        let Some((visitor, _)) = visitor(&context, headers).await? else {
+            let page = LogInPage { token: browser.form_token(FORM) };
+            return Ok(page::respond(StatusCode::OK, &page));
+        };
+        overview(&context, &visitor, &browser).await
+    };
+    let response = shown.await.unwrap_or_else(|e: StoreError| failed(&e));
+    page::with_cookies(response, browser.set)
+}
+
+fn failed(e: &StoreError) -> Response {
+    error!(error = %e, "the account page failed");
+    page::trouble()
+}
+
+async fn visitor(context: &Context, headers: &HeaderMap) -> Result<Option<(Visitor, TokenHash)>, StoreError> {
+    let Some(visit) = context.cookies.visit(headers) else { return Ok(None) };
+    Ok(context.store.find_visit(&visit, context.clock.now()).await?.map(|visitor| (visitor, visit)))
+}
+
+async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Result<Response, StoreError> {
+    context.revocation.principals.flush_uses().await;
+    let now = context.clock.now();
+    let connections = context.store.connections_of(visitor.tenant).await?;
+    let approvals = context.store.consents_of(visitor.tenant).await?;
+    let approvals = approvals
+        .into_iter()
+        .filter(|consent| !connections.iter().any(|connection| connection.client_id == consent.client_id));
+    let approvals = approvals.map(|consent| ApprovalView {
+        client: consent.client_name,
+        client_id: consent.client_id,
+        place: consent.redirect,
+        writes: consent.scopes.write,
+    });
+    let granted = context.store.granted_scopes_of(visitor.tenant).await?;
+    let differ = granted.and_then(|granted| difference(context.scopes_at_forgejo(), &granted));
+    let page = AccountPage {
+        scopes: differ.map(|found| ScopesView { missing: found.missing.join(", "), excess: found.excess.join(", ") }),
+        login: visitor.login.as_str().to_owned(),
+        forgejo: context.forgejo.url().to_owned(),
+        token: browser.form_token(FORM),
+        approvals: approvals.collect(),
+        connections: connections
+            .into_iter()
+            .map(|one| ConnectionView {
+                sessions: context.revocation.registry.sessions_of(&one.grant),
+                grant: one.grant.as_str().to_owned(),
+                client: one.client_name,
+                client_id: one.client_id,
+                writes: one.scopes.write,
+                since: ago(now.since(one.created_at)),
+                used: match one.last_used_at {
+                    Some(used) => format!("last used {}", ago(now.since(used))),
+                    None => "never used".to_owned(),
+                },
+            })
+            .collect(),
+    };
+    Ok(page::respond(StatusCode::OK, &page))
+}
+
+/// How long ago, as a person says it.
+fn ago(span: Duration) -> String {
+    let minutes = span.as_secs() / 60;
+    let (number, unit) = match minutes {
+        0 => return "just now".to_owned(),
+        1..60 => (minutes, "minute"),
+        60..1440 => (minutes / 60, "hour"),
+        _ => (minutes / 1440, "day"),
+    };
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {unit}{s} ago")
+}
+
+/// A form of the page, if it is ours and of this browser.
+async fn form(context: &Context, request: Request) -> Result<(Params, HeaderMap, Browser), Response> {
+    let refused = || {
+        let text = "This form was not made for this browser, or it is too old. Nothing was changed.";
+        Message { title: "This form cannot be used", text, way: Some(("/account", "To your account")) }
+            .respond(StatusCode::FORBIDDEN)
+    };
+    let headers = request.headers().clone();
+    let text = body(request).await.map_err(|_| refused())?;
+    let form = Params::parse(&text).map_err(|_| refused())?;
+    match context.cookies.sender(&headers, FORM, form.get("token")) {
+        Some(browser) => Ok((form, headers, browser)),
+        None => Err(refused()),
+    }
+}
+
+/// POST `/account/login`.
+pub(crate) async fn log_in(State(context): State<Arc<Context>>, request: Request) -> Response {
+    let source = context.limits.source(&request);
+    let browser = match form(&context, request).await {
+        Ok((_, _, browser)) => browser,
+        Err(response) => return response,
+    };
+    match login::begin(&context, browser, None, None, source).await {
+        Ok(response) => response,
+        Err(login::NotBegun::TooMany) => page::too_many(),
+        Err(login::NotBegun::ForgejoAway) => page::forgejo_away(Some(("/account", "Try again"))),
+        Err(login::NotBegun::Store(e)) => failed(&e),
+        Err(login::NotBegun::NoRandomness) => page::trouble(),
+    }
+}
+
+/// POST `/account/logout`.
+pub(crate) async fn log_out(State(context): State<Arc<Context>>, request: Request) -> Response {
+    let headers = match form(&context, request).await {
+        Ok((_, headers, _)) => headers,
+        Err(response) => return response,
+    };
+    if let Some(visit) = context.cookies.visit(&headers)
+        && let Err(e) = context.store.end_visit(&visit).await
+    {
+        return failed(&e);
+    }
+    page::with_cookies(page::redirect("/account"), context.cookies.end_visit())
+}
+
+/// POST `/account/disconnect`: one connection (`grant`), or all of a client and what was agreed to (`client`).
+pub(crate) async fn disconnect(State(context): State<Arc<Context>>, request: Request) -> Response {
+    let (form, headers) = match form(&context, request).await {
+        Ok((form, headers, _)) => (form, headers),
+        Err(response) => return response,
+    };
+    let done = async {
+        let Some((visitor, _)) = visitor(&context, &headers).await? else { return Ok(()) };
+        let connections = context.store.connections_of(visitor.tenant).await?;
+        let (grant, client) = (form.get("grant").map(GrantId::new), form.get("client"));
+        // Only what is the visitor's own is looked at, so another's grant is simply not there.
+        for one in &connections {
+            if Some(&one.grant) == grant.as_ref() || Some(one.client_id.as_str()) == client {
+                context.revocation.revoke(&one.grant, "user-disconnected").await?;
+                info!(tenant = %visitor.tenant, login = %visitor.login, grant = %one.grant, client = %one.client_id, "client disconnected");
+            }
+        }
+        // Who disconnects a client's last connection does not want it to come back without being asked.
+        let ended = connections.iter().find(|one| Some(&one.grant) == grant.as_ref()).map(|one| one.client_id.as_str());
+        let is_left =
+            |id: &str| connections.iter().any(|one| one.client_id == id && Some(&one.grant) != grant.as_ref());
+        if let Some(id) = client.or(ended.filter(|id| !is_left(id))) {
+            context.store.forget_consents(visitor.tenant, id).await?;
+        }
+        Ok(())
+    };
+    match done.await {
+        Ok(()) => page::redirect("/account"),
+        Err(e) => failed(&e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::clock::UnixTime;
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = |secs| ago(UnixTime::from_secs(secs).since(UnixTime::from_secs(0)));
+        assert_eq!(
+            [said(3), said(60), said(3599), said(7200), said(200_000)],
+            ["just now", "1 minute ago", "59 minutes ago", "2 hours ago", "2 days ago"]
+        );
+    }
+}

@@ -1,0 +1,328 @@
+//! `/oauth/token` and `/oauth/revoke`: codes and refresh tokens to pairs, and their end.
+//!
+//! Nothing here asks Forgejo: a client gets its next pair also while Forgejo is away, and calls say so themselves.
+//! Whether the account is still good is looked after by whoever refreshes Forgejo's own tokens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use rand::rngs::SysRng;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tracing::{info, warn};
+
+use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::token::{AccessToken, AuthorizationCode, RefreshToken, TokenHash};
+use crate::hex;
+use crate::oauth::error::{OAuthError, uncached};
+use crate::oauth::params::Params;
+use crate::oauth::{Context, body};
+use crate::store::{Code, NewPair};
+
+/// Connections of one user through one client, such as on several machines; a further one ends the one that was not
+/// used for longest.
+const MAX_CONNECTIONS: u32 = 20;
+/// How long a code is good.
+pub(crate) const CODE_TTL: Duration = Duration::from_mins(1);
+/// How long a refresh token that was used gives a sibling: clients send one twice when an answer was lost or two of
+/// their processes refresh at once. Later it is a thief's, or the thief was first.
+const REUSE_WINDOW: Duration = Duration::from_mins(1);
+
+/// A good answer (RFC 6749 section 5.1).
+#[derive(Serialize)]
+struct Granted {
+    access_token: String,
+    token_type: &'static str,
+    expires_in: u64,
+    refresh_token: String,
+    scope: &'static str,
+}
+
+/// A client that has shown who it is: by its secret, or, where it has none, by its id alone.
+struct Caller {
+    id: String,
+}
+
+/// POST `/oauth/token`.
+pub(crate) async fn token(State(context): State<Arc<Context>>, request: Request) -> Response {
+    answer(&context, request, async |params, caller| match params.get("grant_type") {
+        Some("authorization_code") => redeem(&context, &params, &caller).await.map(respond),
+        Some("refresh_token") => refresh(&context, &params, &caller).await.map(respond),
+        Some(_) => Err(OAuthError::Bad("unsupported_grant_type", "only authorization_code and refresh_token")),
+        None => Err(OAuthError::invalid_request("grant_type is missing")),
+    })
+    .await
+}
+
+/// POST `/oauth/revoke` (RFC 7009).
+pub(crate) async fn revoke(State(context): State<Arc<Context>>, request: Request) -> Response {
+    answer(&context, request, async |params, caller| {
+        revoked(&context, &params, &caller).await.map(|()| StatusCode::OK.into_response())
+    })
+    .await
+}
+
+/// Reads the form, finds out who asks, and counts what looks like guessing.
+async fn answer(
+    context: &Context,
+    request: Request,
+    act: impl AsyncFnOnce(Params, Caller) -> Result<Response, OAuthError>,
+) -> Response {
+    let source = context.limits.source(&request);
+    let headers = request.headers().clone();
+    let outcome = async {
+        let text = body(request).await.map_err(|_| OAuthError::invalid_request("the body is too long or broke off"))?;
+        let params = Params::parse(&text).map_err(|_| OAuthError::invalid_request("a parameter is there twice"))?;
+        let caller = authenticate(context, &headers, &params).await?;
+        act(params, caller).await
+    };
+    let mut response = match outcome.await {
+        Ok(response) => response,
+        Err(error) if error.is_a_guess() => match context.limits.failures.count(&source) {
+            Ok(()) => error.into_response(),
+            Err(too_many) => OAuthError::TooMany(too_many).into_response(),
+        },
+        Err(error) => error.into_response(),
+    };
+    uncached(&mut response);
+    response
+}
+
+fn respond(granted: Granted) -> Response {
+    Json(granted).into_response()
+}
+
+/// Client authentication (RFC 6749 section 2.3): Basic or the form, never both.
+async fn authenticate(context: &Context, headers: &HeaderMap, params: &Params) -> Result<Caller, OAuthError> {
+    let basic = match headers.get(AUTHORIZATION) {
+        None => None,
+        Some(value) => {
+            Some(basic_credentials(value.to_str().unwrap_or_default()).ok_or(OAuthError::Client { basic: true })?)
+        }
+    };
+    let (id, secret, is_basic) = match (&basic, params.get("client_id"), params.get("client_secret")) {
+        (Some(_), _, Some(_)) => return Err(OAuthError::invalid_request("the client authenticates in two ways")),
+        (Some((id, _)), Some(other), None) if id != other => {
+            return Err(OAuthError::invalid_request("client_id differs from the Authorization header"));
+        }
+        (Some((id, secret)), _, None) => (id.as_str(), Some(secret.as_str()), true),
+        (None, Some(id), secret) => (id, secret, false),
+        (None, None, _) => return Err(OAuthError::invalid_request("client_id is missing")),
+    };
+    let refused = OAuthError::Client { basic: is_basic };
+    let known = if id.starts_with("https://") && !context.policy.clients.iter().any(|client| client.id == id) {
+        // A public client whose document says the rest; its code or token is bound to the id.
+        None
+    } else {
+        Some(context.clients.registered(id, &context.policy).await?.ok_or(refused)?)
+    };
+    let expected = known.and_then(|client| client.secret);
+    let given = secret.filter(|secret| !secret.is_empty()).map(|secret| Sha256::digest(secret.as_bytes()));
+    let good = match (expected, given) {
+        (None, None) => true,
+        (Some(TokenHash(expected)), Some(given)) => bool::from(expected.as_slice().ct_eq(given.as_slice())),
+        (None, Some(_)) | (Some(_), None) => false,
+    };
+    if good { Ok(Caller { id: id.to_owned() }) } else { Err(refused) }
+}
+
+/// The id and the secret of a Basic header. Both are form-encoded inside (RFC 6749 section 2.3.1); ours hold only
+/// characters that no encoding changes, so a client that forgets to encode is understood too.
+fn basic_credentials(header: &str) -> Option<(String, String)> {
+    let (scheme, text) = header.split_once(' ')?;
+    let text = scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(text.trim()).ok())??;
+    let text = String::from_utf8(text).ok()?;
+    let (id, secret) = text.split_once(':')?;
+    let decoded = |text: &str| {
+        let pair = format!("x={text}");
+        url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned())
+    };
+    Some((decoded(id)?, decoded(secret)?))
+}
+
+/// A code for the first pair of a grant.
+async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<Granted, OAuthError> {
+    const WORTHLESS: OAuthError = OAuthError::invalid_grant("the code is unknown, used, expired, or not this client's");
+    let given = params.get("code").ok_or(OAuthError::invalid_request("code is missing"))?;
+    let verifier = params.get("code_verifier").ok_or(OAuthError::invalid_request("code_verifier is missing"))?;
+    if !params.resource_is(&context.resource) {
+        return Err(OAuthError::Bad("invalid_target", "resource is not this service"));
+    }
+    let code = AuthorizationCode::parse(given).ok_or(WORTHLESS)?.hash();
+    let code = context.store.find_code(&code).await?.ok_or(WORTHLESS)?;
+    // Who cannot show all of this changes nothing: a thief must not be able to burn the owner's code.
+    // The address is not sent again by clients of OAuth 2.1 (draft -16, section 10.2); by others it must be the same.
+    let same_address = params.get("redirect_uri").is_none_or(|redirect| redirect == code.redirect_uri);
+    if code.client_id != caller.id || !same_address || !proves(verifier, &code.challenge) {
+        return Err(WORTHLESS);
+    }
+    let now = context.clock.now();
+    if let Some(grant) = &code.redeemed {
+        return replayed(context, &code, grant).await.and(Err(WORTHLESS));
+    }
+    if now.since(code.created_at) >= CODE_TTL {
+        return Err(WORTHLESS);
+    }
+    let grant = GrantId::new(hex::random_id(&mut SysRng)?);
+    let (pair, granted) = mint(context, code.scopes, None)?;
+    if !context.store.redeem_code(&code, &grant, &pair, now).await? {
+        // Somebody was faster by a moment; which of the two is the thief, nobody knows.
+        if let Some(code) = context.store.find_code(&code.hash).await?
+            && let Some(grant) = &code.redeemed
+        {
+            replayed(context, &code, grant).await?;
+        }
+        return Err(WORTHLESS);
+    }
+    info!(grant = %grant, tenant = %code.tenant, client = %code.client_id, scopes = code.scopes.as_str(), "client connected");
+    // The tokens are given out whatever becomes of this: a failure must not make the client come with its code again.
+    match context.store.surplus_grants(code.tenant, &code.client_id, MAX_CONNECTIONS).await {
+        Ok(surplus) => {
+            for old in surplus {
+                // What fails is logged there, and comes up again with the next connection.
+                let _ = context.revocation.revoke(&old, "made-room").await;
+            }
+        }
+        Err(e) => warn!(error = %e, "a client's connections could not be counted"),
+    }
+    Ok(granted)
+}
+
+/// A good code that comes a second time: its grant ends (RFC 6749 section 4.1.2).
+async fn replayed(context: &Context, code: &Code, grant: &GrantId) -> Result<(), OAuthError> {
+    warn!(grant = %grant, tenant = %code.tenant, client = %code.client_id, reason = "code-replayed", "a code came twice");
+    context.revocation.revoke(grant, "code-replayed").await?;
+    Ok(())
+}
+
+/// PKCE (RFC 7636 section 4.6), S256.
+fn proves(verifier: &str, challenge: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
+    let shaped = (43..=128).contains(&verifier.len()) && verifier.bytes().all(allowed);
+    let hash = URL_SAFE_NO_PAD.encode(Sha256::digest(verifier.as_bytes()));
+    shaped && bool::from(hash.as_bytes().ct_eq(challenge.as_bytes()))
+}
+
+/// A refresh token for the next pair of its family.
+async fn refresh(context: &Context, params: &Params, caller: &Caller) -> Result<Granted, OAuthError> {
+    const WORTHLESS: OAuthError =
+        OAuthError::invalid_grant("the refresh token is unknown, used, expired, revoked, or not this client's");
+    let given = params.get("refresh_token").ok_or(OAuthError::invalid_request("refresh_token is missing"))?;
+    if !params.resource_is(&context.resource) {
+        return Err(OAuthError::Bad("invalid_target", "resource is not this service"));
+    }
+    let token = RefreshToken::parse(given).ok_or(WORTHLESS)?.hash();
+    let row = context.store.find_refresh_token(&token).await?.ok_or(WORTHLESS)?;
+    let now = context.clock.now();
+    if row.client_id != caller.id || row.revoked {
+        return Err(WORTHLESS);
+    }
+    if row.used_at.is_some_and(|used| now.since(used) >= REUSE_WINDOW) {
+        warn!(
+            grant = %row.grant, tenant = %row.tenant, client = %row.client_id, reason = "refresh-token-reused",
+            "a used refresh token came back"
+        );
+        context.revocation.revoke(&row.grant, "refresh-token-reused").await?;
+        return Err(WORTHLESS);
+    }
+    if row.expires_at <= now {
+        return Err(WORTHLESS);
+    }
+    context.limits.refreshes.count(&row.grant).map_err(OAuthError::TooMany)?;
+    let narrowed = params.get("scope").and_then(|asked| narrowed(asked, row.scopes));
+    let (pair, granted) = mint(context, row.scopes, narrowed)?;
+    if !context.store.exchange_refresh_token(&token, &row.grant, &pair, now).await? {
+        return Err(WORTHLESS);
+    }
+    Ok(granted)
+}
+
+/// The scopes of an access token for which fewer are asked than the grant allows. More is never given; a client that
+/// needs more asks its user.
+fn narrowed(asked: &str, granted: Scopes) -> Option<Scopes> {
+    let reads = asked.split(' ').any(|scope| scope == Scopes::READ);
+    let asked = Scopes::parse(asked);
+    (granted.write && reads && !asked.write).then_some(asked)
+}
+
+fn mint(context: &Context, scopes: Scopes, narrowed: Option<Scopes>) -> Result<(NewPair, Granted), OAuthError> {
+    let (access, refresh) = (AccessToken::mint(&mut SysRng)?, RefreshToken::mint(&mut SysRng)?);
+    let now = context.clock.now();
+    let pair = NewPair {
+        access: access.hash(),
+        access_ends: now.plus(context.policy.access_ttl),
+        access_scopes: narrowed,
+        refresh: refresh.hash(),
+        refresh_ends: now.plus(context.policy.refresh_ttl),
+    };
+    let granted = Granted {
+        access_token: access.expose().to_owned(),
+        token_type: "Bearer",
+        expires_in: context.policy.access_ttl.as_secs(),
+        refresh_token: refresh.expose().to_owned(),
+        scope: narrowed.unwrap_or(scopes).as_str(),
+    };
+    Ok((pair, granted))
+}
+
+/// Ends a token: with a refresh token its whole grant, with an access token that alone (RFC 7009 section 2.1). A token
+/// that is unknown is as good as revoked; one of another client is not touched.
+async fn revoked(context: &Context, params: &Params, caller: &Caller) -> Result<(), OAuthError> {
+    const FOREIGN: OAuthError = OAuthError::Bad("unauthorized_client", "the token is not this client's");
+    let given = params.get("token").ok_or(OAuthError::invalid_request("token is missing"))?;
+    if let Some(token) = RefreshToken::parse(given)
+        && let Some(row) = context.store.find_refresh_token(&token.hash()).await?
+    {
+        if row.client_id != caller.id {
+            return Err(FOREIGN);
+        }
+        context.revocation.revoke(&row.grant, "client-revoked").await?;
+    } else if let Some(token) = AccessToken::parse(given)
+        && let Some((row, _)) = context.store.find_token(&token.hash()).await?
+    {
+        if row.client_id != caller.id {
+            return Err(FOREIGN);
+        }
+        context.revocation.revoke_token(token.hash(), &row.grant).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verifier_of_rfc_7636_appendix_b_proves_its_challenge() {
+        let (verifier, challenge) =
+            ("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+        assert!(proves(verifier, challenge));
+        assert!(!proves(challenge, challenge));
+        assert!(!proves("short", challenge));
+        assert!(!proves("", ""));
+    }
+
+    #[test]
+    fn a_refresh_may_ask_for_less_and_never_for_more() {
+        let (read, write) = (Scopes { write: false }, Scopes { write: true });
+        assert_eq!(narrowed("forgejo:read", write), Some(read));
+        assert_eq!(narrowed("forgejo:read forgejo:write", write), None);
+        assert_eq!(narrowed("forgejo:read forgejo:write", read), None);
+        assert_eq!(narrowed("openid", write), None);
+    }
+
+    #[test]
+    fn basic_credentials_are_decoded() {
+        let header = format!("Basic {}", STANDARD.encode("mcp-1:fjb%5Fcs+x"));
+        assert_eq!(basic_credentials(&header), Some(("mcp-1".to_owned(), "fjb_cs x".to_owned())));
+        assert_eq!(basic_credentials("Bearer x"), None);
+    }
+}

@@ -1,0 +1,58 @@
+//! What an operator decides about sessions and their children: `[sessions]`.
+
+use std::time::Duration;
+
+use crate::child::lines::DEFAULT_MAX_LINE;
+use crate::session::quota::Caps;
+use wire::config_file::{Section, bytes, seconds};
+
+/// What an operator decides about sessions.
+#[derive(Debug, Clone)]
+pub(crate) struct SessionConfig {
+    /// On sessions.
+    pub(crate) sessions: Caps,
+    /// On live children.
+    pub(crate) children: Caps,
+    /// A child without requests for so long is stopped.
+    pub(crate) child_idle: Duration,
+    /// A session without use for so long ends.
+    pub(crate) session_idle: Duration,
+    /// A session must have been idle for so long before it makes room for another of the same user.
+    pub(crate) evict_after: Duration,
+    /// How long a child may take to answer `initialize`.
+    pub(crate) start_timeout: Duration,
+    /// How long it may take to answer a request.
+    pub(crate) request_timeout: Duration,
+    /// Bytes in one line of a child.
+    pub(crate) max_line: usize,
+    /// Whether the session of a child that ended on its own lives on.
+    pub(crate) respawn: bool,
+}
+
+impl SessionConfig {
+    /// Reads the keys that are its own.
+    pub(crate) fn read(section: &mut Section, request_timeout: Duration) -> Self {
+        let max_line = section.size("max_line", bytes(DEFAULT_MAX_LINE), 64 << 10..=1 << 30);
+        let caps = |section: &mut Section, total: (&str, usize), per_user: (&str, usize)| Caps {
+            total: section.integer(total.0, total.1, 1..=1_000_000),
+            per_user: section.integer(per_user.0, per_user.1, 1..=1_000_000),
+        };
+        Self {
+            sessions: caps(section, ("total", 10_000), ("per_user", 100)),
+            children: caps(section, ("children_total", 200), ("children_per_user", 8)),
+            child_idle: section.duration("child_idle", Duration::from_mins(5), seconds(1, 7 * 86_400)),
+            session_idle: section.duration("session_idle", Duration::from_hours(24), seconds(1, 365 * 86_400)),
+            evict_after: section.duration("evict_after", Duration::from_mins(1), seconds(0, 86_400)),
+            start_timeout: section.duration("start_timeout", Duration::from_secs(20), seconds(1, 600)),
+            request_timeout,
+            max_line: usize::try_from(max_line).unwrap_or(DEFAULT_MAX_LINE),
+            respawn: section
+                .value("on_child_exit", |value| match value.as_str() {
+                    Some("end") => Ok(false),
+                    Some("respawn") => Ok(true),
+                    _ => Err("must be \"end\" or \"respawn\"".to_owned()),
+                })
+                .unwrap_or(false),
+        }
+    }
+}

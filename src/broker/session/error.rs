@@ -1,0 +1,47 @@
+//! Why a session cannot be had, in words for its client.
+
+use std::time::Duration;
+
+use crate::child::handshake::HandshakeError;
+use crate::child::spawner::SpawnError;
+
+/// Why a session cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SessionError {
+    /// No such session: never minted here, or ended.
+    #[error("Session not found")]
+    Unknown,
+    /// Another grant minted it.
+    #[error("The session belongs to another login")]
+    Foreign,
+    /// The cap on sessions of all users is reached.
+    #[error("The broker has no room for another session")]
+    SessionsTotal,
+    /// The user's cap on sessions is reached and none of theirs is idle.
+    #[error("You have too many sessions")]
+    SessionsOfUser {
+        /// When the oldest can make room.
+        retry_after: Duration,
+    },
+    /// The cap on children of all users is reached and none is idle.
+    #[error("The broker has no room for another forgejo-mcp process")]
+    ChildrenTotal,
+    /// The user's cap on children is reached and none of theirs is idle.
+    #[error("You have too many requests running")]
+    ChildrenOfUser,
+    /// Too many starts of this user wait already.
+    #[error("Too many of your sessions are starting")]
+    StartsWaiting,
+    /// The child could not be had from the supervisor.
+    #[error("The forgejo-mcp process cannot be started now: {0}")]
+    Spawn(SpawnError),
+    /// The child was started and did not complete the handshake.
+    #[error("The forgejo-mcp process did not start: {0}")]
+    Start(#[from] HandshakeError),
+    /// The broker is stopping.
+    #[error("The broker is shutting down")]
+    ShuttingDown,
+    /// The store failed; logged where it happened.
+    #[error("The broker's storage failed")]
+    Storage,
+}

@@ -1,0 +1,115 @@
+//! Who may start a child next.
+//!
+//! Starts are the dearest thing a user can cause, so only a few run at once, and each user stands in the common queue
+//! at most once: a user who asks for fifty waits behind themselves, not in front of others. The user's own queue is
+//! bounded; beyond it the answer is «try again», not a longer queue.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use wire::message::TenantId;
+
+/// The user waits for too many starts already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many starts of this user are waiting")]
+pub(crate) struct QueueFull;
+
+/// The queues.
+#[derive(Debug)]
+pub(crate) struct StartQueue {
+    common: Arc<Semaphore>,
+    users: Mutex<HashMap<TenantId, Queue>>,
+    longest: usize,
+}
+
+#[derive(Debug)]
+struct Queue {
+    permit: Arc<Semaphore>,
+    waiting: usize,
+}
+
+/// The right to start one child, until dropped.
+#[derive(Debug)]
+pub(crate) struct StartPermit<'a> {
+    start_queue: &'a StartQueue,
+    tenant: TenantId,
+    /// Held, never read: the user's own and the common one.
+    held: [Option<OwnedSemaphorePermit>; 2],
+}
+
+impl StartQueue {
+    /// At most `at_once` starts together, and `longest` of one user waiting or running.
+    pub(crate) fn new(at_once: usize, longest: usize) -> Self {
+        Self { common: Arc::new(Semaphore::new(at_once)), users: Mutex::default(), longest }
+    }
+
+    /// Waits for the user's permit. Dropping the future leaves the queue.
+    pub(crate) async fn wait(&self, tenant: TenantId) -> Result<StartPermit<'_>, QueueFull> {
+        let own = {
+            let mut users = self.users.lock();
+            let queue =
+                users.entry(tenant).or_insert_with(|| Queue { permit: Arc::new(Semaphore::new(1)), waiting: 0 });
+            if queue.waiting >= self.longest {
+                return Err(QueueFull);
+            }
+            queue.waiting = queue.waiting.saturating_add(1);
+            Arc::clone(&queue.permit)
+        };
+        // From here on the guard leaves the queue, also when this future is dropped while it waits.
+        let mut permit = StartPermit { start_queue: self, tenant, held: [None, None] };
+        // Neither semaphore is ever closed.
+        let own = own.acquire_owned().await.ok();
+        permit.held = [own, Arc::clone(&self.common).acquire_owned().await.ok()];
+        Ok(permit)
+    }
+}
+
+impl Drop for StartPermit<'_> {
+    fn drop(&mut self) {
+        let mut users = self.start_queue.users.lock();
+        if let Some(queue) = users.get_mut(&self.tenant) {
+            queue.waiting = queue.waiting.saturating_sub(1);
+            if queue.waiting == 0 {
+                users.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    fn tenant(id: u64) -> TenantId {
+        TenantId::new(id).expect("an id")
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_one_user_does_not_hold_up_another() {
+        let start_queue = StartQueue::new(2, 8);
+        let first = start_queue.wait(tenant(1)).await.expect("a permit");
+        let mut second = Box::pin(start_queue.wait(tenant(1)));
+        assert!((&mut second).now_or_never().is_none(), "the user's second start waits for the first");
+        let other = start_queue.wait(tenant(2)).now_or_never().expect("another user does not wait");
+        drop(other);
+        drop(first);
+        assert!(second.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_users_queue_is_bounded_and_leaves_nothing_behind() {
+        let start_queue = StartQueue::new(1, 2);
+        let first = start_queue.wait(tenant(1)).await.expect("a permit");
+        let mut second = Box::pin(start_queue.wait(tenant(1)));
+        assert!((&mut second).now_or_never().is_none());
+        assert!(start_queue.wait(tenant(1)).await.is_err());
+        drop(second);
+        drop(first);
+        assert!(start_queue.users.lock().is_empty());
+        assert!(start_queue.wait(tenant(1)).now_or_never().is_some());
+    }
+}

@@ -1,0 +1,142 @@
+//! What people agreed to, and what they are connected with: the account page's view.
+
+use sqlx::Row;
+
+use crate::auth::principal::{GrantId, Scopes};
+use crate::store::{Store, StoreError, tenant_value};
+use wire::clock::UnixTime;
+use wire::message::TenantId;
+
+/// A remembered approval.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Consent {
+    /// Who agreed.
+    pub(crate) tenant: TenantId,
+    /// The client.
+    pub(crate) client_id: String,
+    /// What it called itself then.
+    pub(crate) client_name: String,
+    /// Where its codes go, without the port where that is on this machine.
+    pub(crate) redirect: String,
+    /// What was agreed to.
+    pub(crate) scopes: Scopes,
+}
+
+/// A live connection of a user, for their own eyes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Connection {
+    /// Names it.
+    pub(crate) grant: GrantId,
+    /// The client.
+    pub(crate) client_id: String,
+    /// What it calls itself.
+    pub(crate) client_name: String,
+    /// What it may do.
+    pub(crate) scopes: Scopes,
+    /// When it was connected.
+    pub(crate) created_at: UnixTime,
+    /// When it was last used, as far as that was written.
+    pub(crate) last_used_at: Option<UnixTime>,
+}
+
+const READING: &str = "reading consents";
+const CONNECTIONS: &str = "reading a user's connections";
+
+impl Store {
+    /// Remembers an approval; a later one for the same client and place replaces it.
+    pub(crate) async fn put_consent(&self, consent: &Consent, now: UnixTime) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO consents (tenant, client_id, redirect, client_name, scopes, created_at) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, client_id, redirect) DO UPDATE SET \
+             client_name = excluded.client_name, scopes = excluded.scopes, created_at = excluded.created_at",
+        )
+        .bind(tenant_value(consent.tenant)?)
+        .bind(&consent.client_id)
+        .bind(&consent.redirect)
+        .bind(&consent.client_name)
+        .bind(consent.scopes.as_str())
+        .bind(now.secs())
+        .execute(&self.0)
+        .await
+        .map_err(StoreError::query("storing a consent"))?;
+        Ok(())
+    }
+
+    /// What a user has agreed to, the newest first.
+    pub(crate) async fn consents_of(&self, tenant: TenantId) -> Result<Vec<Consent>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT client_id, client_name, redirect, scopes FROM consents WHERE tenant = $1 \
+             ORDER BY created_at DESC, client_id, redirect",
+        )
+        .bind(tenant_value(tenant)?)
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query(READING))?;
+        let consent = |row: &sqlx::sqlite::SqliteRow| {
+            let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(READING));
+            Ok(Consent {
+                tenant,
+                client_id: text("client_id")?,
+                client_name: text("client_name")?,
+                redirect: text("redirect")?,
+                scopes: Scopes::parse(&text("scopes")?),
+            })
+        };
+        rows.iter().map(consent).collect()
+    }
+
+    /// The scopes that a user has agreed to for this client and this place.
+    pub(crate) async fn find_consent(
+        &self,
+        tenant: TenantId,
+        client_id: &str,
+        redirect: &str,
+    ) -> Result<Option<Scopes>, StoreError> {
+        let row = sqlx::query("SELECT scopes FROM consents WHERE tenant = $1 AND client_id = $2 AND redirect = $3")
+            .bind(tenant_value(tenant)?)
+            .bind(client_id)
+            .bind(redirect)
+            .fetch_optional(&self.0)
+            .await
+            .map_err(StoreError::query(READING))?;
+        let scopes = row.map(|row| row.try_get::<String, _>("scopes")).transpose();
+        Ok(scopes.map_err(StoreError::query(READING))?.map(|scopes| Scopes::parse(&scopes)))
+    }
+
+    /// Forgets what a user has agreed to for a client.
+    pub(crate) async fn forget_consents(&self, tenant: TenantId, client_id: &str) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM consents WHERE tenant = $1 AND client_id = $2")
+            .bind(tenant_value(tenant)?)
+            .bind(client_id)
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("forgetting a consent"))?;
+        Ok(())
+    }
+
+    /// The live grants of a user, the newest first.
+    pub(crate) async fn connections_of(&self, tenant: TenantId) -> Result<Vec<Connection>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT g.id, g.client_id, c.name, g.scopes, g.created_at, g.last_used_at FROM grants g \
+             JOIN clients c ON c.client_id = g.client_id WHERE g.tenant = $1 AND g.revoked_at IS NULL \
+             ORDER BY g.created_at DESC, g.id",
+        )
+        .bind(tenant_value(tenant)?)
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query(CONNECTIONS))?;
+        let connection = |row: &sqlx::sqlite::SqliteRow| {
+            let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(CONNECTIONS));
+            let time = |name: &str| row.try_get::<Option<i64>, _>(name).map_err(StoreError::query(CONNECTIONS));
+            Ok(Connection {
+                grant: GrantId::new(text("id")?),
+                client_id: text("client_id")?,
+                client_name: text("name")?,
+                scopes: Scopes::parse(&text("scopes")?),
+                created_at: UnixTime::from_secs(time("created_at")?.ok_or(StoreError::Damaged(CONNECTIONS))?),
+                last_used_at: time("last_used_at")?.map(UnixTime::from_secs),
+            })
+        };
+        rows.iter().map(connection).collect()
+    }
+}

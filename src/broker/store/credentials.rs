@@ -1,0 +1,240 @@
+//! Upstream credentials: the user's Forgejo tokens, sealed.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::auth::principal::GrantId;
+use crate::forge::vault::Sealed;
+use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
+use wire::clock::UnixTime;
+use wire::message::{Label, TenantId};
+
+/// A credential as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Credential {
+    /// Names it, and is part of what seals it.
+    pub(crate) id: String,
+    /// Whose.
+    pub(crate) tenant: TenantId,
+    /// The access token.
+    pub(crate) access: Sealed,
+    /// The refresh token; personal tokens have none.
+    pub(crate) refresh: Option<Sealed>,
+    /// When the access token ends; unknown for personal tokens.
+    pub(crate) expires_at: Option<UnixTime>,
+}
+
+const READING: &str = "reading a credential";
+
+impl Store {
+    /// Stores the user and the credential of a login at Forgejo, both or neither. There is one credential a user: an
+    /// earlier one is replaced under its own id, because Forgejo has just made its refresh token worthless, and the
+    /// grants that stand on it go on with the new one.
+    pub(crate) async fn put_oauth_credential(
+        &self,
+        credential: &Credential,
+        login: &Label,
+        now: UnixTime,
+    ) -> Result<(), StoreError> {
+        const WHAT: &str = "storing a credential";
+        let failed = || StoreError::query(WHAT);
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        let tenant = tenant_value(credential.tenant)?;
+        let statements = [
+            sqlx::query(
+                "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
+                 ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at",
+            )
+            .bind(tenant)
+            .bind(login.as_str())
+            .bind(now.secs()),
+            sqlx::query(
+                "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, refresh_sealed, \
+                 access_expires_at, updated_at) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7) \
+                 ON CONFLICT (id) DO UPDATE SET key_id = excluded.key_id, access_sealed = excluded.access_sealed, \
+                 refresh_sealed = excluded.refresh_sealed, access_expires_at = excluded.access_expires_at, \
+                 updated_at = excluded.updated_at",
+            )
+            .bind(&credential.id)
+            .bind(tenant)
+            .bind(&credential.access.key_id)
+            .bind(&credential.access.bytes)
+            .bind(credential.refresh.as_ref().map(|refresh| &refresh.bytes))
+            .bind(credential.expires_at.map(UnixTime::secs))
+            .bind(now.secs()),
+        ];
+        for statement in statements {
+            statement.execute(&mut *transaction).await.map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+
+    /// Stores what a refresh gave, unless the credential is no longer the one that was refreshed; whether it was.
+    pub(crate) async fn replace_credential(
+        &self,
+        old: &Credential,
+        fresh: &Credential,
+        now: UnixTime,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE upstream_credentials SET key_id = $1, access_sealed = $2, refresh_sealed = $3, \
+             access_expires_at = $4, updated_at = $5 WHERE id = $6 AND refresh_sealed = $7",
+        )
+        .bind(&fresh.access.key_id)
+        .bind(&fresh.access.bytes)
+        .bind(fresh.refresh.as_ref().map(|refresh| &refresh.bytes))
+        .bind(fresh.expires_at.map(UnixTime::secs))
+        .bind(now.secs())
+        .bind(&old.id)
+        .bind(old.refresh.as_ref().map(|refresh| &refresh.bytes))
+        .execute(&self.0)
+        .await
+        .map_err(StoreError::query("replacing a credential"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// The id of a user's credential from a login at Forgejo.
+    pub(crate) async fn oauth_credential_of(&self, tenant: TenantId) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT id FROM upstream_credentials WHERE tenant = $1 AND kind = 'oauth'")
+            .bind(tenant_value(tenant)?)
+            .fetch_optional(&self.0)
+            .await
+            .map_err(StoreError::query(READING))?;
+        row.map(|row| row.try_get("id")).transpose().map_err(StoreError::query(READING))
+    }
+
+    /// Notes the scopes that Forgejo holds a user to.
+    pub(crate) async fn note_granted_scopes(&self, credential: &str, scopes: &[String]) -> Result<(), StoreError> {
+        sqlx::query("UPDATE upstream_credentials SET granted_scopes = $1 WHERE id = $2")
+            .bind(scopes.join(" "))
+            .bind(credential)
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("noting Forgejo's scopes"))?;
+        Ok(())
+    }
+
+    /// The scopes that Forgejo holds a user to, as far as it has told.
+    pub(crate) async fn granted_scopes_of(&self, tenant: TenantId) -> Result<Option<Vec<String>>, StoreError> {
+        let row = sqlx::query("SELECT granted_scopes FROM upstream_credentials WHERE tenant = $1 AND kind = 'oauth'")
+            .bind(tenant_value(tenant)?)
+            .fetch_optional(&self.0)
+            .await
+            .map_err(StoreError::query(READING))?;
+        let text: Option<Option<String>> =
+            row.map(|row| row.try_get("granted_scopes")).transpose().map_err(StoreError::query(READING))?;
+        Ok(text.flatten().map(|text| text.split_whitespace().map(ToOwned::to_owned).collect()))
+    }
+
+    /// One credential.
+    pub(crate) async fn find_credential(&self, id: &str) -> Result<Option<Credential>, StoreError> {
+        let row = sqlx::query(
+            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at \
+             FROM upstream_credentials WHERE id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&self.0)
+        .await
+        .map_err(StoreError::query(READING))?;
+        row.as_ref().map(credential).transpose()
+    }
+
+    /// Credentials that a live grant needs and whose access token ends before `before`.
+    pub(crate) async fn credentials_ending(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at FROM upstream_credentials c \
+             WHERE kind = 'oauth' AND access_expires_at < $1 AND EXISTS \
+             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)",
+        )
+        .bind(before.secs())
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query("reading the credentials"))?;
+        rows.iter().map(credential).collect()
+    }
+
+    /// Personal tokens that a live grant needs and that were last checked before `before`, the longest ago first.
+    pub(crate) async fn personal_credentials(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at FROM upstream_credentials c \
+             WHERE kind = 'pat' AND updated_at < $1 AND EXISTS \
+             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) ORDER BY updated_at",
+        )
+        .bind(before.secs())
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query("reading the personal tokens"))?;
+        rows.iter().map(credential).collect()
+    }
+
+    /// Notes that the account behind a personal token was found good.
+    pub(crate) async fn note_checked(&self, credential: &str, now: UnixTime) -> Result<(), StoreError> {
+        sqlx::query("UPDATE upstream_credentials SET updated_at = $1 WHERE id = $2")
+            .bind(now.secs())
+            .bind(credential)
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("noting a check"))?;
+        Ok(())
+    }
+
+    /// Revokes every grant that stands on a credential, all or none; which.
+    pub(crate) async fn revoke_grants_on(
+        &self,
+        credential: &str,
+        reason: &'static str,
+        now: UnixTime,
+    ) -> Result<Vec<GrantId>, StoreError> {
+        const WHAT: &str = "revoking a credential's grants";
+        let rows = sqlx::query(
+            "UPDATE grants SET revoked_at = $1, revoked_reason = $2 WHERE credential_id = $3 AND revoked_at IS NULL \
+             RETURNING id",
+        )
+        .bind(now.secs())
+        .bind(reason)
+        .bind(credential)
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query(WHAT))?;
+        grant_ids(&rows, WHAT)
+    }
+
+    /// Erases Forgejo's tokens of a credential, unless it holds others by now. The row stays for what names it.
+    pub(crate) async fn erase_credential(&self, held: &Credential) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE upstream_credentials SET access_sealed = $1, refresh_sealed = NULL, access_expires_at = NULL \
+             WHERE id = $2 AND access_sealed = $3",
+        )
+        .bind(Vec::<u8>::new())
+        .bind(&held.id)
+        .bind(&held.access.bytes)
+        .execute(&self.0)
+        .await
+        .map_err(StoreError::query("erasing a credential"))?;
+        Ok(())
+    }
+
+    /// The live grants that stand on a credential.
+    pub(crate) async fn grants_on(&self, credential: &str) -> Result<Vec<GrantId>, StoreError> {
+        let rows = sqlx::query("SELECT id FROM grants WHERE credential_id = $1 AND revoked_at IS NULL ORDER BY id")
+            .bind(credential)
+            .fetch_all(&self.0)
+            .await
+            .map_err(StoreError::query("reading a credential's grants"))?;
+        grant_ids(&rows, "reading a credential's grants")
+    }
+}
+
+fn credential(row: &SqliteRow) -> Result<Credential, StoreError> {
+    let failed = || StoreError::query(READING);
+    let key_id: String = row.try_get("key_id").map_err(failed())?;
+    let refresh: Option<Vec<u8>> = row.try_get("refresh_sealed").map_err(failed())?;
+    let expires_at: Option<i64> = row.try_get("access_expires_at").map_err(failed())?;
+    Ok(Credential {
+        id: row.try_get("id").map_err(failed())?,
+        tenant: tenant_of(row, READING)?,
+        access: Sealed { key_id: key_id.clone(), bytes: row.try_get("access_sealed").map_err(failed())? },
+        refresh: refresh.map(|bytes| Sealed { key_id, bytes }),
+        expires_at: expires_at.map(UnixTime::from_secs),
+    })
+}

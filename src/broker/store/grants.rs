@@ -1,0 +1,260 @@
+//! Grants, their access tokens, and the upstream credential behind each.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::token::TokenHash;
+use crate::forge::vault::Sealed;
+use crate::store::{Store, StoreError, tenant_of, tenant_value};
+use wire::clock::UnixTime;
+use wire::message::{Label, TenantId};
+
+/// A grant that was just given, with its first token.
+#[derive(Debug)]
+pub(crate) struct NewGrant {
+    /// Names it from now on.
+    pub(crate) grant: GrantId,
+    /// The client it is given to.
+    pub(crate) client_id: String,
+    /// Who gives it.
+    pub(crate) tenant: TenantId,
+    /// Their login now.
+    pub(crate) login: Label,
+    /// What it allows.
+    pub(crate) scopes: Scopes,
+    /// Names the upstream credential; the text that sealed it.
+    pub(crate) credential_id: String,
+    /// The user's Forgejo token.
+    pub(crate) credential: Sealed,
+    /// The access token.
+    pub(crate) token: TokenHash,
+    /// Now.
+    pub(crate) created_at: UnixTime,
+    /// Of the access token.
+    pub(crate) expires_at: UnixTime,
+}
+
+/// A grant and all that stands behind it.
+#[derive(Debug)]
+pub(crate) struct GrantRow {
+    /// Names it.
+    pub(crate) grant: GrantId,
+    /// The grant's client.
+    pub(crate) client_id: String,
+    /// The grant's user.
+    pub(crate) tenant: TenantId,
+    /// Their login.
+    pub(crate) login: Label,
+    /// What the grant allows.
+    pub(crate) scopes: Scopes,
+    /// Names the credential.
+    pub(crate) credential_id: String,
+    /// The credential.
+    pub(crate) credential: Sealed,
+    /// When Forgejo's token ends, if that is known.
+    pub(crate) credential_ends: Option<UnixTime>,
+    /// Whether the grant was revoked.
+    pub(crate) revoked: bool,
+}
+
+/// A grant as the operator sees it.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    /// Names it.
+    pub(crate) id: GrantId,
+    /// Its client.
+    pub(crate) client_id: String,
+    /// Its user's login.
+    pub(crate) login: Label,
+    /// What it allows.
+    pub(crate) scopes: Scopes,
+    /// When it was given.
+    pub(crate) created_at: UnixTime,
+    /// When it was last used, as far as that was written.
+    pub(crate) last_used_at: Option<UnixTime>,
+    /// When the last of its tokens ends.
+    pub(crate) expires_at: Option<UnixTime>,
+    /// When it was revoked.
+    pub(crate) revoked_at: Option<UnixTime>,
+}
+
+/// The columns of a [`GrantRow`], one more, and where to look.
+macro_rules! grant_rows {
+    ($more:literal, $which:literal) => {
+        concat!(
+            "SELECT g.id, g.client_id, g.tenant, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
+             c.access_sealed, c.access_expires_at, ",
+            $more,
+            " FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id ",
+            $which
+        )
+    };
+}
+
+impl Store {
+    /// Writes a grant with its user, client, credential and token, all or none.
+    pub(crate) async fn insert_grant(&self, new: &NewGrant) -> Result<(), StoreError> {
+        let failed = || StoreError::query("storing a grant");
+        let tenant = tenant_value(new.tenant)?;
+        let now = new.created_at.secs();
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        let statements = [
+            sqlx::query(
+                "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
+                 ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at",
+            )
+            .bind(tenant)
+            .bind(new.login.as_str())
+            .bind(now),
+            sqlx::query(
+                "INSERT INTO clients (client_id, name, created_at) VALUES ($1, $1, $2) ON CONFLICT (client_id) DO NOTHING",
+            )
+            .bind(&new.client_id)
+            .bind(now),
+            sqlx::query(
+                "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, updated_at) \
+                 VALUES ($1, $2, 'pat', $3, $4, $5)",
+            )
+            .bind(&new.credential_id)
+            .bind(tenant)
+            .bind(&new.credential.key_id)
+            .bind(&new.credential.bytes)
+            .bind(now),
+            sqlx::query(
+                "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(new.grant.as_str())
+            .bind(&new.client_id)
+            .bind(tenant)
+            .bind(&new.credential_id)
+            .bind(new.scopes.as_str())
+            .bind(now),
+            sqlx::query("INSERT INTO access_tokens (token_hash, grant_id, created_at, expires_at) VALUES ($1, $2, $3, $4)")
+                .bind(new.token.0.as_slice())
+                .bind(new.grant.as_str())
+                .bind(now)
+                .bind(new.expires_at.secs()),
+        ];
+        for statement in statements {
+            statement.execute(&mut *transaction).await.map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+
+    /// What stands behind a token, and when the token ends.
+    pub(crate) async fn find_token(&self, token: &TokenHash) -> Result<Option<(GrantRow, UnixTime)>, StoreError> {
+        let row = sqlx::query(grant_rows!(
+            "t.expires_at, COALESCE(t.scopes, g.scopes) AS scopes",
+            "JOIN access_tokens t ON t.grant_id = g.id WHERE t.token_hash = $1"
+        ))
+        .bind(token.0.as_slice())
+        .fetch_optional(&self.0)
+        .await
+        .map_err(StoreError::query("reading a token"))?;
+        let Some(row) = row else { return Ok(None) };
+        let ends = time(&row, "expires_at")?.ok_or(StoreError::Damaged(READING))?;
+        Ok(Some((grant_row(&row)?, ends)))
+    }
+
+    /// A grant and what stands behind it.
+    pub(crate) async fn find_grant(&self, grant: &GrantId) -> Result<Option<GrantRow>, StoreError> {
+        let row = sqlx::query(grant_rows!("g.scopes", "WHERE g.id = $1"))
+            .bind(grant.as_str())
+            .fetch_optional(&self.0)
+            .await
+            .map_err(StoreError::query(READING))?;
+        row.as_ref().map(grant_row).transpose()
+    }
+
+    /// All grants, the newest first.
+    pub(crate) async fn grants(&self) -> Result<Vec<Grant>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.created_at, g.last_used_at, g.revoked_at, u.login, \
+             COALESCE((SELECT MAX(r.expires_at) FROM refresh_tokens r WHERE r.grant_id = g.id), \
+             (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id)) AS expires_at \
+             FROM grants g JOIN users u ON u.tenant = g.tenant ORDER BY g.created_at DESC, g.id",
+        )
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query("reading the grants"))?;
+        rows.iter().map(grant).collect()
+    }
+
+    /// Revokes a grant; whether it was there and not revoked.
+    pub(crate) async fn revoke_grant(
+        &self,
+        grant: &GrantId,
+        reason: &'static str,
+        now: UnixTime,
+    ) -> Result<bool, StoreError> {
+        let done =
+            sqlx::query("UPDATE grants SET revoked_at = $1, revoked_reason = $2 WHERE id = $3 AND revoked_at IS NULL")
+                .bind(now.secs())
+                .bind(reason)
+                .bind(grant.as_str())
+                .execute(&self.0)
+                .await
+                .map_err(StoreError::query("revoking a grant"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Writes when grants were last used, all or none.
+    pub(crate) async fn touch_grants(&self, uses: &[(GrantId, UnixTime)]) -> Result<(), StoreError> {
+        let failed = || StoreError::query("storing the last use of grants");
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        for (grant, at) in uses {
+            sqlx::query("UPDATE grants SET last_used_at = $1 WHERE id = $2")
+                .bind(at.secs())
+                .bind(grant.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+}
+
+const READING: &str = "reading a grant";
+
+fn text(row: &SqliteRow, name: &str) -> Result<String, StoreError> {
+    row.try_get(name).map_err(StoreError::query(READING))
+}
+
+fn time(row: &SqliteRow, name: &str) -> Result<Option<UnixTime>, StoreError> {
+    let secs: Option<i64> = row.try_get(name).map_err(StoreError::query(READING))?;
+    Ok(secs.map(UnixTime::from_secs))
+}
+
+fn login(row: &SqliteRow) -> Result<Label, StoreError> {
+    Label::parse(text(row, "login")?).map_err(|_| StoreError::Damaged(READING))
+}
+
+fn grant_row(row: &SqliteRow) -> Result<GrantRow, StoreError> {
+    let bytes = row.try_get("access_sealed").map_err(StoreError::query(READING))?;
+    Ok(GrantRow {
+        grant: GrantId::new(text(row, "id")?),
+        client_id: text(row, "client_id")?,
+        tenant: tenant_of(row, READING)?,
+        login: login(row)?,
+        scopes: Scopes::parse(&text(row, "scopes")?),
+        credential_id: text(row, "credential_id")?,
+        credential: Sealed { key_id: text(row, "key_id")?, bytes },
+        credential_ends: time(row, "access_expires_at")?,
+        revoked: time(row, "revoked_at")?.is_some(),
+    })
+}
+
+fn grant(row: &SqliteRow) -> Result<Grant, StoreError> {
+    Ok(Grant {
+        id: GrantId::new(text(row, "id")?),
+        client_id: text(row, "client_id")?,
+        login: login(row)?,
+        scopes: Scopes::parse(&text(row, "scopes")?),
+        created_at: time(row, "created_at")?.ok_or(StoreError::Damaged(READING))?,
+        last_used_at: time(row, "last_used_at")?,
+        expires_at: time(row, "expires_at")?,
+        revoked_at: time(row, "revoked_at")?,
+    })
+}

@@ -1,0 +1,152 @@
+//! Logins under way at Forgejo, and who is logged in at the broker's own pages.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::auth::principal::Scopes;
+use crate::auth::token::TokenHash;
+use crate::store::{Store, StoreError, tenant_of, tenant_value};
+use wire::clock::UnixTime;
+use wire::message::{Label, TenantId};
+
+/// A login that was sent to Forgejo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Login {
+    /// Names it towards Forgejo.
+    pub(crate) state: TokenHash,
+    /// The browser that began it.
+    pub(crate) browser: TokenHash,
+    /// The client's authorization request, as its query; `None` for the account page.
+    pub(crate) request: Option<String>,
+    /// What the person agreed to on the consent page, if it was shown.
+    pub(crate) consented: Option<Scopes>,
+    /// When it began.
+    pub(crate) created_at: UnixTime,
+}
+
+/// Somebody who is logged in at the broker's own pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Visitor {
+    /// Who.
+    pub(crate) tenant: TenantId,
+    /// Their login.
+    pub(crate) login: Label,
+}
+
+const TAKING: &str = "taking a login";
+const READING: &str = "reading a visit";
+
+impl Store {
+    /// Writes a login that is sent to Forgejo now.
+    pub(crate) async fn insert_login(&self, login: &Login) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO logins (state_hash, browser_hash, request, consented, created_at) VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(login.state.0.as_slice())
+        .bind(login.browser.0.as_slice())
+        .bind(&login.request)
+        .bind(login.consented.map(Scopes::as_str))
+        .bind(login.created_at.secs())
+        .execute(&self.0)
+        .await
+        .map_err(StoreError::query("storing a login"))?;
+        Ok(())
+    }
+
+    /// Takes the login that this state names, if this browser began it; it is there once only.
+    pub(crate) async fn take_login(&self, state: &TokenHash, browser: &TokenHash) -> Result<Option<Login>, StoreError> {
+        let row = sqlx::query(
+            "DELETE FROM logins WHERE state_hash = $1 AND browser_hash = $2 RETURNING request, consented, created_at",
+        )
+        .bind(state.0.as_slice())
+        .bind(browser.0.as_slice())
+        .fetch_optional(&self.0)
+        .await
+        .map_err(StoreError::query(TAKING))?;
+        let Some(row) = row else { return Ok(None) };
+        let consented: Option<String> = row.try_get("consented").map_err(StoreError::query(TAKING))?;
+        Ok(Some(Login {
+            state: *state,
+            browser: *browser,
+            request: row.try_get("request").map_err(StoreError::query(TAKING))?,
+            consented: consented.map(|scopes| Scopes::parse(&scopes)),
+            created_at: UnixTime::from_secs(row.try_get("created_at").map_err(StoreError::query(TAKING))?),
+        }))
+    }
+
+    /// How many logins that began after `since` are under way.
+    pub(crate) async fn logins_under_way(&self, since: UnixTime) -> Result<i64, StoreError> {
+        let count = sqlx::query("SELECT COUNT(*) AS n FROM logins WHERE created_at > $1").bind(since.secs());
+        let row = count.fetch_one(&self.0).await;
+        row.and_then(|row| row.try_get("n")).map_err(StoreError::query("counting logins"))
+    }
+
+    /// Removes logins that began before `before`.
+    pub(crate) async fn forget_logins(&self, before: UnixTime) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM logins WHERE created_at < $1")
+            .bind(before.secs())
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("removing old logins"))?;
+        Ok(())
+    }
+
+    /// Writes that somebody is logged in until `ends`.
+    pub(crate) async fn insert_visit(
+        &self,
+        visit: &TokenHash,
+        tenant: TenantId,
+        ends: UnixTime,
+    ) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO visits (visit_hash, tenant, expires_at) VALUES ($1, $2, $3)")
+            .bind(visit.0.as_slice())
+            .bind(tenant_value(tenant)?)
+            .bind(ends.secs())
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("storing a visit"))?;
+        Ok(())
+    }
+
+    /// Who this is, unless the visit is over.
+    pub(crate) async fn find_visit(&self, visit: &TokenHash, now: UnixTime) -> Result<Option<Visitor>, StoreError> {
+        let row = sqlx::query(
+            "SELECT v.tenant, u.login FROM visits v JOIN users u ON u.tenant = v.tenant \
+             WHERE v.visit_hash = $1 AND v.expires_at > $2",
+        )
+        .bind(visit.0.as_slice())
+        .bind(now.secs())
+        .fetch_optional(&self.0)
+        .await
+        .map_err(StoreError::query(READING))?;
+        row.as_ref().map(visitor).transpose()
+    }
+
+    /// Ends a visit.
+    pub(crate) async fn end_visit(&self, visit: &TokenHash) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM visits WHERE visit_hash = $1")
+            .bind(visit.0.as_slice())
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("ending a visit"))?;
+        Ok(())
+    }
+
+    /// Ends every visit of a user: Forgejo does not let them in any more.
+    pub(crate) async fn end_visits_of(&self, tenant: TenantId) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM visits WHERE tenant = $1")
+            .bind(tenant_value(tenant)?)
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("ending a user's visits"))?;
+        Ok(())
+    }
+}
+
+fn visitor(row: &SqliteRow) -> Result<Visitor, StoreError> {
+    let login: String = row.try_get("login").map_err(StoreError::query(READING))?;
+    Ok(Visitor {
+        tenant: tenant_of(row, READING)?,
+        login: Label::parse(login).map_err(|_| StoreError::Damaged(READING))?,
+    })
+}

@@ -1,0 +1,188 @@
+//! Session records: what outlives every child and every restart.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::auth::principal::GrantId;
+use crate::hex;
+use crate::store::{Store, StoreError, tenant_of, tenant_value};
+use wire::clock::UnixTime;
+use wire::message::TenantId;
+
+/// SHA-256 of a session's id: what the broker knows it by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct SessionDigest(pub(crate) [u8; 32]);
+
+impl std::fmt::Debug for SessionDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode(self.0.get(..4).unwrap_or_default()))
+    }
+}
+
+/// A session as it was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SessionRecord {
+    /// Names it.
+    pub(crate) digest: SessionDigest,
+    /// The grant that minted it.
+    pub(crate) grant: GrantId,
+    /// Whose it is.
+    pub(crate) tenant: TenantId,
+    /// Negotiated.
+    pub(crate) protocol_version: String,
+    /// The parameters of the client's `initialize`, as JSON.
+    pub(crate) initialize: String,
+    /// The child's result, as JSON.
+    pub(crate) answer: String,
+    /// When it was opened.
+    pub(crate) created_at: UnixTime,
+    /// When it was last used, as far as that was written.
+    pub(crate) last_used_at: UnixTime,
+    /// What the client has set beyond the handshake, as JSON, as far as that was written.
+    pub(crate) settings: String,
+}
+
+/// What is needed of a session that is not being used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LiveSession {
+    /// Names it.
+    pub(crate) digest: SessionDigest,
+    /// The grant that minted it.
+    pub(crate) grant: GrantId,
+    /// Whose it is.
+    pub(crate) tenant: TenantId,
+    /// Negotiated.
+    pub(crate) protocol_version: String,
+    /// When it was last used, as far as that was written.
+    pub(crate) last_used_at: UnixTime,
+}
+
+impl Store {
+    /// Writes a session that was just opened; refused when its grant was revoked meanwhile.
+    pub(crate) async fn insert_session(&self, session: &SessionRecord) -> Result<(), StoreError> {
+        let tenant = tenant_value(session.tenant)?;
+        sqlx::query(
+            "INSERT INTO sessions (session_hash, grant_id, tenant, protocol_version, initialize, answer, created_at, \
+             last_used_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8 \
+             WHERE EXISTS (SELECT 1 FROM grants WHERE id = $2 AND revoked_at IS NULL)",
+        )
+        .bind(session.digest.0.as_slice())
+        .bind(session.grant.as_str())
+        .bind(tenant)
+        .bind(&session.protocol_version)
+        .bind(&session.initialize)
+        .bind(&session.answer)
+        .bind(session.created_at.secs())
+        .bind(session.last_used_at.secs())
+        .execute(&self.0)
+        .await
+        .map_err(StoreError::query("storing a session"))
+        .and_then(|done| if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::GrantRevoked) })
+    }
+
+    /// A session that has not ended.
+    pub(crate) async fn find_session(&self, digest: &SessionDigest) -> Result<Option<SessionRecord>, StoreError> {
+        let row = sqlx::query(
+            "SELECT session_hash, grant_id, tenant, protocol_version, initialize, answer, settings, created_at, last_used_at \
+             FROM sessions WHERE session_hash = $1 AND ended_at IS NULL",
+        )
+        .bind(digest.0.as_slice())
+        .fetch_optional(&self.0)
+        .await
+        .map_err(StoreError::query("reading a session"))?;
+        let Some(row) = row else { return Ok(None) };
+        let live = live(&row)?;
+        let column = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query("reading a session"));
+        let created_at = row.try_get("created_at").map_err(StoreError::query("reading a session"))?;
+        Ok(Some(SessionRecord {
+            digest: live.digest,
+            grant: live.grant,
+            tenant: live.tenant,
+            protocol_version: live.protocol_version,
+            initialize: column("initialize")?,
+            answer: column("answer")?,
+            created_at: UnixTime::from_secs(created_at),
+            last_used_at: live.last_used_at,
+            settings: column("settings")?,
+        }))
+    }
+
+    /// All sessions that have not ended and whose grant is not revoked.
+    pub(crate) async fn live_sessions(&self) -> Result<Vec<LiveSession>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT s.session_hash, s.grant_id, s.tenant, s.protocol_version, s.last_used_at FROM sessions s \
+             JOIN grants g ON g.id = s.grant_id WHERE s.ended_at IS NULL AND g.revoked_at IS NULL",
+        )
+        .fetch_all(&self.0)
+        .await
+        .map_err(StoreError::query("reading the sessions"))?;
+        rows.iter().map(live).collect()
+    }
+
+    /// Marks a session as ended; the first reason stays.
+    pub(crate) async fn end_session(
+        &self,
+        digest: &SessionDigest,
+        reason: &'static str,
+        now: UnixTime,
+    ) -> Result<(), StoreError> {
+        sqlx::query("UPDATE sessions SET ended_at = $1, end_reason = $2 WHERE session_hash = $3 AND ended_at IS NULL")
+            .bind(now.secs())
+            .bind(reason)
+            .bind(digest.0.as_slice())
+            .execute(&self.0)
+            .await
+            .map_err(StoreError::query("ending a session"))?;
+        Ok(())
+    }
+
+    /// Writes when sessions were last used, all or none.
+    pub(crate) async fn touch_sessions(&self, uses: &[(SessionDigest, UnixTime)]) -> Result<(), StoreError> {
+        let failed = || StoreError::query("storing the last use of sessions");
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        for (digest, at) in uses {
+            sqlx::query("UPDATE sessions SET last_used_at = $1 WHERE session_hash = $2")
+                .bind(at.secs())
+                .bind(digest.0.as_slice())
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+
+    /// Writes what clients have set beyond the handshake, all or none.
+    pub(crate) async fn keep_session_settings(&self, settings: &[(SessionDigest, String)]) -> Result<(), StoreError> {
+        let failed = || StoreError::query("storing the settings of sessions");
+        let mut transaction = self.0.begin().await.map_err(failed())?;
+        for (digest, settings) in settings {
+            sqlx::query("UPDATE sessions SET settings = $1 WHERE session_hash = $2")
+                .bind(settings)
+                .bind(digest.0.as_slice())
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed())?;
+        }
+        transaction.commit().await.map_err(failed())
+    }
+
+    /// Removes sessions that ended before `before`; how many.
+    pub(crate) async fn forget_sessions(&self, before: UnixTime) -> Result<u64, StoreError> {
+        let done = sqlx::query("DELETE FROM sessions WHERE ended_at < $1").bind(before.secs()).execute(&self.0).await;
+        Ok(done.map_err(StoreError::query("removing ended sessions"))?.rows_affected())
+    }
+}
+
+fn live(row: &SqliteRow) -> Result<LiveSession, StoreError> {
+    const WHAT: &str = "reading a session";
+    let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(WHAT));
+    let number = |name: &str| row.try_get::<i64, _>(name).map_err(StoreError::query(WHAT));
+    let digest: Vec<u8> = row.try_get("session_hash").map_err(StoreError::query(WHAT))?;
+    Ok(LiveSession {
+        digest: SessionDigest(digest.try_into().map_err(|_| StoreError::Damaged(WHAT))?),
+        grant: GrantId::new(text("grant_id")?),
+        tenant: tenant_of(row, WHAT)?,
+        protocol_version: text("protocol_version")?,
+        last_used_at: UnixTime::from_secs(number("last_used_at")?),
+    })
+}

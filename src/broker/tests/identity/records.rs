@@ -1,0 +1,60 @@
+//! Session records in the real store: written when a session opens and ends, and gone when they are old.
+
+use std::time::Duration;
+
+use crate::store::{SessionDigest, SessionRecord, StoreError};
+
+use crate::tests::identity::fixture::{Fixture, START, fixture};
+
+fn record(fixture: &Fixture, n: u8) -> SessionRecord {
+    SessionRecord {
+        digest: SessionDigest([n; 32]),
+        grant: fixture.grant.clone(),
+        tenant: wire::message::TenantId::new(1).expect("an id"),
+        protocol_version: "2025-06-18".to_owned(),
+        initialize: r#"{"capabilities":{}}"#.to_owned(),
+        answer: r#"{"capabilities":{"tools":{}}}"#.to_owned(),
+        created_at: START,
+        last_used_at: START,
+        settings: "{}".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_found_as_it_was_stored_until_it_ends() {
+    let fixture = fixture().await;
+    let (one, two) = (record(&fixture, 1), record(&fixture, 2));
+    for session in [&one, &two] {
+        fixture.store.insert_session(session).await.expect("stored");
+    }
+    assert_eq!(fixture.store.find_session(&one.digest).await.expect("readable"), Some(one.clone()));
+    let later = START.plus(Duration::from_secs(60));
+    fixture.store.touch_sessions(&[(one.digest, later), (two.digest, later)]).await.expect("stored");
+    fixture.store.end_session(&two.digest, "client-ended", later).await.expect("stored");
+    assert_eq!(fixture.store.find_session(&two.digest).await.expect("readable"), None);
+    let live = fixture.store.live_sessions().await.expect("readable");
+    assert_eq!(live.iter().map(|live| (live.digest, live.last_used_at)).collect::<Vec<_>>(), [(one.digest, later)]);
+    assert_eq!(fixture.store.forget_sessions(later).await.expect("removed"), 0, "not old yet");
+    assert_eq!(fixture.store.forget_sessions(later.plus(Duration::from_secs(1))).await.expect("removed"), 1);
+}
+
+#[tokio::test]
+async fn the_sessions_of_a_revoked_grant_do_not_come_back_after_a_restart() {
+    let fixture = fixture().await;
+    fixture.store.insert_session(&record(&fixture, 1)).await.expect("stored");
+    fixture.store.revoke_grant(&fixture.grant, "operator", START).await.expect("revoked");
+    let late = fixture.store.insert_session(&record(&fixture, 2)).await;
+    assert!(matches!(late, Err(StoreError::GrantRevoked)), "nor is one opened that came too late: {late:?}");
+    assert!(fixture.store.live_sessions().await.expect("readable").is_empty());
+    assert!(fixture.store.is_alive().await);
+}
+
+#[tokio::test]
+async fn what_a_client_has_set_is_kept_with_its_session() {
+    let fixture = fixture().await;
+    fixture.store.insert_session(&record(&fixture, 1)).await.expect("stored");
+    let kept = vec![(SessionDigest([1; 32]), r#"{"level":"x"}"#.to_owned())];
+    fixture.store.keep_session_settings(&kept).await.expect("stored");
+    let found = fixture.store.find_session(&SessionDigest([1; 32])).await.expect("read").expect("there");
+    assert_eq!(found.settings, r#"{"level":"x"}"#);
+}

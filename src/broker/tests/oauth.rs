@@ -1,0 +1,9 @@
+//! Logging in: one file a promise. The forge is the stub, the browser a `UserAgent`, the clock a hand.
+
+mod account;
+mod attacks;
+mod discovery;
+mod documents;
+mod fixture;
+mod flow;
+mod trouble;

@@ -1,0 +1,150 @@
+//! A spawner whose children are in-memory pipes held by the test: nothing is forked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner, Stopper};
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
+use tokio::sync::{mpsc, oneshot};
+use wire::message::Exit;
+
+/// Hands each backend to the test through a channel, or refuses.
+#[derive(Debug)]
+pub(crate) struct FakeSpawner {
+    hand_over: mpsc::UnboundedSender<FakeChild>,
+    refuse: Mutex<Option<SpawnError>>,
+    pub(crate) hangs: AtomicBool,
+    pub(crate) spawned: AtomicUsize,
+}
+
+/// The child's side of the pipes.
+#[derive(Debug)]
+pub(crate) struct FakeChild {
+    stdin: Lines<BufReader<DuplexStream>>,
+    stdout: Option<DuplexStream>,
+    pub(crate) stderr: Option<DuplexStream>,
+    ended: Option<oneshot::Sender<Ended>>,
+    pub(crate) order: SpawnRequest,
+}
+
+struct Stop(Arc<AtomicBool>);
+
+impl Stopper for Stop {
+    fn stop(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl FakeSpawner {
+    pub(crate) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<FakeChild>) {
+        let (hand_over, children) = mpsc::unbounded_channel();
+        (
+            Arc::new(Self {
+                hand_over,
+                refuse: Mutex::new(None),
+                hangs: AtomicBool::new(false),
+                spawned: AtomicUsize::new(0),
+            }),
+            children,
+        )
+    }
+
+    /// Every spawn from now on fails like this, until set to `None`.
+    pub(crate) fn refuse(&self, error: Option<SpawnError>) {
+        *self.refuse.lock() = error;
+    }
+}
+
+impl Spawner for FakeSpawner {
+    fn spawn(&self, order: SpawnRequest) -> BoxFuture<'_, Result<Backend, SpawnError>> {
+        Box::pin(async move {
+            if let Some(error) = *self.refuse.lock() {
+                return Err(error);
+            }
+            if self.hangs.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            self.spawned.fetch_add(1, Ordering::SeqCst);
+            let (stdin, child_stdin) = tokio::io::duplex(64 * 1024);
+            let (child_stdout, stdout) = tokio::io::duplex(64 * 1024);
+            let (child_stderr, stderr) = tokio::io::duplex(64 * 1024);
+            let (tell, ended) = oneshot::channel();
+            let stop_asked = Arc::new(AtomicBool::new(false));
+            let child = FakeChild {
+                stdin: BufReader::new(child_stdin).lines(),
+                stdout: Some(child_stdout),
+                stderr: Some(child_stderr),
+                ended: Some(tell),
+                order,
+            };
+            let _ = self.hand_over.send(child);
+            Ok(Backend {
+                stdin: Box::pin(stdin),
+                stdout: Box::pin(stdout),
+                stderr: Box::pin(stderr),
+                ended,
+                stopper: Box::new(Stop(stop_asked)),
+                pid: 1,
+                uid: 1,
+            })
+        })
+    }
+}
+
+impl FakeChild {
+    /// The next line on its standard input; `None` when the broker has closed it.
+    pub(crate) async fn hears(&mut self) -> Option<Value> {
+        let line = self.stdin.next_line().await.expect("a readable pipe")?;
+        Some(serde_json::from_str(&line).expect("the broker writes JSON"))
+    }
+
+    pub(crate) async fn says(&mut self, message: Value) {
+        self.says_raw(&message.to_string()).await;
+    }
+
+    pub(crate) async fn says_raw(&mut self, line: &str) {
+        let stdout = self.stdout.as_mut().expect("open");
+        stdout.write_all(format!("{line}\n").as_bytes()).await.expect("the broker reads");
+    }
+
+    /// Hears `initialize` and accepts it; the request it heard.
+    pub(crate) async fn welcomes(&mut self) -> Value {
+        let initialize = self.hears().await.expect("initialize");
+        assert_eq!(initialize["method"], "initialize");
+        let result = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "fake", "version": "1"}});
+        self.says(json!({"jsonrpc": "2.0", "id": initialize["id"], "result": result})).await;
+        initialize
+    }
+
+    /// Hears a request and answers it with `result`; the request it heard.
+    pub(crate) async fn answers(&mut self, result: Value) -> Value {
+        let request = self.hears().await.expect("a request");
+        self.says(json!({"jsonrpc": "2.0", "id": request["id"], "result": result})).await;
+        request
+    }
+
+    /// Ends like a process: pipes closed, then reaped.
+    pub(crate) fn ends(&mut self, exit: Exit) {
+        self.stdout = None;
+        self.stderr = None;
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.send(Ended::Exit(exit));
+        }
+    }
+
+    /// What the broker sees of its children when the supervisor dies.
+    pub(crate) fn loses_the_supervisor(&mut self) {
+        self.stdout = None;
+        self.stderr = None;
+        self.ended = None;
+    }
+
+    /// Waits until the broker closes its standard input, then ends.
+    pub(crate) async fn is_stopped(&mut self) {
+        while self.hears().await.is_some() {}
+        self.ends(Exit::Code(0));
+    }
+}

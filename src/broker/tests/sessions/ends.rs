@@ -1,0 +1,154 @@
+//! Every request is answered exactly once, however its child ends.
+
+use crate::auth::principal::Principal;
+use axum::http::StatusCode;
+use serde_json::json;
+use std::time::Duration;
+use wire::message::Exit;
+
+use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, initialize};
+
+/// Asks until the session is unknown; each other answer shows that its end is still on the way.
+pub(crate) async fn until_unknown(fixture: &Fixture, caller: &Principal, id: &str) {
+    while fixture.registry.find(id, caller).is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_crashes_answers_every_pending_request_with_its_own_id_and_ends_the_session() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let number = fixture.posting(&alice, Some(&id), call(7, "a"));
+    let text = fixture.posting(&alice, Some(&id), call("7", "b"));
+    child.hears().await.expect("one");
+    child.hears().await.expect("the other");
+    child.ends(Exit::Signal(9));
+    for (calling, own) in [(number, json!(7)), (text, json!("7"))] {
+        let response = calling.await.expect("no panic");
+        assert_eq!(response.status(), StatusCode::OK);
+        let answer = body(response).await;
+        assert_eq!(answer["id"], own);
+        assert!(answer["error"]["message"].as_str().expect("a message").contains("signal 9"));
+    }
+    until_unknown(&fixture, &alice, &id).await;
+    assert_eq!(fixture.registry.counts(), (0, 0));
+}
+
+#[tokio::test]
+async fn what_a_child_said_before_it_ended_is_not_lost() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call(1, "last"));
+    child.answers(json!({"last": "words"})).await;
+    child.ends(Exit::Code(0));
+    assert_eq!(body(calling.await.expect("no panic")).await["result"]["last"], "words");
+}
+
+#[tokio::test]
+async fn a_line_beyond_the_cap_stops_the_child() {
+    let mut config = config();
+    config.max_line = 1000;
+    let mut fixture = Fixture::new(config).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call(1, "big"));
+    child.hears().await.expect("the call");
+    child.says_raw(&"x".repeat(2000)).await;
+    child.is_stopped().await;
+    assert!(
+        body(calling.await.expect("no panic")).await["error"]["message"].as_str().expect("text").contains("size limit")
+    );
+    until_unknown(&fixture, &alice, &id).await;
+}
+
+#[tokio::test]
+async fn a_lost_supervisor_fails_what_is_pending_and_keeps_the_session() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
+    child.hears().await.expect("the call");
+    child.loses_the_supervisor();
+    assert!(body(calling.await.expect("no panic")).await["error"].is_object());
+    let again = fixture.posting(&alice, Some(&id), call(2, "x"));
+    let mut next = fixture.child().await;
+    next.welcomes().await;
+    next.hears().await.expect("initialized");
+    next.answers(json!({"back": true})).await;
+    assert_eq!(body(again.await.expect("no panic")).await["result"]["back"], true);
+}
+
+#[tokio::test]
+async fn shutdown_lets_requests_finish_stops_every_child_and_keeps_the_records() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut busy) = fixture.open(&alice).await;
+    let (_, mut idle) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
+    let heard = busy.hears().await.expect("the call");
+    let registry = fixture.registry.clone();
+    let stopping = tokio::spawn(async move { registry.shut_down(Duration::from_secs(30)).await });
+    busy.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {"done": true}})).await;
+    assert_eq!(body(calling.await.expect("no panic")).await["result"]["done"], true);
+    busy.is_stopped().await;
+    idle.is_stopped().await;
+    stopping.await.expect("no panic");
+    assert_eq!(fixture.registry.counts().1, 0);
+    assert_eq!(fixture.post(&alice, None, initialize()).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    let mut after = Fixture::over(config(), fixture.records.clone()).await;
+    let again = after.posting(&alice, Some(&id), call(2, "x"));
+    let mut next = after.child().await;
+    assert_eq!(next.welcomes().await["params"], initialize()["params"], "the recorded initialize");
+    next.hears().await.expect("initialized");
+    next.answers(json!({})).await;
+    assert_eq!(again.await.expect("no panic").status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_answers_what_does_not_finish_in_time_with_an_error() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call("slow", "x"));
+    child.hears().await.expect("the call");
+    let registry = fixture.registry.clone();
+    let stopping = tokio::spawn(async move { registry.shut_down(Duration::from_secs(3)).await });
+    child.is_stopped().await;
+    let answer = body(calling.await.expect("no panic")).await;
+    assert_eq!(answer["id"], "slow");
+    assert!(answer["error"].is_object());
+    stopping.await.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_respawn_the_session_outlives_its_child_until_it_falls_too_often() {
+    let mut config = config();
+    config.respawn = true;
+    let mut fixture = Fixture::new(config).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    for n in 1..=5 {
+        child.ends(Exit::Signal(9));
+        child = loop {
+            let calling = fixture.posting(&alice, Some(&id), call(n, "x"));
+            // A call that met the dying child is answered with an error; the next one starts another.
+            let mut next = tokio::select! {
+                next = fixture.child() => next,
+                answer = calling => {
+                    assert!(body(answer.expect("no panic")).await["error"].is_object());
+                    continue;
+                }
+            };
+            next.welcomes().await;
+            next.hears().await.expect("initialized");
+            next.hears().await.expect("the call");
+            break next;
+        };
+    }
+    child.ends(Exit::Signal(9));
+    until_unknown(&fixture, &alice, &id).await;
+}

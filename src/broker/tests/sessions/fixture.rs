@@ -1,0 +1,196 @@
+//! `/mcp` without network, bearer layer and processes: the router, a caller put into the request, fake children.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth::bearer::Challenge;
+use crate::auth::principal::{GrantId, Principal, PrincipalParts, Scopes};
+use crate::mcp::endpoint::Endpoint;
+use crate::mcp::refusal::UnknownSession;
+use crate::mcp::scope::Scope;
+use crate::mcp::tools::Tables;
+use crate::session::config::SessionConfig;
+use crate::session::quota::Caps;
+use crate::session::registry::Registry;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use axum::response::Response;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tower::ServiceExt;
+use wire::clock::{Clock, UnixTime};
+use wire::message::{Label, TenantId};
+use wire::secret::UpstreamToken;
+
+use crate::tests::sessions::backend::{FakeChild, FakeSpawner};
+use crate::tests::sessions::records::FakeRecords;
+
+pub(crate) const BOTH: &str = "application/json, text/event-stream";
+
+pub(crate) struct Fixture {
+    pub(crate) registry: Registry,
+    pub(crate) spawner: Arc<FakeSpawner>,
+    pub(crate) children: mpsc::UnboundedReceiver<FakeChild>,
+    pub(crate) clock: Clock,
+    pub(crate) records: FakeRecords,
+    endpoint: Endpoint,
+}
+
+/// A caller; callers with the same `grant` are the same login.
+pub(crate) fn caller(user: u64, grant: &str) -> Principal {
+    caller_with(user, grant, &format!("upstream-token-of-{user}"))
+}
+
+pub(crate) fn caller_with(user: u64, grant: &str, upstream: &str) -> Principal {
+    caller_until(user, grant, upstream, None)
+}
+
+/// A caller whose token of Forgejo's ends.
+pub(crate) fn caller_until(user: u64, grant: &str, upstream: &str, ends: Option<UnixTime>) -> Principal {
+    Principal::new(PrincipalParts {
+        client_id: "test".to_owned(),
+        tenant: TenantId::new(user).expect("an id"),
+        login: Label::parse(format!("user{user}")).expect("a label"),
+        upstream: UpstreamToken::parse(upstream).expect("a token"),
+        upstream_ends: ends,
+        scopes: Scopes { write: true },
+        grant: GrantId::new(grant),
+    })
+}
+
+pub(crate) fn config() -> SessionConfig {
+    SessionConfig {
+        sessions: Caps { total: 100, per_user: 50 },
+        children: Caps { total: 100, per_user: 50 },
+        child_idle: Duration::from_secs(300),
+        session_idle: Duration::from_secs(24 * 3600),
+        evict_after: Duration::from_secs(60),
+        start_timeout: Duration::from_secs(20),
+        request_timeout: Duration::from_secs(300),
+        max_line: 1024 * 1024,
+        respawn: false,
+    }
+}
+
+impl Fixture {
+    pub(crate) async fn new(config: SessionConfig) -> Self {
+        Self::over(config, FakeRecords::default()).await
+    }
+
+    /// A broker that starts over existing records, as after a restart.
+    pub(crate) async fn over(config: SessionConfig, records: FakeRecords) -> Self {
+        Self::with(config, records, Tables::default()).await
+    }
+
+    /// A broker with the operator's word on tools.
+    pub(crate) async fn with(config: SessionConfig, records: FakeRecords, tables: Tables) -> Self {
+        let (spawner, children) = FakeSpawner::new();
+        let clock = Clock::manual(UnixTime::from_secs(1_800_000_000));
+        let registry = Registry::load(config, spawner.clone(), Arc::new(records.clone()), clock.clone());
+        let registry = registry.await.expect("the records are readable");
+        let origins = vec!["https://broker.example".to_owned()];
+        let challenge = Challenge {
+            resource_metadata: Some("https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned()),
+            scope: "forgejo:read forgejo:write",
+        };
+        let scope = Scope::new(tables, &challenge);
+        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, UnknownSession::Auto, origins, scope);
+        Self { registry, spawner, children, clock, records, endpoint }
+    }
+
+    /// Sends one request as `caller`.
+    pub(crate) async fn send(&self, caller: &Principal, request: Request<Body>) -> Response {
+        let router = Router::new().route("/mcp", self.endpoint.clone().routes());
+        let (mut head, body) = request.into_parts();
+        head.extensions.insert(caller.clone());
+        router.oneshot(Request::from_parts(head, body)).await.expect("infallible")
+    }
+
+    /// The router as it is without the layer that names a caller.
+    pub(crate) fn bare_router(&self) -> Router {
+        Router::new().route("/mcp", self.endpoint.clone().routes())
+    }
+
+    pub(crate) async fn post(&self, caller: &Principal, session: Option<&str>, message: Value) -> Response {
+        self.send(caller, post(session, message.to_string())).await
+    }
+
+    /// Sends a request in the background, so that the test can play the child meanwhile.
+    pub(crate) fn posting(
+        &self,
+        caller: &Principal,
+        session: Option<&str>,
+        message: Value,
+    ) -> tokio::task::JoinHandle<Response> {
+        self.sending(caller, post(session, message.to_string()))
+    }
+
+    pub(crate) fn sending(&self, caller: &Principal, request: Request<Body>) -> tokio::task::JoinHandle<Response> {
+        let router = Router::new().route("/mcp", self.endpoint.clone().routes());
+        let (mut head, body) = request.into_parts();
+        head.extensions.insert(caller.clone());
+        tokio::spawn(async move { router.oneshot(Request::from_parts(head, body)).await.expect("infallible") })
+    }
+
+    pub(crate) async fn child(&mut self) -> FakeChild {
+        self.children.recv().await.expect("a child is started")
+    }
+
+    /// Opens a session; its id and its child.
+    pub(crate) async fn open(&mut self, caller: &Principal) -> (String, FakeChild) {
+        let opening = self.posting(caller, None, initialize());
+        let mut child = self.child().await;
+        child.welcomes().await;
+        let response = opening.await.expect("no panic");
+        assert_eq!(response.status(), StatusCode::OK);
+        (session_of(&response).expect("an id"), child)
+    }
+}
+
+pub(crate) fn initialize() -> Value {
+    json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+        "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}})
+}
+
+pub(crate) fn call(id: impl Into<Value>, tool: &str) -> Value {
+    json!({"jsonrpc": "2.0", "id": id.into(), "method": "tools/call", "params": {"name": tool, "arguments": {}}})
+}
+
+pub(crate) fn request(method: Method, session: Option<&str>) -> axum::http::request::Builder {
+    let mut request = Request::builder().method(method).uri("/mcp").header("accept", BOTH);
+    if let Some(session) = session {
+        request = request.header("mcp-session-id", session);
+    }
+    request
+}
+
+pub(crate) fn post(session: Option<&str>, body: String) -> Request<Body> {
+    let request = request(Method::POST, session).header("content-type", "application/json");
+    request.body(Body::from(body)).expect("a request")
+}
+
+pub(crate) fn session_of(response: &Response) -> Option<String> {
+    Some(response.headers().get("mcp-session-id")?.to_str().expect("ascii").to_owned())
+}
+
+pub(crate) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
+    response.headers().get(name).map(|value| value.to_str().expect("ascii"))
+}
+
+pub(crate) async fn text(response: Response) -> String {
+    let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+    String::from_utf8(bytes.to_vec()).expect("utf-8")
+}
+
+pub(crate) async fn body(response: Response) -> Value {
+    serde_json::from_str(&text(response).await).expect("json")
+}
+
+/// The messages of an event stream that has ended.
+pub(crate) async fn events(response: Response) -> Vec<Value> {
+    let text = text(response).await;
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    data.map(|data| serde_json::from_str(data).expect("json")).collect()
+}

@@ -1,0 +1,103 @@
+//! JSON where the answer comes first, an event stream where something comes before it; the session's own stream.
+
+use axum::body::Body;
+use axum::http::{Method, StatusCode};
+use futures_util::StreamExt;
+use serde_json::json;
+
+use crate::tests::sessions::bridging::next_event;
+use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, events, header, post, request};
+
+fn note(data: &str) -> serde_json::Value {
+    json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": data}})
+}
+
+#[tokio::test]
+async fn a_client_that_takes_json_only_gets_json_and_what_came_before_is_kept_out() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let mut asked = post(Some(&id), call(1, "x").to_string());
+    asked.headers_mut().insert("accept", "application/json".parse().expect("a header"));
+    let calling = fixture.sending(&alice, asked);
+    let heard = child.hears().await.expect("the call");
+    child.says(note("early")).await;
+    child.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {"a": 1}})).await;
+    let response = calling.await.expect("no panic");
+    assert_eq!(header(&response, "content-type"), Some("application/json"));
+    assert_eq!(body(response).await["result"]["a"], 1);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_events_only_gets_events() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let mut asked = post(Some(&id), call(1, "x").to_string());
+    asked.headers_mut().insert("accept", "text/event-stream".parse().expect("a header"));
+    let calling = fixture.sending(&alice, asked);
+    child.answers(json!({"a": 1})).await;
+    let response = calling.await.expect("no panic");
+    assert_eq!(header(&response, "content-type"), Some("text/event-stream"));
+    assert_eq!(header(&response, "cache-control"), Some("no-cache, no-transform"));
+    assert_eq!(header(&response, "x-accel-buffering"), Some("no"));
+    assert_eq!(events(response).await[0]["result"]["a"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_child_commits_the_answer_to_a_stream_that_is_kept_alive() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call(1, "slow"));
+    let heard = child.hears().await.expect("the call");
+    let response = calling.await.expect("no panic");
+    assert_eq!(header(&response, "content-type"), Some("text/event-stream"));
+    let reading = tokio::spawn(crate::tests::sessions::fixture::text(response));
+    tokio::time::sleep(std::time::Duration::from_secs(40)).await;
+    child.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {}})).await;
+    let text = reading.await.expect("no panic");
+    assert_eq!(text.matches(": keepalive\n\n").count(), 3, "one at once, two in forty seconds: {text}");
+    assert_eq!(text.matches("data: ").count(), 1);
+    assert!(!text.contains("id: "), "no event ids: nothing can be resumed");
+}
+
+#[tokio::test]
+async fn what_belongs_to_no_request_goes_to_the_sessions_own_stream() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    child.says(note("before anyone listens")).await;
+    let listen = || request(Method::GET, Some(&id)).body(Body::empty()).expect("a request");
+    let response = fixture.send(&alice, listen()).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(header(&response, "content-type"), Some("text/event-stream"));
+    let mut stream = response.into_body().into_data_stream();
+    assert_eq!(next_event(&mut stream).await["params"]["data"], "before anyone listens");
+    child.says(note("live")).await;
+    assert_eq!(next_event(&mut stream).await["params"]["data"], "live");
+    // A second stream replaces the first.
+    let second = fixture.send(&alice, listen()).await;
+    assert_eq!(second.status(), StatusCode::OK);
+    assert!(stream.next().await.is_none(), "the first has ended");
+    fixture.registry.end_grant(&alice.grant, "test");
+    assert!(events(second).await.is_empty(), "and the second ends with the session");
+}
+
+#[tokio::test]
+async fn a_large_answer_arrives_whole_as_json() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call("big", "x"));
+    let big = "x".repeat(900_000);
+    child.answers(json!({"big": big})).await;
+    let response = calling.await.expect("no panic");
+    assert_eq!(header(&response, "content-type"), Some("application/json"));
+    let length: usize = header(&response, "content-length").expect("a length").parse().expect("a number");
+    let text = crate::tests::sessions::fixture::text(response).await;
+    assert_eq!(text.len(), length);
+    let answer: serde_json::Value = serde_json::from_str(&text).expect("json");
+    assert_eq!(answer["id"], "big");
+    assert_eq!(answer["result"]["big"].as_str().map(str::len), Some(900_000));
+}

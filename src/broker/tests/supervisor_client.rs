@@ -1,0 +1,100 @@
+//! The broker's side of the wire against a real supervisor: start, answer, end, loss and recovery.
+
+#[cfg(test)]
+use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner};
+use crate::child::supervisor_client::SupervisorSpawner;
+use harness::supervised::{Supervised, TOKEN};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use wire::message::{Exit, Label, Refusal, TenantId};
+use wire::secret::UpstreamToken;
+
+const CAT: &str = "echo ready; exec cat";
+
+fn order(tenant: u64) -> SpawnRequest {
+    SpawnRequest {
+        tenant: TenantId::new(tenant).expect("a tenant"),
+        label: Label::parse("alice").expect("a label"),
+        token: UpstreamToken::parse(TOKEN).expect("a token"),
+    }
+}
+
+async fn echo(backend: &mut Backend, line: &str) {
+    backend.stdin.write_all(format!("{line}\n").as_bytes()).await.expect("written");
+    let mut lines = BufReader::new(&mut backend.stdout).lines();
+    loop {
+        match lines.next_line().await.expect("read") {
+            Some(read) if read == "ready" => {}
+            other => break assert_eq!(other.as_deref(), Some(line)),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_at_once_start_answer_and_end_with_their_status() {
+    let supervised = Supervised::start_unprivileged(CAT, "[caps]\nchildren_per_tenant = 30\n");
+    let spawner = SupervisorSpawner::new(supervised.socket());
+    let tasks: Vec<_> = (1..=20)
+        .map(|n| {
+            let spawner = spawner.clone();
+            tokio::spawn(async move {
+                let mut backend = spawner.spawn(order(n)).await.expect("a backend");
+                echo(&mut backend, &format!("hello {n}")).await;
+                backend.stdin.shutdown().await.expect("shutdown");
+                let Backend { stdin, ended, stopper, .. } = backend;
+                drop(stdin);
+                stopper.stop();
+                stopper.stop();
+                assert_eq!(ended.await, Ok(Ended::Exit(Exit::Code(0))));
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    let status = spawner.status().await.expect("a status");
+    assert_eq!(status.children, 0);
+    assert!(!status.isolation.own_uid);
+}
+
+#[tokio::test]
+async fn a_refusal_comes_back_typed() {
+    let supervised = Supervised::start_unprivileged(CAT, "[caps]\nchildren_per_tenant = 1\n");
+    let spawner = SupervisorSpawner::new(supervised.socket());
+    let _first = spawner.spawn(order(1)).await.expect("a backend");
+    let refused = spawner.spawn(order(1)).await.expect_err("a refusal");
+    assert_eq!(refused, SpawnError::Refused(Refusal::ChildrenOfTenant { retry_after_ms: 1000 }));
+}
+
+#[tokio::test]
+async fn a_lost_supervisor_ends_its_children_and_the_next_one_is_found() {
+    let mut supervised = Supervised::start_unprivileged(CAT, "");
+    let spawner = SupervisorSpawner::new(supervised.socket());
+    let backend = spawner.spawn(order(1)).await.expect("a backend");
+    supervised.kill(Signal::SIGKILL);
+    assert!(!matches!(backend.ended.await, Ok(Ended::Exit(_))), "not the child's own end");
+    assert_eq!(spawner.spawn(order(1)).await.expect_err("nobody there"), SpawnError::Unreachable);
+
+    let next = Supervised::start_unprivileged(CAT, "");
+    std::fs::rename(next.socket(), supervised.socket()).expect("rename");
+    let mut backend = spawner.spawn(order(1)).await.expect("a backend again");
+    echo(&mut backend, "hello again").await;
+}
+
+#[tokio::test]
+async fn a_start_that_nobody_waits_for_leaves_no_child() {
+    let supervised = Supervised::start_unprivileged(CAT, "");
+    let spawner = SupervisorSpawner::new(supervised.socket());
+    spawner.status().await.expect("connected");
+    {
+        let mut spawning = spawner.spawn(order(1));
+        // One poll sends the request; then the caller gives up.
+        let polled = futures_util::future::poll_immediate(&mut spawning).await;
+        assert!(polled.is_none());
+    }
+    // Two questions one after the other: the child comes, is stopped, and its end is waited for by asking.
+    while spawner.status().await.expect("a status").children != 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(supervised.logged().contains("child ended"), "it was started and stopped: {}", supervised.logged());
+}

@@ -1,0 +1,167 @@
+//! `forgejo-mcp-brokerctl`: the operator's hand on a running broker, over its Unix socket.
+//!
+//! Prints results on standard output and everything else on standard error, so that `TOKEN=$(… token create …)`
+//! works. A Forgejo token is read from standard input or a file; on a command line every user of the machine could
+//! read it.
+
+mod client;
+mod show;
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use zeroize::Zeroizing;
+
+use crate::client::{Client, CtlError};
+use forgejo_mcp_broker::admin::api::CreateToken;
+use wire::secret::UpstreamToken;
+
+/// Operates a running forgejo-mcp-broker.
+#[derive(Debug, Parser)]
+#[command(name = "forgejo-mcp-brokerctl", version)]
+struct Options {
+    /// The broker's operator socket.
+    #[arg(long, value_name = "PATH", default_value = "/run/forgejo-mcp-broker/admin.sock")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Tokens without OAuth, for services.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// What runs, and what separates the users' processes.
+    Status(Json),
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token for a user; reads the user's Forgejo token from standard input.
+    Create(Create),
+    /// List all tokens.
+    List(Json),
+    /// Revoke a token and end its sessions.
+    Revoke {
+        /// As `token list` shows it.
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    /// The login of the Forgejo user.
+    #[arg(long, value_name = "LOGIN")]
+    user: String,
+    /// A name for what will use the token.
+    #[arg(long, value_name = "NAME", default_value = "service")]
+    client: String,
+    /// How long it is good for.
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+    /// Allow only tools that read.
+    #[arg(long)]
+    read_only: bool,
+    /// Read the Forgejo token from this file instead of standard input.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Json {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `main` of the tool.
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&CtlError::Runtime(e)),
+    };
+    match runtime.block_on(run(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&e),
+    }
+}
+
+fn fail(error: &CtlError) -> ExitCode {
+    let mut out = std::io::stderr().lock();
+    // Nowhere is left to say that standard error is closed.
+    let _ = writeln!(out, "forgejo-mcp-brokerctl: {error}");
+    if let Some(hint) = error.hint() {
+        let _ = writeln!(out, "hint: {hint}");
+    }
+    ExitCode::from(error.exit_code())
+}
+
+async fn run(options: Options) -> Result<(), CtlError> {
+    let client = Client::new(&options.socket)?;
+    let text = match options.command {
+        Command::Token(TokenCommand::Create(create)) => {
+            let forgejo_token = read_token(create.token_file.as_deref())?;
+            let asked = CreateToken {
+                user: create.user,
+                client: create.client,
+                ttl_seconds: create.ttl.as_secs(),
+                read_only: create.read_only,
+                forgejo_token,
+            };
+            let created = client.create(&asked).await?;
+            let _ = writeln!(
+                std::io::stderr().lock(),
+                "token {} for {} is good until {}; it is shown only now",
+                created.id,
+                asked.user,
+                show::time(Some(created.expires_at))
+            );
+            format!("{}\n", created.token)
+        }
+        Command::Token(TokenCommand::List(Json { json })) => {
+            let grants = client.list().await?;
+            if json { show::json(&grants)? } else { show::grants(&grants) }
+        }
+        Command::Token(TokenCommand::Revoke { id }) => {
+            client.revoke(&id).await?;
+            let _ = writeln!(std::io::stderr().lock(), "token {id} is revoked and its sessions are ended");
+            String::new()
+        }
+        Command::Status(Json { json }) => {
+            let status = client.status().await?;
+            if json { show::json(&status)? } else { show::status(&status) }
+        }
+    };
+    std::io::stdout().lock().write_all(text.as_bytes()).map_err(CtlError::Output)
+}
+
+fn read_token(file: Option<&Path>) -> Result<UpstreamToken, CtlError> {
+    let mut text = Zeroizing::new(String::new());
+    if let Some(path) = file {
+        let mut file = std::fs::File::open(path).map_err(|e| CtlError::TokenFile(path.to_owned(), e))?;
+        file.read_to_string(&mut text).map_err(|e| CtlError::TokenFile(path.to_owned(), e))?;
+    } else {
+        let stdin = std::io::stdin();
+        if stdin.is_terminal() {
+            let _ = writeln!(std::io::stderr().lock(), "paste the user's Forgejo token, then press Enter and Ctrl-D:");
+        }
+        stdin.lock().read_to_string(&mut text).map_err(CtlError::Input)?;
+    }
+    UpstreamToken::parse(text.trim()).map_err(CtlError::Token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+}

@@ -1,0 +1,323 @@
+//! Carries out what [`core`](super::core) decides and tells it what happened. Decides nothing itself.
+//!
+//! Everything runs on one thread, so the state is in a cell and each event is taken to its end before the next; no
+//! borrow is held over an await.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::unistd::Uid;
+use tokio::sync::{Notify, watch};
+use zeroize::Zeroizing;
+
+use crate::cgroup::Cgroups;
+use crate::children::{StopOrder, attend};
+use crate::config::Config;
+use crate::core::{ConnId, Core, Effect, Event, StartOrder};
+use crate::sandbox::Sandbox;
+use crate::spawn;
+use crate::spawn::{Launch, StartError};
+use crate::sweep;
+use crate::uid::ChildUid;
+use wire::codec;
+use wire::message::MAX_QUEUED_REPLIES;
+use wire::message::{ChildId, Exit, Farewell, Label, Reply, StartStep, TenantId};
+use wire::telemetry::message_id;
+
+/// What is fixed for the life of the supervisor.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    /// The policy.
+    pub(crate) config: Config,
+    /// Of the executor, if it has any.
+    pub(crate) cgroups: Option<Cgroups>,
+    /// Shared by all children.
+    pub(crate) sandbox: Arc<Sandbox>,
+}
+
+/// A packet on its way to the broker.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    /// The frame.
+    pub(crate) frame: Zeroizing<Vec<u8>>,
+    /// What rides on it.
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// What waits for one connection, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    /// At most [`MAX_QUEUED_REPLIES`], and a goodbye.
+    pub(crate) queue: RefCell<VecDeque<Outgoing>>,
+    /// The goodbye is in the queue: close when it is sent.
+    pub(crate) leaving: Cell<bool>,
+    /// `StopStep` when either has changed.
+    pub(crate) changed: Notify,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop_order: watch::Sender<StopOrder>,
+    tenant: TenantId,
+    label: Label,
+    pid: u32,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct State {
+    core: Core,
+    conns: HashMap<ConnId, Rc<Outbox>>,
+    next_conn: u64,
+    children: HashMap<ChildId, Running>,
+}
+
+/// A handle; clones share the executor.
+#[derive(Debug, Clone)]
+pub(crate) struct Executor {
+    setup: Rc<Setup>,
+    state: Rc<RefCell<State>>,
+    idle: Rc<Notify>,
+}
+
+impl Executor {
+    /// Nothing is connected, nothing runs. Must be used within a `LocalSet`.
+    pub(crate) fn new(setup: Setup, core: Core) -> Self {
+        let state = State { core, conns: HashMap::new(), next_conn: 1, children: HashMap::new() };
+        Self { setup: Rc::new(setup), state: Rc::new(RefCell::new(state)), idle: Rc::default() }
+    }
+
+    /// Kills and cleans what an earlier supervisor left in the range.
+    pub(crate) fn clean_range(&self) {
+        let Some(range) = self.setup.config.uids else { return };
+        for uid in sweep::dirty(range) {
+            tracing::warn!(uid = uid.get(), "something still runs under a uid of the range; it is killed");
+            let effect = self.state.borrow_mut().core.found_dirty(uid);
+            self.carry_out(VecDeque::from([effect]));
+        }
+    }
+
+    /// Takes in a new connection; its task sends what comes into the outbox.
+    pub(crate) fn connected(&self, peer: Uid) -> (ConnId, Rc<Outbox>) {
+        let outbox = Rc::<Outbox>::default();
+        let conn = {
+            let mut state = self.state.borrow_mut();
+            let conn = ConnId(state.next_conn);
+            state.next_conn += 1;
+            state.conns.insert(conn, Rc::clone(&outbox));
+            conn
+        };
+        self.feed(Event::Connected(conn, peer));
+        (conn, outbox)
+    }
+
+    /// The connection is closed.
+    pub(crate) fn gone(&self, conn: ConnId) {
+        self.state.borrow_mut().conns.remove(&conn);
+        self.feed(Event::Gone(conn));
+    }
+
+    /// Takes one event and carries out what follows from it.
+    pub(crate) fn feed(&self, event: Event) {
+        let effects = self.step(event);
+        self.carry_out(effects.into());
+    }
+
+    /// Waits until the core is drained and every connection has its goodbye.
+    pub(crate) async fn idle(&self) {
+        loop {
+            // Created before the look, so that a ring in between is not missed.
+            let step = self.idle.notified();
+            if self.is_idle() {
+                return;
+            }
+            step.await;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.state.borrow();
+        state.core.drained() && state.conns.is_empty()
+    }
+
+    /// Ends all graces.
+    pub(crate) fn kill_all(&self) {
+        for running in self.state.borrow().children.values() {
+            running.stop_order.send_replace(StopOrder::Kill);
+        }
+    }
+
+    fn carry_out(&self, mut effects: VecDeque<Effect>) {
+        while let Some(effect) = effects.pop_front() {
+            let events = match effect {
+                Effect::Send(conn, reply) => self.send(conn, &reply, Vec::new()),
+                Effect::HangUp(conn, reason) => {
+                    self.hang_up(conn, reason);
+                    None
+                }
+                Effect::Start(order) => {
+                    effects.extend(self.start(*order));
+                    None
+                }
+                Effect::Stop(child, step) => {
+                    if let Some(running) = self.state.borrow().children.get(&child) {
+                        running.stop_order.send_replace(StopOrder::Stop(step));
+                    }
+                    None
+                }
+                Effect::Vacate(tenant, uid) => {
+                    self.vacate(Some(tenant), uid);
+                    None
+                }
+                Effect::Clean(uid) => {
+                    self.vacate(None, Some(uid));
+                    None
+                }
+            };
+            if let Some(event) = events {
+                effects.extend(self.step(event));
+            }
+        }
+        if self.is_idle() {
+            self.idle.notify_one();
+        }
+    }
+
+    fn step(&self, event: Event) -> Vec<Effect> {
+        self.state.borrow_mut().core.step(event, Instant::now())
+    }
+
+    fn send(&self, conn: ConnId, reply: &Reply, fds: Vec<OwnedFd>) -> Option<Event> {
+        if let Reply::Refused { refusal, .. } = reply {
+            tracing::warn!(MESSAGE_ID = message_id::REFUSED, reason = refusal.code(), ?refusal, "request refused");
+        }
+        let outbox = self.state.borrow().conns.get(&conn).cloned()?;
+        if outbox.leaving.get() {
+            return None;
+        }
+        if outbox.queue.borrow().len() >= MAX_QUEUED_REPLIES {
+            return Some(Event::Backlogged(conn));
+        }
+        match codec::encode(reply) {
+            Ok(frame) => outbox.queue.borrow_mut().push_back(Outgoing { frame, fds }),
+            // No reply comes near a frame's size; a new one that does must be seen.
+            Err(error) => tracing::error!(%error, "a reply was lost"),
+        }
+        outbox.changed.notify_one();
+        None
+    }
+
+    fn hang_up(&self, conn: ConnId, reason: Farewell) {
+        tracing::info!(MESSAGE_ID = message_id::HUNG_UP, reason = reason.code(), "connection closed by the supervisor");
+        let Some(outbox) = self.state.borrow().conns.get(&conn).cloned() else { return };
+        if reason == Farewell::NotReading {
+            outbox.queue.borrow_mut().clear();
+        }
+        if let Ok(frame) = codec::encode(&Reply::Goodbye { reason }) {
+            outbox.queue.borrow_mut().push_back(Outgoing { frame, fds: Vec::new() });
+        }
+        outbox.leaving.set(true);
+        outbox.changed.notify_one();
+    }
+
+    /// Starts a child and tells the core and the broker.
+    fn start(&self, order: StartOrder) -> Vec<Effect> {
+        let StartOrder { child: id, tenant, label, token, uid } = order;
+        let config = &self.setup.config;
+        let limits = config.limits_of(tenant);
+        let started = (|| {
+            let at_cgroup = StartError::at(StartStep::Cgroup);
+            let leaf = self.setup.cgroups.as_ref().map(|cgroups| cgroups.leaf(tenant, id, limits));
+            let leaf = leaf.transpose().map_err(&at_cgroup)?;
+            let procs = leaf.as_ref().map(super::cgroup::Leaf::procs).transpose().map_err(&at_cgroup)?;
+            let (child, pipes) = spawn::start(Launch {
+                profile: &config.profile,
+                token: &token,
+                uid,
+                rlimits: limits.rlimits(uid.is_some()),
+                procs,
+                sandbox: Arc::clone(&self.setup.sandbox),
+            })?;
+            Ok::<_, StartError>((leaf, child, pipes))
+        })();
+        let (leaf, child, pipes) = match started {
+            Ok(started) => started,
+            Err(StartError { step, errno }) => {
+                tracing::error!(%tenant, %label, ?step, errno, "a child could not be started");
+                return self.step(Event::NotStarted(id, step, errno));
+            }
+        };
+        let pid = child.pid();
+        let uid = uid.map(ChildUid::get);
+        tracing::info!(MESSAGE_ID = message_id::CHILD_STARTED, %tenant, %label, uid, child_pid = pid, "child started");
+        let (stop_order, stop_orders) = watch::channel(StopOrder::Run);
+        let running = Running { stop_order, tenant, label, pid, since: Instant::now() };
+        self.state.borrow_mut().children.insert(id, running);
+        let executor = self.clone();
+        tokio::task::spawn_local(async move {
+            let exit = attend(child, leaf, executor.setup.config.stop, stop_orders).await;
+            executor.ended(id, exit);
+        });
+
+        let mut pipes = Some(Vec::from(pipes));
+        let mut rest = Vec::new();
+        for effect in self.step(Event::Started(id, pid)) {
+            match effect {
+                // The one reply that carries descriptors.
+                Effect::Send(conn, reply @ Reply::Spawned { .. }) => {
+                    if let Some(event) = self.send(conn, &reply, pipes.take().unwrap_or_default()) {
+                        rest.extend(self.step(event));
+                    }
+                }
+                other => rest.push(other),
+            }
+        }
+        rest
+    }
+
+    fn ended(&self, id: ChildId, exit: Exit) {
+        let running = self.state.borrow_mut().children.remove(&id);
+        if let Some(Running { tenant, label, pid, since, .. }) = running {
+            let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let ended = message_id::CHILD_ENDED;
+            tracing::info!(MESSAGE_ID = ended, %tenant, %label, child_pid = pid, duration_ms, reason = %exit, "child ended");
+        }
+        self.feed(Event::Ended(id, exit));
+    }
+
+    /// Cleans a uid and removes the tenant's cgroup.
+    fn vacate(&self, tenant: Option<TenantId>, uid: Option<ChildUid>) {
+        let executor = self.clone();
+        tokio::task::spawn_local(async move {
+            let clean = match (uid, executor.setup.config.uids) {
+                (Some(uid), Some(range)) => sweep::clean(uid, range).await,
+                _ => true,
+            };
+            if let (Some(cgroups), Some(tenant)) = (&executor.setup.cgroups, tenant) {
+                // The kernel lets go of a cgroup shortly after its last process, and tells nobody when. If the tenant
+                // is back by then, its new children keep the directory.
+                for wait in [0, 5, 20, 100] {
+                    tokio::time::sleep(Duration::from_millis(wait)).await;
+                    if cgroups.remove(tenant) {
+                        break;
+                    }
+                }
+            }
+            if let Some(uid) = uid {
+                if !clean {
+                    let quarantined = message_id::UID_QUARANTINED;
+                    tracing::error!(
+                        MESSAGE_ID = quarantined,
+                        uid = uid.get(),
+                        "processes do not go away; uid not used"
+                    );
+                }
+                executor.feed(Event::Cleaned(uid, clean));
+            }
+        });
+    }
+}

@@ -1,0 +1,237 @@
+//! The privileged half: starts and stops children, each user's under a uid of their own.
+//!
+//! It assumes that the broker is fully compromised. What it trusts is its own root-owned policy
+//! ([`config`]); what a frame can ask for is bounded by [`ipc::message`](wire::message), and every refusal is
+//! in [`core`]. It parses no HTTP, no JSON and no SQL, and has one thread: `fork` copies only the calling one, and a
+//! lock that another held would stay locked in the child. Hence no `tokio::fs` and no `spawn_blocking` here.
+
+pub(crate) mod cgroup;
+pub(crate) mod children;
+pub(crate) mod config;
+pub(crate) mod connection;
+pub(crate) mod core;
+pub(crate) mod executor;
+pub(crate) mod forge_url;
+pub(crate) mod profile;
+pub(crate) mod rlimit;
+pub(crate) mod sandbox;
+#[allow(unsafe_code, clippy::allow_attributes)]
+pub(crate) mod spawn;
+pub(crate) mod sweep;
+pub(crate) mod uid;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use nix::unistd::{Group, Uid};
+
+use crate::config::Config;
+use crate::core::{Core, Event, Policy};
+use crate::executor::{Executor, Setup};
+use crate::uid::Pool;
+use wire::lifecycle;
+use wire::lifecycle::{EX_CONFIG, EX_NOPERM, EX_OK, EX_OSERR, EX_SOFTWARE, StopSignals};
+use wire::message::Isolation;
+use wire::message::MAX_SUPERVISOR_CONNECTIONS;
+use wire::socket;
+use wire::socket::Listener;
+use wire::telemetry::message_id;
+
+/// Starts and stops the forgejo-mcp of each user for forgejo-mcp-broker, each under a uid of its own.
+///
+/// Takes its listening socket from systemd (`ListenSequentialPacket=`) or makes one with --listen. SIGTERM stops all
+/// children and ends it; a second one does so at once.
+#[derive(Debug, Parser)]
+#[command(name = "forgejo-mcp-supervisor", version)]
+struct Args {
+    /// Configuration file; repeated, later ones are laid over earlier ones
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
+    config: Vec<PathBuf>,
+    /// Listen at this path instead of on a socket from systemd
+    #[arg(long, value_name = "PATH")]
+    listen: Option<PathBuf>,
+    /// Group of the socket made by --listen, by name or number; it may then connect
+    #[arg(long, value_name = "GROUP", requires = "listen")]
+    listen_group: Option<String>,
+    /// File mode of the socket made by --listen, octal; default 0600, with --listen-group 0660
+    #[arg(long, value_name = "MODE", requires = "listen", value_parser = octal)]
+    listen_mode: Option<u32>,
+    /// Run without root: children keep this user's uid and are not isolated from each other
+    #[arg(long)]
+    unprivileged: bool,
+    /// Check the configuration and exit: 0 if it is good, 78 if not
+    #[arg(long)]
+    check: bool,
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| "must be like 0660".to_owned())
+}
+
+/// The whole program. The exit codes are those of sysexits.h.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    // Before anything else: it takes the variables out of the environment, which must not race with readers.
+    let inherited = listenfd::ListenFd::from_env();
+    let config = match Config::load(&args.config, args.unprivileged) {
+        Ok(config) => config,
+        Err(error) => return fail(EX_CONFIG, &error),
+    };
+    if args.check {
+        return ExitCode::from(EX_OK);
+    }
+    match (Uid::effective().is_root(), args.unprivileged) {
+        (false, false) => {
+            let what = "not root: start it by its systemd unit or as root, or with --unprivileged if children need \
+                        not be isolated from each other";
+            return fail(EX_NOPERM, &what);
+        }
+        // The one combination that is worse than either: children would run as root.
+        (true, true) => return fail(EX_NOPERM, &"--unprivileged is not for root: children would run as root"),
+        _ => {}
+    }
+    if let Some(what) = config.uids.and_then(config::uid_in_use) {
+        return fail(EX_CONFIG, &format!("uids: the range is not free: {what}"));
+    }
+    wire::telemetry::init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let outcome = match runtime {
+        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, serve(args, config, inherited)),
+        Err(error) => Err((EX_OSERR, format!("starting the runtime: {error}"))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::from(EX_OK),
+        Err((code, what)) => fail(code, &what),
+    }
+}
+
+fn fail(code: u8, what: &dyn Display) -> ExitCode {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(io::stderr(), "forgejo-mcp-supervisor: {what}");
+    ExitCode::from(code)
+}
+
+async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Result<(), (u8, String)> {
+    let os = |what: &str, e: &dyn Display| (EX_OSERR, format!("{what}: {e}"));
+    spawn::protect_self().map_err(|e| os("protecting the supervisor's own memory", &e))?;
+    let mut signals = StopSignals::new().map_err(|e| os("catching signals", &e))?;
+    let executor = assemble(config)?;
+    let listener = listen(&args, inherited)?;
+
+    executor.clean_range();
+    let accepting = tokio::task::spawn_local(accept(listener, executor.clone()));
+    tokio::task::spawn_local(lifecycle::watchdog());
+    lifecycle::ready("waiting for the broker");
+
+    let signal = signals.next().await;
+    tracing::info!(reason = signal, "stopping all children");
+    lifecycle::stopping();
+    accepting.abort();
+    executor.feed(Event::Drain);
+    // Twice the longest grace that the policy can give, and some: what goes past that hangs in the kernel.
+    let longest = Duration::from_secs(130);
+    tokio::select! {
+        () = executor.idle() => return Ok(()),
+        _ = signals.next() => {}
+        () = tokio::time::sleep(longest) => {}
+    }
+    executor.kill_all();
+    if tokio::time::timeout(Duration::from_secs(5), executor.idle()).await.is_err() {
+        return Err((EX_SOFTWARE, "some children did not end".to_owned()));
+    }
+    Ok(())
+}
+
+/// Probes what the executor has, says what is missing, and puts the parts together.
+fn assemble(config: Config) -> Result<Executor, (u8, String)> {
+    let cgroups = cgroup::Cgroups::open(config.cgroup_root.as_deref()).map_err(|e| (EX_CONFIG, e.to_string()))?;
+    let sandbox = sandbox::Sandbox::new(&config.sandbox, &config.profile.program, spawn::seccomp_works())
+        .map_err(|e| (EX_SOFTWARE, e.to_string()))?;
+    let isolation = Isolation {
+        own_uid: config.uids.is_some(),
+        cgroup: cgroups.is_some(),
+        landlock: sandbox.ruleset.is_some(),
+        seccomp: !sandbox.filters.is_empty(),
+    };
+    say_what_is_missing(isolation, cgroups.as_ref());
+    let policy = Policy {
+        broker: config.broker,
+        own: Uid::current(),
+        connections: MAX_SUPERVISOR_CONNECTIONS,
+        children: config.caps.children,
+        children_per_tenant: config.caps.children_per_tenant,
+        spawns_per_second: config.caps.spawns_per_second,
+        spawn_burst: config.caps.spawn_burst,
+        isolation,
+    };
+    let core = Core::new(policy, config.uids.map(Pool::new), Instant::now());
+    Ok(Executor::new(Setup { config, cgroups, sandbox: Arc::new(sandbox) }, core))
+}
+
+fn say_what_is_missing(isolation: Isolation, cgroups: Option<&cgroup::Cgroups>) {
+    let warn = |what: &str| tracing::warn!(MESSAGE_ID = message_id::NOT_ISOLATED, "not isolated: {what}");
+    if !isolation.own_uid {
+        warn("all children run under the supervisor's own uid and can reach each other");
+    }
+    match cgroups {
+        None => warn("no cgroup: memory, processes and CPU are limited by rlimits alone"),
+        Some(cgroups) => {
+            for name in ["memory", "pids", "cpu"] {
+                if !cgroups.controllers().iter().any(|have| have == name) {
+                    warn(&format!("the cgroup has no {name} controller; its limits do not hold"));
+                }
+            }
+        }
+    }
+    if !isolation.landlock {
+        warn("no Landlock: children can open whatever file modes allow");
+    }
+    if !isolation.seccomp {
+        warn("no seccomp: children can make every system call");
+    }
+}
+
+fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Listener, (u8, String)> {
+    if let Some(path) = &args.listen {
+        let group = match &args.listen_group {
+            None => None,
+            Some(name) => match (name.parse(), Group::from_name(name)) {
+                (Ok(gid), _) => Some(gid),
+                (_, Ok(Some(group))) => Some(group.gid.as_raw()),
+                _ => return Err((EX_CONFIG, format!("--listen-group: there is no group `{name}`"))),
+            },
+        };
+        let mode = args.listen_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 });
+        return Listener::bind(path, mode, group)
+            .map_err(|e| (EX_OSERR, format!("listening at {}: {e}", path.display())));
+    }
+    let taken = socket::take_inherited(&mut inherited, 0).and_then(|fd| fd.map(Listener::inherited).transpose());
+    match taken {
+        Ok(Some(listener)) => Ok(listener),
+        Ok(None) => Err((EX_CONFIG, "no socket from systemd: use the socket unit, or --listen PATH".to_owned())),
+        Err(e) => Err((EX_OSERR, format!("taking over the socket from systemd: {e}"))),
+    }
+}
+
+async fn accept(listener: Listener, executor: Executor) {
+    loop {
+        match listener.accept().await {
+            Ok(socket) => {
+                tokio::task::spawn_local(connection::serve(executor.clone(), socket));
+            }
+            Err(error) => {
+                // Out of descriptors or memory: only time helps, and spinning would take it from everybody.
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Every refusal and every farewell of the supervisor, as a table over its state executor: no socket, no process.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::core::{ConnId, Core, Effect, Event, Policy, StopStep};
+use crate::uid::{Pool, UidRange};
+use nix::unistd::Uid;
+use wire::message::{
+    ChildId, Exit, Farewell, Isolation, Label, PROTOCOL, Refusal, Reply, Request, StartStep, TenantId, Ticket,
+};
+use wire::secret::UpstreamToken;
+
+const BROKER: Uid = Uid::from_raw(990);
+const A: ConnId = ConnId(1);
+const B: ConnId = ConnId(2);
+const C: ConnId = ConnId(3);
+
+fn range() -> UidRange {
+    UidRange::new(73_728, 3).expect("a range")
+}
+
+/// Two connections, three children, two a tenant, two uids (of three, one is the sweeper's), one start a second and
+/// three at once.
+fn core(now: Instant) -> Core {
+    let isolation = Isolation { own_uid: true, cgroup: false, landlock: false, seccomp: false };
+    let policy = Policy {
+        broker: BROKER,
+        own: Uid::from_raw(0),
+        connections: 2,
+        children: 3,
+        children_per_tenant: 2,
+        spawns_per_second: 1,
+        spawn_burst: 3,
+        isolation,
+    };
+    Core::new(policy, Some(Pool::new(range())), now)
+}
+
+fn hello(conn: ConnId) -> Event {
+    Event::Said(conn, Request::Hello { protocol: PROTOCOL })
+}
+
+fn spawn(conn: ConnId, tenant: u64) -> Event {
+    let request = Request::Spawn {
+        ticket: Ticket(tenant),
+        tenant: TenantId::new(tenant).expect("a tenant"),
+        label: Label::parse("u").expect("a label"),
+        token: UpstreamToken::parse("t").expect("a token"),
+    };
+    Event::Said(conn, request)
+}
+
+fn stop(conn: ConnId, child: u64) -> Event {
+    Event::Said(conn, Request::Stop { ticket: Ticket(99), child: ChildId(child) })
+}
+
+/// A connection that has said `Hello`.
+fn ready(conn: ConnId) -> Vec<Event> {
+    vec![Event::Connected(conn, BROKER), hello(conn)]
+}
+
+/// Feeds events and returns what follows from the last one.
+fn last(core: &mut Core, now: Instant, events: Vec<Event>) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for event in events {
+        effects = core.step(event, now);
+    }
+    effects
+}
+
+#[derive(Debug, PartialEq)]
+enum Said {
+    No(Refusal),
+    Bye(Farewell),
+}
+
+fn first_word(effects: &[Effect]) -> Option<Said> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send(_, Reply::Refused { refusal, .. }) => Some(Said::No(*refusal)),
+        Effect::HangUp(_, reason) => Some(Said::Bye(*reason)),
+        _ => None,
+    })
+}
+
+fn and(mut events: Vec<Event>, more: Vec<Event>) -> Vec<Event> {
+    events.extend(more);
+    events
+}
+
+fn table() -> Vec<(&'static str, Vec<Event>, Said)> {
+    use Said::{Bye, No};
+    let a = || ready(A);
+    let wait = 1000;
+    vec![
+        ("a stranger connects", vec![Event::Connected(A, Uid::from_raw(1000))], Bye(Farewell::PeerNotAllowed)),
+        ("even root is a stranger", vec![Event::Connected(A, Uid::from_raw(0))], Bye(Farewell::PeerNotAllowed)),
+        (
+            "a third connection",
+            and(a(), vec![Event::Connected(B, BROKER), Event::Connected(C, BROKER)]),
+            Bye(Farewell::TooManyConnections),
+        ),
+        (
+            "an older protocol",
+            vec![Event::Connected(A, BROKER), Event::Said(A, Request::Hello { protocol: PROTOCOL - 1 })],
+            Bye(Farewell::UnsupportedProtocol { speaks: PROTOCOL }),
+        ),
+        ("a spawn before hello", vec![Event::Connected(A, BROKER), spawn(A, 1)], Bye(Farewell::HelloExpected)),
+        ("no hello in time", vec![Event::Connected(A, BROKER), Event::HelloOverdue(A)], Bye(Farewell::HelloExpected)),
+        ("hello twice", and(a(), vec![hello(A)]), Bye(Farewell::HelloRepeated)),
+        ("a bad frame", and(a(), vec![Event::Garbled(A)]), Bye(Farewell::BadFrame)),
+        ("a bad first frame", vec![Event::Connected(A, BROKER), Event::Garbled(A)], Bye(Farewell::BadFrame)),
+        ("descriptors", and(a(), vec![Event::Smuggled(A)]), Bye(Farewell::UnexpectedDescriptors)),
+        ("answers pile up", and(a(), vec![Event::Backlogged(A)]), Bye(Farewell::NotReading)),
+        ("stopping, nothing runs", and(a(), vec![Event::Drain]), Bye(Farewell::ShuttingDown)),
+        ("connecting while stopping", vec![Event::Drain, Event::Connected(A, BROKER)], Bye(Farewell::ShuttingDown)),
+        ("a spawn while stopping", and(a(), vec![spawn(A, 1), Event::Drain, spawn(A, 1)]), No(Refusal::ShuttingDown)),
+        (
+            "a fourth child",
+            and(a(), vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), spawn(A, 2)]),
+            No(Refusal::ChildrenTotal { retry_after_ms: wait }),
+        ),
+        (
+            "a third child of one tenant",
+            and(a(), vec![spawn(A, 1), spawn(A, 1), spawn(A, 1)]),
+            No(Refusal::ChildrenOfTenant { retry_after_ms: wait }),
+        ),
+        (
+            "a third tenant and two uids",
+            and(a(), vec![spawn(A, 1), spawn(A, 2), spawn(A, 3)]),
+            No(Refusal::NoFreeUid { retry_after_ms: 250 }),
+        ),
+        (
+            "more starts at once than the burst",
+            and(a(), vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), Event::Ended(ChildId(1), Exit::Code(0)), spawn(A, 1)]),
+            No(Refusal::SpawnRate { retry_after_ms: 1001 }),
+        ),
+        ("stopping nobody's child", and(a(), vec![stop(A, 1)]), No(Refusal::NoSuchChild)),
+        (
+            "stopping another connection's child",
+            and(and(a(), ready(B)), vec![spawn(A, 1), stop(B, 1)]),
+            No(Refusal::NoSuchChild),
+        ),
+        (
+            "stopping a child that has ended",
+            and(a(), vec![spawn(A, 1), Event::Ended(ChildId(1), Exit::Code(0)), stop(A, 1)]),
+            No(Refusal::NoSuchChild),
+        ),
+        (
+            "a start that fails",
+            and(a(), vec![spawn(A, 1), Event::NotStarted(ChildId(1), StartStep::Exec, 2)]),
+            No(Refusal::StartFailed { step: StartStep::Exec, errno: 2 }),
+        ),
+    ]
+}
+
+#[test]
+fn each_case_is_refused_for_its_reason() {
+    let now = Instant::now();
+    for (name, events, expected) in table() {
+        let effects = last(&mut core(now), now, events);
+        assert_eq!(first_word(&effects), Some(expected), "{name}: {effects:?}");
+    }
+}
+
+#[test]
+fn the_table_has_every_refusal_and_every_farewell() {
+    let codes: BTreeSet<_> = table()
+        .into_iter()
+        .map(|(_, _, said)| match said {
+            Said::No(refusal) => refusal.code(),
+            Said::Bye(farewell) => farewell.code(),
+        })
+        .collect();
+    // Seven refusals and nine farewells; `shutting-down` is both.
+    assert_eq!(codes.len(), 15, "{codes:?}");
+}
+
+#[test]
+fn after_a_goodbye_nothing_is_heard() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![Event::Garbled(A)]));
+    assert!(core.step(spawn(A, 1), now).is_empty());
+    assert!(core.step(hello(A), now).is_empty());
+}
+
+#[test]
+fn the_rate_recovers_with_time() {
+    let start = Instant::now();
+    let mut core = core(start);
+    let burst = vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), Event::Ended(ChildId(1), Exit::Code(0))];
+    last(&mut core, start, and(ready(A), burst));
+    let later = start + Duration::from_millis(1001);
+    assert!(matches!(core.step(spawn(A, 1), later).as_slice(), [Effect::Start(_)]));
+}
+
+#[test]
+fn losing_a_connection_stops_its_children_and_no_others() {
+    let now = Instant::now();
+    let mut core = core(now);
+    let effects = last(&mut core, now, and(and(ready(A), ready(B)), vec![spawn(A, 1), spawn(B, 2), Event::Gone(A)]));
+    assert!(matches!(effects.as_slice(), [Effect::Stop(ChildId(1), StopStep::Eof)]), "{effects:?}");
+}
+
+#[test]
+fn a_uid_is_leased_to_the_next_tenant_only_when_it_is_clean() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 2)]));
+    let effects = core.step(Event::Ended(ChildId(1), Exit::Code(0)), now);
+    let Some(Effect::Vacate(_, Some(uid))) = effects.last() else { panic!("{effects:?}") };
+    let uid = *uid;
+    let refused = core.step(spawn(A, 3), now);
+    assert!(matches!(first_word(&refused), Some(Said::No(Refusal::NoFreeUid { .. }))));
+    assert_eq!(core.status().uids_unclean, 1);
+    core.step(Event::Cleaned(uid, true), now);
+    let effects = core.step(spawn(A, 3), now);
+    assert!(matches!(effects.as_slice(), [Effect::Start(order)] if order.uid == Some(uid)), "{effects:?}");
+}
+
+#[test]
+fn a_uid_in_quarantine_is_tried_again_when_nothing_else_is_free() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 2), Event::Ended(ChildId(1), Exit::Code(0))]));
+    let uid = range().get(73_728).expect("the first");
+    core.step(Event::Cleaned(uid, false), now);
+    let effects = core.step(spawn(A, 3), now);
+    assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(again)] if *again == uid), "{effects:?}");
+}
+
+#[test]
+fn an_exit_is_told_once_and_a_repeated_stop_is_answered_and_changes_nothing() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1)]));
+    assert_eq!(core.step(stop(A, 1), now).len(), 2);
+    assert!(matches!(core.step(stop(A, 1), now).as_slice(), [Effect::Send(_, Reply::Stopping { .. })]));
+    let told = core.step(Event::Ended(ChildId(1), Exit::Signal(9)), now);
+    assert!(matches!(told.first(), Some(Effect::Send(_, Reply::Exited { exit: Exit::Signal(9), .. }))));
+    assert!(core.step(Event::Ended(ChildId(1), Exit::Signal(9)), now).is_empty());
+}
+
+#[test]
+fn stopping_waits_for_children_and_for_cleaning_and_then_says_goodbye() {
+    let now = Instant::now();
+    let mut core = core(now);
+    let effects = last(&mut core, now, and(ready(A), vec![spawn(A, 1), Event::Drain]));
+    assert!(matches!(effects.as_slice(), [Effect::Stop(_, StopStep::Term)]), "{effects:?}");
+    core.step(Event::Ended(ChildId(1), Exit::Signal(15)), now);
+    assert!(!core.drained());
+    let effects = core.step(Event::Cleaned(range().get(73_728).expect("the first"), true), now);
+    assert!(core.drained());
+    assert_eq!(first_word(&effects), Some(Said::Bye(Farewell::ShuttingDown)));
+}

@@ -1,0 +1,20 @@
+//! The wire between the broker and the supervisor, and the leaves that both programs need.
+//!
+//! Both halves import this package and it trusts neither: [`message`] says what can be said at all, [`codec`] turns a
+//! packet into a message or refuses it, [`socket`] moves packets and descriptors. Neither side may do anything on
+//! the strength of a frame that the types here do not already bound.
+//!
+//! The leaves: [`secret`] (the upstream token), [`clock`], [`config_file`] (TOML with all its problems at once),
+//! [`lifecycle`] (signals and `sd_notify`), [`telemetry`] (the journal).
+//!
+//! What is listed in this package's manifest runs in root's process too: no HTTP, JSON, SQL, URL or regex crate.
+
+pub mod clock;
+pub mod codec;
+pub mod config_file;
+pub mod lifecycle;
+pub mod message;
+pub mod secret;
+#[allow(unsafe_code, clippy::allow_attributes)]
+pub mod socket;
+pub mod telemetry;

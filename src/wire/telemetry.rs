@@ -1,0 +1,53 @@
+//! Where log lines go: the journal where standard error is the journal, else standard error. A leaf.
+//!
+//! Field names are stable and go to the journal in capitals: `TENANT`, `SESSION`, `GRANT`, `UID`,
+//! `CHILD_PID`, `REASON`, `DURATION_MS`. `RUST_LOG` filters; the default is `info`.
+
+use std::os::unix::fs::MetadataExt;
+
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Stable `MESSAGE_ID`s for `journalctl MESSAGE_ID=…` (sd-journal's message catalog).
+pub mod message_id {
+    /// The supervisor refused a request; `REASON` is the code of the refusal.
+    pub const REFUSED: &str = "6f0c7a2e0a5b4a0e9a5d8c1f3b7e2d41";
+    /// The supervisor closed a connection; `REASON` is the code of the farewell.
+    pub const HUNG_UP: &str = "b1d4e6f80c2a4d1e8f3a5b7c9d0e1f23";
+    /// A child was started.
+    pub const CHILD_STARTED: &str = "3c9e5a7b1d2f4e6a8b0c2d4e6f8a0b1c";
+    /// A child has ended.
+    pub const CHILD_ENDED: &str = "d7a9b1c3e5f74a8b9c0d1e2f3a4b5c6d";
+    /// Something of the isolation is missing here.
+    pub const NOT_ISOLATED: &str = "5e8d2c4b6a7f4e3d9c1b0a8f7e6d5c4b";
+    /// Processes under a uid did not go away.
+    pub const UID_QUARANTINED: &str = "92f1e3d5c7b94a6b8d0e2f4a6c8b0d1e";
+}
+
+/// Installs the subscriber; once, at the start of a program. A second call changes nothing.
+pub fn init() {
+    // `Targets`, not `EnvFilter`: the same directives (`info,forgejo_mcp_broker=debug`) without a regex engine in root.
+    let asked = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let journal = if stderr_is_the_journal() { tracing_journald::layer().ok() } else { None };
+    let outcome = if let Some(journal) = journal {
+        // Without the prefix, or MESSAGE_ID would be F_MESSAGE_ID and mean nothing to the journal.
+        tracing_subscriber::registry().with(filter).with(journal.with_field_prefix(None)).try_init()
+    } else {
+        let text = fmt::layer().compact().with_writer(std::io::stderr).with_ansi(false);
+        tracing_subscriber::registry().with(filter).with(text).try_init()
+    };
+    if outcome.is_err() {
+        tracing::debug!("a subscriber is installed already");
+    }
+}
+
+/// systemd names the device and inode of the journal's stream in `JOURNAL_STREAM` (systemd.exec(5)); a redirected
+/// standard error no longer matches.
+fn stderr_is_the_journal() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(meta) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    named == format!("{}:{}", meta.dev(), meta.ino())
+}

@@ -1,0 +1,433 @@
+//! `cargo bench`: what a call through the broker costs, beside what it cannot cost less than.
+//!
+//! Everything is measured in one run, in turns, so that a busy machine slows all of it alike; read the ratios before
+//! the times. The real programs run as on a host (as root with uids of their own), started from `target/release`; the
+//! child is the stand-in in its fast mode, which does the least that answers. The client is a blocking socket and the
+//! same for all. Nothing here passes or fails.
+//!
+//! `cargo bench -- --idle 10000` sets how many idle sessions are opened for the last part (default 1000).
+
+#![expect(clippy::print_stdout, reason = "a program that prints a table")]
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harness::deployment::{Deployment, DeploymentConfig, Process, Program, Result, Running};
+
+/// Turns, and calls of each kind in a turn.
+const TURNS: usize = 20;
+const CALLS: usize = 100;
+/// Starts of each kind.
+const STARTS: usize = 40;
+/// How long each throughput measurement runs.
+const SPAN: Duration = Duration::from_secs(3);
+
+/// Room for a hundred sessions of one user.
+const ROOM_BELOW: &str = "[caps]\nchildren = 400\nchildren_per_tenant = 400\nspawns_per_second = 1000\n\
+    spawn_burst = 1000\n[limits]\nprocesses = 4000\n";
+const ROOM: &str = "[sessions]\nchildren_total = 400\nchildren_per_user = 400\nper_user = 100000\ntotal = 100000\n";
+/// Any number of sessions, and four children for all of them.
+const TIGHT: &str = "[sessions]\nchildren_total = 4\nchildren_per_user = 4\nper_user = 100000\ntotal = 100000\n\
+    evict_after = \"0s\"\n";
+
+const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"bench","version":"1"}}}"#;
+const INITIALIZED: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+const CALL: &str =
+    r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"text":"hello"}}}"#;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut idle = 1000;
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--echo" => return echo_server(),
+            "--idle" => idle = arguments.next().ok_or("--idle needs a number")?.parse()?,
+            // Cargo's own.
+            "--bench" => {}
+            other => return Err(format!("unknown argument {other}").into()),
+        }
+    }
+    let binaries = release()?;
+    let child = binaries.join("stand-in-child");
+    let dir = binaries.parent().unwrap_or(&binaries).join("bench");
+    let _ = std::fs::remove_dir_all(&dir);
+    let mut config = DeploymentConfig::new(&binaries, &dir, Program::stand_in(&child, &["--fast"]));
+    // Apart from those of the tests: a supervisor kills whatever runs under its uids when it starts.
+    config.first_uid = 89_000;
+    ROOM_BELOW.clone_into(&mut config.supervisor);
+    ROOM.clone_into(&mut config.broker);
+    let isolated = config.privileged;
+    let mut deployment = Deployment::set(config)?;
+    let token = deployment.broker_token("alice", &deployment.forge_token("alice")?, &[])?;
+    println!("cores: {}; isolated: {isolated}", thread::available_parallelism()?);
+    round_trips(&deployment, &token, &child)?;
+    opening(&deployment, &token, &child)?;
+    throughput_and_memory(&deployment, &token)?;
+    drop(deployment.broker.take());
+    TIGHT.clone_into(&mut deployment.config.broker);
+    deployment.start_broker()?;
+    idle_sessions(&mut deployment, &token, &child, idle)
+}
+
+/// Builds what is measured; cargo builds the programs for a benchmark of their own package only.
+fn release() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status =
+        Command::new(cargo).args(["build", "--release", "--locked", "--workspace", "--bins", "--quiet"]).status()?;
+    if !status.success() {
+        return Err("the programs cannot be built".into());
+    }
+    let this = std::env::current_exe()?;
+    Ok(this.ancestors().nth(2).ok_or("not run by cargo")?.to_owned())
+}
+
+/// A handler that gives back what it got: what HTTP costs with axum and nothing behind it.
+fn echo_server() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("LISTENING {}", listener.local_addr()?);
+        io::stdout().flush()?;
+        let echo = axum::routing::post(|body: axum::body::Bytes| async {
+            ([(axum::http::header::CONTENT_TYPE, "application/json")], body)
+        });
+        Ok(axum::serve(listener, axum::Router::new().route("/mcp", echo)).await?)
+    })
+}
+
+/// A process on bare pipes, killed when dropped.
+struct Pipe {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    line: Vec<u8>,
+}
+
+impl Pipe {
+    fn start(program: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let (stdin, stdout) = pipes.ok_or("a child without pipes")?;
+        Ok(Self { child, stdin, stdout: BufReader::new(stdout), line: Vec::new() })
+    }
+
+    fn send(&mut self, line: &str) -> Result<()> {
+        Ok(self.stdin.write_all(format!("{line}\n").as_bytes())?)
+    }
+
+    fn exchange(&mut self, line: &str) -> Result<()> {
+        self.send(line)?;
+        self.line.clear();
+        self.stdout.read_until(b'\n', &mut self.line)?;
+        if self.line.is_empty() { Err("the process ended".into()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A connection that is kept open, and the session that is spoken of on it.
+struct Http {
+    stream: BufReader<TcpStream>,
+    host: String,
+    token: String,
+    session: Option<String>,
+    body: Vec<u8>,
+}
+
+impl Http {
+    fn connect(url: &str, token: &str) -> Result<Self> {
+        let host = url.trim_start_matches("http://").to_owned();
+        let stream = TcpStream::connect(&host)?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: BufReader::new(stream), host, token: token.to_owned(), session: None, body: Vec::new() })
+    }
+
+    /// One request; the status. The session id of an answer is kept.
+    fn send(&mut self, method: &str, body: &str) -> Result<u16> {
+        let session = self
+            .session
+            .iter()
+            .fold(String::new(), |_, id| format!("mcp-session-id: {id}\r\nmcp-protocol-version: 2025-06-18\r\n"));
+        let request = format!(
+            "{method} /mcp HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+             accept: application/json, text/event-stream\r\n{session}content-length: {}\r\n\r\n{body}",
+            self.host,
+            self.token,
+            body.len()
+        );
+        self.stream.get_mut().write_all(request.as_bytes())?;
+        let (mut status, mut length, mut line) = (0, 0, String::new());
+        loop {
+            line.clear();
+            if self.stream.read_line(&mut line)? == 0 {
+                return Err("the connection was closed".into());
+            }
+            let head = line.trim_end();
+            if let Some(rest) = head.strip_prefix("HTTP/1.1 ") {
+                status = rest.get(..3).unwrap_or_default().parse()?;
+            } else if head.is_empty() {
+                break;
+            } else if let Some((name, value)) = head.split_once(": ") {
+                match name.to_ascii_lowercase().as_str() {
+                    "content-length" => length = value.parse()?,
+                    "mcp-session-id" => self.session = Some(value.to_owned()),
+                    "transfer-encoding" => return Err("an answer without a length: not what is measured".into()),
+                    _ => {}
+                }
+            }
+        }
+        self.body.resize(length, 0);
+        self.stream.read_exact(&mut self.body)?;
+        Ok(status)
+    }
+
+    fn call(&mut self) -> Result<()> {
+        match self.send("POST", CALL)? {
+            200 => Ok(()),
+            status => Err(format!("tools/call: {status}: {}", String::from_utf8_lossy(&self.body)).into()),
+        }
+    }
+
+    /// Opens a session on this connection.
+    fn open(url: &str, token: &str) -> Result<Self> {
+        let mut http = Self::connect(url, token)?;
+        let status = http.send("POST", INITIALIZE)?;
+        if status != 200 || http.session.is_none() {
+            return Err(format!("initialize: {status}: {}", String::from_utf8_lossy(&http.body)).into());
+        }
+        http.send("POST", INITIALIZED)?;
+        Ok(http)
+    }
+}
+
+/// Times in the order in which they were taken.
+#[derive(Default)]
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn take(&mut self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let begin = Instant::now();
+        work()?;
+        self.0.push(begin.elapsed());
+        Ok(())
+    }
+
+    /// The time that `percent` of all are not above.
+    fn at(&self, percent: usize) -> Duration {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() * percent / 100).copied().unwrap_or_default()
+    }
+
+    fn median(&self) -> Duration {
+        self.at(50)
+    }
+
+    fn row(&self, name: &str, unit: &Self) {
+        let ratio = self.median().as_secs_f64() / unit.median().as_secs_f64();
+        println!("  {name:<44} median {:>9.1?}  p99 {:>9.1?}  x {ratio:.2}", self.median(), self.at(99));
+    }
+}
+
+fn round_trips(deployment: &Deployment, token: &str, child: &Path) -> Result<()> {
+    let mut echo = Command::new(std::env::current_exe()?).arg("--echo").stdout(Stdio::piped()).spawn()?;
+    let outcome = round_trips_beside(deployment, token, child, &mut echo);
+    echo.kill()?;
+    echo.wait()?;
+    outcome
+}
+
+fn round_trips_beside(deployment: &Deployment, token: &str, child: &Path, echo: &mut Child) -> Result<()> {
+    let mut line = String::new();
+    BufReader::new(echo.stdout.take().ok_or("no output")?).read_line(&mut line)?;
+    let address = line.trim().strip_prefix("LISTENING ").ok_or("the echo server did not start")?;
+    let mut plain = Http::connect(address, token)?;
+    let mut hops = Pipe::start(Path::new("cat"), &[])?;
+    let mut bare = Pipe::start(child, &["--fast"])?;
+    bare.exchange(INITIALIZE)?;
+    bare.send(INITIALIZED)?;
+    let mut through = Http::open(&deployment.url, token)?;
+    let [mut t_hops, mut t_bare, mut t_plain, mut t_through] = [(); 4].map(|()| Times::default());
+    for turn in 0..=TURNS {
+        for _ in 0..CALLS {
+            t_hops.take(|| hops.exchange(CALL))?;
+        }
+        for _ in 0..CALLS {
+            t_bare.take(|| bare.exchange(CALL))?;
+        }
+        for _ in 0..CALLS {
+            t_plain.take(|| plain.send("POST", CALL).map(drop))?;
+        }
+        for _ in 0..CALLS {
+            t_through.take(|| through.call())?;
+        }
+        if turn == 0 {
+            // The first turn warms up.
+            for times in [&mut t_hops, &mut t_bare, &mut t_plain, &mut t_through] {
+                times.0.clear();
+            }
+        }
+    }
+    through.send("DELETE", "")?;
+    println!("round trip of one tools/call, {} of each in turns (x: against the bare pipe)", TURNS * CALLS);
+    t_hops.row("two pipe hops (cat)", &t_bare);
+    t_bare.row("bare pipe to the child", &t_bare);
+    t_plain.row("axum echo handler, no child", &t_bare);
+    t_through.row("through the broker to the child", &t_bare);
+    let adds = t_through.median().saturating_sub(t_bare.median());
+    let budget = t_plain.median() + t_hops.median();
+    let ratio = adds.as_secs_f64() / budget.as_secs_f64();
+    println!(
+        "  the broker adds {adds:.1?}; an echo handler and two pipe hops cost {budget:.1?}: x {ratio:.2} (aim: below 1)"
+    );
+    Ok(())
+}
+
+/// Starts the child by itself; its end is not measured.
+fn bare_start(child: &Path, times: &mut Times) -> Result<()> {
+    let mut pipe = None;
+    times.take(|| {
+        let mut started = Pipe::start(child, &["--fast"])?;
+        started.exchange(INITIALIZE)?;
+        pipe = Some(started);
+        Ok(())
+    })
+}
+
+fn opening(deployment: &Deployment, token: &str, child: &Path) -> Result<()> {
+    let (mut bare, mut open) = (Times::default(), Times::default());
+    for _ in 0..STARTS {
+        bare_start(child, &mut bare)?;
+        let mut http = Http::connect(&deployment.url, token)?;
+        open.take(|| http.send("POST", INITIALIZE).map(drop))?;
+        http.send("DELETE", "")?;
+    }
+    println!("initialize of a new session, {STARTS} of each in turns");
+    bare.row("bare start of the child, until it answers", &bare);
+    open.row("through the broker", &bare);
+    Ok(())
+}
+
+/// Resident memory in KiB.
+fn resident(program: Option<&Running>) -> u64 {
+    let Some(pid) = program.map(Running::pid) else { return 0 };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = Process { pid, status }.field("VmRSS");
+    field.split(' ').next().and_then(|kib| kib.parse().ok()).unwrap_or_default()
+}
+
+fn descriptors(program: Option<&Running>) -> usize {
+    let dir = program.map(|program| std::fs::read_dir(format!("/proc/{}/fd", program.pid())));
+    dir.and_then(io::Result::ok).map_or(0, Iterator::count)
+}
+
+fn throughput_and_memory(deployment: &Deployment, token: &str) -> Result<()> {
+    println!("calls a second, one connection a session, {SPAN:?} each");
+    for sessions in [1_u64, 10, 100] {
+        let before = (resident(deployment.broker.as_ref()), resident(deployment.supervisor.as_ref()));
+        let mut open = (0..sessions).map(|_| Http::open(&deployment.url, token)).collect::<Result<Vec<_>>>()?;
+        let (barrier, stop, calls) = (Barrier::new(open.len() + 1), AtomicBool::new(false), AtomicU64::new(0));
+        let elapsed = thread::scope(|scope| {
+            let workers: Vec<_> = open
+                .iter_mut()
+                .map(|http| {
+                    let (barrier, stop, calls) = (&barrier, &stop, &calls);
+                    scope.spawn(move || -> Result<()> {
+                        barrier.wait();
+                        while !stop.load(Ordering::Relaxed) {
+                            http.call()?;
+                            calls.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            barrier.wait();
+            let begin = Instant::now();
+            thread::sleep(SPAN);
+            stop.store(true, Ordering::Relaxed);
+            for worker in workers {
+                worker.join().map_err(|_| "a client panicked")??;
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(begin.elapsed())
+        })?;
+        let rate = calls.into_inner().saturating_mul(1000) / u64::try_from(elapsed.as_millis())?.max(1);
+        let after = (resident(deployment.broker.as_ref()), resident(deployment.supervisor.as_ref()));
+        println!(
+            "  {sessions:>4} sessions: {rate:>7} calls/s; broker {} KiB (+{} a session), supervisor {} KiB (+{} a session)",
+            after.0,
+            after.0.saturating_sub(before.0) / sessions,
+            after.1,
+            after.1.saturating_sub(before.1) / sessions,
+        );
+        for http in &mut open {
+            http.send("DELETE", "")?;
+        }
+    }
+    println!("  (aim: the supervisor below 10240 KiB)");
+    Ok(())
+}
+
+/// Sessions whose children were stopped: at a cap of four, each start takes the longest-idle child away.
+fn idle_sessions(deployment: &mut Deployment, token: &str, child: &Path, count: u64) -> Result<()> {
+    let broker = deployment.broker.as_ref();
+    // The first few pay for what is made once.
+    let mut http = Http::connect(&deployment.url, token)?;
+    let mut ids = Vec::new();
+    let mut open = |http: &mut Http| -> Result<()> {
+        http.session = None;
+        let status = http.send("POST", INITIALIZE)?;
+        let id = http.session.clone().ok_or_else(|| format!("initialize: {status}"))?;
+        http.send("POST", INITIALIZED)?;
+        ids.push(id);
+        Ok(())
+    };
+    for _ in 0..50 {
+        open(&mut http)?;
+    }
+    let (memory, fds) = (resident(broker), descriptors(broker));
+    for _ in 0..count {
+        open(&mut http)?;
+    }
+    let (memory_after, fds_after) = (resident(broker), descriptors(broker));
+    let bytes = memory_after.saturating_sub(memory).saturating_mul(1024) / count.max(1);
+    println!("{count} idle sessions without a child");
+    println!("  broker: {memory} KiB before, {memory_after} KiB after: {bytes} bytes a session (aim: below 2048)");
+    println!("  open descriptors: {fds} before, {fds_after} after");
+    // At the cap: somebody else's child is stopped first.
+    let mut full = Times::default();
+    for id in ids.iter().take(STARTS) {
+        http.session = Some(id.clone());
+        full.take(|| http.call())?;
+    }
+    // With room: a broker that was just restarted has no child yet, and every session in its store.
+    drop(deployment.broker.take());
+    ROOM.clone_into(&mut deployment.config.broker);
+    deployment.start_broker()?;
+    let mut http = Http::connect(&deployment.url, token)?;
+    let (mut bare, mut wake) = (Times::default(), Times::default());
+    for id in ids.iter().skip(STARTS).take(STARTS) {
+        http.session = Some(id.clone());
+        wake.take(|| http.call())?;
+        bare_start(child, &mut bare)?;
+    }
+    bare.row("bare start of the child, until it answers", &bare);
+    wake.row("a call that wakes a session", &bare);
+    full.row("the same where all places are taken", &bare);
+    let adds = wake.median().saturating_sub(bare.median());
+    println!("  waking adds {adds:.1?} (aim: below 2ms)");
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! What plays the outside world in tests, benchmarks and the quickstart. Nothing that is installed depends on it.
+//!
+//! [`forge`] is a stub of Forgejo's API and OAuth provider, [`user_agent`] a browser without a screen, [`mcp_session`] a
+//! plain MCP client, [`https`] a TLS server; [`deployment`] runs the real programs together, [`supervised`] a real
+//! supervisor alone.
+
+#![expect(
+    missing_debug_implementations,
+    clippy::missing_panics_doc,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests fail the test"
+)]
+
+pub mod deployment;
+pub mod forge;
+pub mod https;
+pub mod mcp_session;
+pub mod supervised;
+pub mod user_agent;
+
+use std::path::{Path, PathBuf};
+
+/// The top of the checkout.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace").to_owned()
+}
+
+/// Where cargo puts the programs of this build, seen from a test, a benchmark or a program of it.
+pub fn binaries() -> PathBuf {
+    let own = std::env::current_exe().expect("the path of this program");
+    let dir = own.parent().expect("a directory");
+    if dir.ends_with("deps") { dir.parent().expect("target/PROFILE").to_owned() } else { dir.to_owned() }
+}
+
+/// One of the workspace's programs. `cargo test` alone does not build those of other packages.
+pub fn program(name: &str) -> PathBuf {
+    let path = binaries().join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// An empty directory for one test, below target/, short enough for sockets and open to the uids of children.
+pub fn scratch(name: &str) -> PathBuf {
+    let dir = workspace().join("target/tmp").join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    dir
+}

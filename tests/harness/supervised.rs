@@ -1,0 +1,272 @@
+//! A real supervisor with a policy of the test's, and a plain client of its socket.
+
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::program;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::pipe;
+use wire::codec;
+use wire::message::{ChildId, Exit, Isolation, Label, PROTOCOL, Refusal, Reply, Request, TenantId, Ticket};
+use wire::secret::UpstreamToken;
+use wire::socket::Socket;
+
+pub const TOKEN: &str = "s3cret-upstream-token";
+const NOBODY: u32 = 65_534;
+/// Long enough for a loaded machine; reaching it is a failure.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The first of 64 uids that no other test uses: a supervisor kills what runs in its range when it starts.
+pub fn own_range() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    1_000_000 + std::process::id() % 10_000 * 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) * 64
+}
+
+/// Whether the test may go on as root; says so if not.
+pub fn root_or_skip(test: &str) -> bool {
+    if Uid::effective().is_root() {
+        return true;
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} needs root and was skipped with CI=true");
+    println!("SKIPPED: {test}: needs root");
+    false
+}
+
+pub struct Supervised {
+    process: Child,
+    pub dir: tempfile::TempDir,
+    pub log: PathBuf,
+}
+
+impl Supervised {
+    /// With root: children get uids of their own.
+    pub fn start(script: &str, policy: &str) -> Self {
+        // Groups that children must not inherit; a shell of root's often has none to lose.
+        nix::unistd::setgroups(&[4, 24].map(nix::unistd::Gid::from_raw)).expect("root");
+        Self::launch(script, policy, false)
+    }
+
+    /// Without root; a test that is root becomes nobody for it.
+    pub fn start_unprivileged(script: &str, policy: &str) -> Self {
+        Self::launch(script, policy, true)
+    }
+
+    fn launch(script: &str, policy: &str, unprivileged: bool) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).expect("chmod");
+        let config = dir.path().join("supervisor.toml");
+        let mut text = format!("broker_user = {}\n", Uid::effective());
+        text.push_str("[forgejo]\nurl = \"http://127.0.0.1:1/\"\n");
+        writeln!(text, "[child]\nprofile = \"custom\"\nprogram = \"/bin/sh\"").expect("text");
+        writeln!(text, "arguments = ['-c', '''{script}''']").expect("text");
+        text.push_str("[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n");
+        text.push_str(policy);
+        if !policy.contains("[uids]") {
+            writeln!(text, "\n[uids]\nfirst = {}\ncount = 64", own_range()).expect("text");
+        }
+        std::fs::write(&config, text).expect("write");
+
+        let notify = dir.path().join("notify");
+        let ready = UnixDatagram::bind(&notify).expect("bind");
+        std::fs::set_permissions(&notify, PermissionsExt::from_mode(0o777)).expect("chmod");
+        ready.set_read_timeout(Some(TIMEOUT)).expect("timeout");
+        let log = dir.path().join("log");
+        let mut command = Command::new(program("forgejo-mcp-supervisor"));
+        command.arg("--config").arg(&config).arg("--listen").arg(dir.path().join("s"));
+        command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null());
+        command.stderr(std::fs::File::create(&log).expect("a log"));
+        if unprivileged {
+            command.arg("--unprivileged");
+            if Uid::effective().is_root() {
+                command.uid(NOBODY).gid(NOBODY);
+            }
+        }
+        let mut process = command.spawn().expect("a supervisor");
+        let mut notice = [0; 256];
+        // Interrupted: another test's setgroups, which signals all threads of a process.
+        let read = loop {
+            match ready.recv(&mut notice) {
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                received => break received.unwrap_or_default(),
+            }
+        };
+        if !notice[..read].starts_with(b"READY=1") {
+            let _ = process.kill();
+            panic!("not ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
+        }
+        Self { process, dir, log }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("s")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("a log")
+    }
+
+    pub fn kill(&mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(self.process.id().cast_signed()), signal).expect("kill");
+        self.process.wait().expect("wait")
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        if self.process.try_wait().is_ok_and(|status| status.is_none()) {
+            self.kill(Signal::SIGTERM);
+        }
+    }
+}
+
+pub struct Client {
+    pub socket: Socket,
+    pub isolation: Isolation,
+    ticket: u64,
+}
+
+#[derive(Debug)]
+pub struct Kid {
+    pub child: ChildId,
+    pub pid: u32,
+    pub uid: u32,
+    pub stdin: Option<pipe::Sender>,
+    pub stdout: BufReader<pipe::Receiver>,
+}
+
+pub async fn say(socket: &Socket, request: &Request) {
+    socket.send(&codec::encode(request).expect("fits"), &[]).await.expect("sent");
+}
+
+/// The next reply; `None` when the supervisor has closed.
+pub async fn hear(socket: &Socket) -> Option<(Reply, Vec<OwnedFd>)> {
+    let packet = tokio::time::timeout(TIMEOUT, socket.receive()).await.expect("an answer").ok()??;
+    Some((codec::decode(&packet.frame).expect("a reply"), packet.fds))
+}
+
+impl Client {
+    pub async fn connect(supervised: &Supervised) -> Self {
+        let socket = Socket::connect(&supervised.socket()).expect("connect");
+        say(&socket, &Request::Hello { protocol: PROTOCOL }).await;
+        match hear(&socket).await {
+            Some((Reply::Welcome { isolation, .. }, _)) => Self { socket, isolation, ticket: 0 },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The next reply that fits; others are passed over.
+    pub async fn await_reply<T>(&self, mut fits: impl FnMut(&Reply) -> Option<T>) -> (T, Vec<OwnedFd>) {
+        loop {
+            let (reply, fds) = hear(&self.socket).await.expect("still connected");
+            if let Some(found) = fits(&reply) {
+                return (found, fds);
+            }
+        }
+    }
+
+    pub async fn try_spawn(&mut self, tenant: u64) -> Result<Kid, Refusal> {
+        self.ticket += 1;
+        let ticket = Ticket(self.ticket);
+        let tenant = TenantId::new(tenant).expect("a tenant");
+        let label = Label::parse("alice").expect("a label");
+        let token = UpstreamToken::parse(TOKEN).expect("a token");
+        say(&self.socket, &Request::Spawn { ticket, tenant, label, token }).await;
+        let answer = self.await_reply(|reply| match *reply {
+            Reply::Spawned { ticket: t, child, pid, uid } if t == ticket => Some(Ok((child, pid, uid))),
+            Reply::Refused { ticket: t, refusal } if t == ticket => Some(Err(refusal)),
+            _ => None,
+        });
+        let (answer, fds) = answer.await;
+        let (child, pid, uid) = answer?;
+        let [stdin, stdout, _stderr] = <[OwnedFd; 3]>::try_from(fds).expect("three pipes");
+        let stdin = Some(pipe::Sender::from_owned_fd(stdin).expect("a pipe"));
+        let stdout = BufReader::new(pipe::Receiver::from_owned_fd(stdout).expect("a pipe"));
+        Ok(Kid { child, pid, uid, stdin, stdout })
+    }
+
+    /// A child that has said `ready`.
+    pub async fn spawn(&mut self, tenant: u64) -> Kid {
+        let mut kid = self.try_spawn(tenant).await.expect("a child");
+        assert_eq!(kid.line().await, "ready");
+        kid
+    }
+
+    pub async fn stop(&mut self, kid: &mut Kid) -> Exit {
+        kid.stdin = None;
+        self.ticket += 1;
+        say(&self.socket, &Request::Stop { ticket: Ticket(self.ticket), child: kid.child }).await;
+        self.exit_of(kid).await
+    }
+
+    pub async fn exit_of(&self, kid: &Kid) -> Exit {
+        let exit = self.await_reply(|reply| match *reply {
+            Reply::Exited { child, exit } if child == kid.child => Some(exit),
+            _ => None,
+        });
+        exit.await.0
+    }
+}
+
+impl Kid {
+    pub async fn line(&mut self) -> String {
+        let mut line = String::new();
+        tokio::time::timeout(TIMEOUT, self.stdout.read_line(&mut line)).await.expect("a line").expect("read");
+        line.trim_end().to_owned()
+    }
+
+    pub async fn tell(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("open");
+        stdin.write_all(format!("{line}\n").as_bytes()).await.expect("written");
+    }
+
+    /// Its pidfd; none where it is gone already.
+    pub fn watch(&self) -> Option<OwnedFd> {
+        let pid = rustix::process::Pid::from_raw(self.pid.cast_signed())?;
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+    }
+
+    pub fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.pid)).expect("readable")
+    }
+
+    pub fn status(&self, field: &str) -> String {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix(&format!("{field}:")));
+        line.expect("the field").split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Waits until a watched process has ended.
+pub async fn gone(watched: Option<OwnedFd>) {
+    if let Some(pidfd) = watched {
+        let wait = move || {
+            let timeout = Timespec::try_from(TIMEOUT).expect("a time");
+            // Interrupted: another test's setgroups, which signals all threads of a process.
+            retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))).expect("watched")
+        };
+        #[expect(clippy::disallowed_methods, reason = "a test may block a thread")]
+        let ready = tokio::task::spawn_blocking(wait).await.expect("watched");
+        assert_eq!(ready, 1, "gone in time");
+    }
+}
+
+/// Whether a process runs; a zombie does not.
+pub fn runs(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|status| !status.lines().any(|line| line.starts_with("State:") && line.contains('Z')))
+}

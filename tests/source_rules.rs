@@ -1,0 +1,124 @@
+//! What the compiler cannot say: where `unsafe` and bincode may stand, how long a file may be, that no thread is started
+//! beside the supervisor's one, and that what README and comments name is there.
+
+#![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
+
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &str) -> Vec<(PathBuf, String)> {
+    let top = harness::workspace();
+    let mut found = Vec::new();
+    let mut dirs = vec![top.join(dir)];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).expect("a directory").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                found.push((path.strip_prefix(&top).expect("below").to_owned(), text));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no source below {dir}");
+    found
+}
+
+/// The lines that are code.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim_start).filter(|line| !line.starts_with("//"))
+}
+
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| !c.is_alphanumeric() && c != '_')
+}
+
+#[test]
+fn unsafe_stands_in_two_modules_only() {
+    let opened = [Path::new("src/wire/socket.rs"), Path::new("src/supervisor/spawn.rs")];
+    for (path, text) in sources("src") {
+        let does = code(&text).any(|line| words(line).any(|w| w == "unsafe"));
+        assert!(opened.contains(&&*path) || !does, "unsafe in {}", path.display());
+    }
+}
+
+#[test]
+fn bincode_is_named_in_one_file() {
+    for (path, text) in sources("src") {
+        let named = code(&text).any(|line| line.contains("bincode"));
+        assert_eq!(named, path == Path::new("src/wire/codec.rs"), "{}", path.display());
+    }
+}
+
+#[test]
+fn nothing_in_the_supervisor_starts_a_second_thread() {
+    for (path, text) in sources("src/supervisor").into_iter().chain(sources("src/wire")) {
+        for what in ["tokio::fs", "spawn_blocking", "std::thread", "thread::spawn"] {
+            assert!(!code(&text).any(|line| line.contains(what)), "{what} in {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_five_hundred_lines() {
+    for (path, text) in sources("src") {
+        if !path.components().any(|part| part.as_os_str() == "tests") {
+            assert!(text.lines().count() <= 500, "{} is too long", path.display());
+        }
+    }
+}
+
+/// Words in backquotes that look like a file of this project.
+fn named_files(text: &str) -> Vec<String> {
+    let tops = ["src/", "tests/", "packaging/", "migrations/", "systemd/", ".cargo/", ".github/", ".ci/"];
+    let quoted = text.split('`').skip(1).step_by(2).map(|word| word.split([':', ' ', '#']).next().unwrap_or(word));
+    let is_file = |word: &&str| tops.iter().any(|top| word.starts_with(top)) && !word.contains(['*', '<', '{']);
+    quoted.filter(is_file).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_file_that_a_page_for_people_names_is_there() {
+    let top = harness::workspace();
+    let mut named = 0;
+    for page in ["README.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"] {
+        let text = std::fs::read_to_string(top.join(page)).expect(page);
+        for file in named_files(&text) {
+            named += 1;
+            assert!(top.join(&file).exists(), "{page} names {file}, which is not there");
+        }
+    }
+    assert!(named > 40, "only {named} names were found: the pages are not read right");
+}
+
+#[test]
+fn every_file_that_a_comment_names_is_there() {
+    let top = harness::workspace();
+    let settings = [".cargo/deny.toml", "Cargo.toml", ".ci/run", "tests/run"]
+        .map(|file| (PathBuf::from(file), std::fs::read_to_string(top.join(file)).expect("text")));
+    let mut named = 0;
+    for (path, text) in sources("src").into_iter().chain(sources("tests")).chain(settings) {
+        for line in text.lines().map(str::trim_start).filter(|line| line.starts_with("//") || line.starts_with('#')) {
+            for word in line.split(|c: char| c.is_whitespace() || "`()[],;\"'".contains(c)) {
+                let file = word.trim_end_matches(['.', ':']);
+                let ours = ["src/", "tests/", "packaging/", "migrations/"].iter().any(|top| file.starts_with(top));
+                if ours && !file.contains(['*', '<', '{', '…']) {
+                    named += 1;
+                    assert!(top.join(file).exists(), "{}: {file} is not there", path.display());
+                }
+            }
+        }
+    }
+    assert!(named > 5, "only {named} names were found: the comments are not read right");
+}
+
+#[test]
+fn the_paths_of_a_request_and_of_a_login_are_as_readme_says() {
+    let readme = std::fs::read_to_string(harness::workspace().join("README.md")).expect("README");
+    for (path, least) in [("The path of a request", 5), ("The path of a login", 5)] {
+        let text = readme.split(path).nth(1).unwrap_or_else(|| panic!("README has no «{path}»"));
+        let text = text.split("\n\n").next().unwrap_or_default();
+        let files =
+            named_files(text).into_iter().filter(|file| Path::new(file).extension().is_some_and(|e| e == "rs")).count();
+        assert!(files >= least, "{path}: {files} files of src/ are named");
+    }
+}

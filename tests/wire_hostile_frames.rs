@@ -1,0 +1,187 @@
+//! What a compromised broker can throw at a real supervisor: each gets a goodbye with its reason, and the next
+//! connection is served as if nothing had been.
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+#[cfg(test)]
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use harness::supervised::{Client, Supervised, hear, root_or_skip, say};
+use wire::codec;
+use wire::codec::MAX_FRAME;
+use wire::message::{Farewell, Label, PROTOCOL, Reply, Request, TenantId, Ticket};
+use wire::message::{MAX_QUEUED_REPLIES, MAX_SUPERVISOR_CONNECTIONS};
+use wire::secret::UpstreamToken;
+use wire::socket::{ReceiveError, Socket};
+
+const SCRIPT: &str = "echo ready; exec cat";
+
+fn hello(protocol: u32) -> Vec<u8> {
+    codec::encode(&Request::Hello { protocol }).expect("fits").to_vec()
+}
+
+fn spawn() -> Vec<u8> {
+    let request = Request::Spawn {
+        ticket: Ticket(1),
+        tenant: TenantId::new(1).expect("a tenant"),
+        label: Label::parse("alice").expect("a label"),
+        token: UpstreamToken::parse("t").expect("a token"),
+    };
+    codec::encode(&request).expect("fits").to_vec()
+}
+
+/// Sends packets and returns the reason of the goodbye; the connection must be closed behind it.
+async fn goodbye(supervised: &Supervised, packets: &[&[u8]]) -> Farewell {
+    let socket = Socket::connect(&supervised.socket()).expect("connect");
+    for packet in packets {
+        socket.send(packet, &[]).await.expect("sent");
+    }
+    await_goodbye(&socket).await
+}
+
+async fn await_goodbye(socket: &Socket) -> Farewell {
+    loop {
+        match hear(socket).await {
+            Some((Reply::Goodbye { reason }, _)) => {
+                assert!(hear(socket).await.is_none(), "closed");
+                return reason;
+            }
+            Some(_) => {}
+            None => panic!("closed without a word"),
+        }
+    }
+}
+
+fn descriptors_of(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("readable").count()
+}
+
+#[tokio::test]
+async fn every_bad_packet_ends_its_connection_with_its_reason_and_nothing_else() {
+    let supervised = Supervised::start_unprivileged(SCRIPT, "");
+    let ok = hello(PROTOCOL);
+    let spawn = spawn();
+    let mut absurd = spawn.clone();
+    absurd[20..28].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    let trailing = [spawn.as_slice(), &[0]].concat();
+    let oversize = vec![0; MAX_FRAME + 1];
+    let cases: Vec<(&str, Vec<&[u8]>, Farewell)> = vec![
+        ("truncated", vec![&ok, &spawn[..spawn.len() - 1]], Farewell::BadFrame),
+        ("trailing bytes", vec![&ok, &trailing], Farewell::BadFrame),
+        ("oversize", vec![&ok, &oversize], Farewell::BadFrame),
+        ("absurd length", vec![&ok, &absurd], Farewell::BadFrame),
+        ("noise", vec![b"GET / HTTP/1.1\r\n\r\n"], Farewell::BadFrame),
+        ("before hello", vec![&spawn], Farewell::HelloExpected),
+        ("hello twice", vec![&ok, &ok], Farewell::HelloRepeated),
+    ];
+    for (name, packets, expected) in cases {
+        assert_eq!(goodbye(&supervised, &packets).await, expected, "{name}");
+    }
+    let wrong = hello(PROTOCOL + 1);
+    assert_eq!(goodbye(&supervised, &[&wrong]).await, Farewell::UnsupportedProtocol { speaks: PROTOCOL });
+    Client::connect(&supervised).await.spawn(1).await;
+}
+
+#[tokio::test]
+async fn stray_descriptors_are_closed_and_end_the_connection() {
+    if !root_or_skip("stray_descriptors_are_closed_and_end_the_connection") {
+        return;
+    }
+    let supervised = Supervised::start_unprivileged(SCRIPT, "");
+    let client = Client::connect(&supervised).await;
+    let before = descriptors_of(supervised.pid());
+    let file = std::fs::File::open("/dev/null").expect("open");
+    for count in [1, 3, 200] {
+        let socket = Socket::connect(&supervised.socket()).expect("connect");
+        let fds = vec![file.as_fd(); count];
+        socket.send(&hello(PROTOCOL), &fds).await.expect("sent");
+        assert_eq!(await_goodbye(&socket).await, Farewell::UnexpectedDescriptors, "{count}");
+    }
+    // The supervisor drops a connection before it takes the next event, so a later answer is behind all of it.
+    say(&client.socket, &Request::Status { ticket: Ticket(1) }).await;
+    client.await_reply(|reply| matches!(reply, Reply::Status { .. }).then_some(())).await;
+    assert_eq!(descriptors_of(supervised.pid()), before);
+}
+
+#[tokio::test]
+async fn a_stranger_is_told_so_and_hung_up_on() {
+    if !root_or_skip("a_stranger_is_told_so_and_hung_up_on") {
+        return;
+    }
+    // The supervisor runs as nobody and lets root in; the stranger is somebody else whom the file mode lets in.
+    let supervised = Supervised::start_unprivileged(SCRIPT, "");
+    std::fs::set_permissions(supervised.socket(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+    let listener = supervised.socket();
+    let python = "import socket,sys; s=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET); s.connect(sys.argv[1]); print(s.recv(99).hex())";
+    if let Ok(output) = Command::new("python3").args(["-c", python]).arg(listener).uid(12_345).output() {
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0600000000000000", "{output:?}");
+    } else {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "needs python3");
+        println!("SKIPPED: a_stranger_is_told_so_and_hung_up_on: needs python3");
+    }
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_refused_and_the_others_go_on() {
+    let supervised = Supervised::start_unprivileged(SCRIPT, "");
+    let mut clients = Vec::new();
+    for _ in 0..MAX_SUPERVISOR_CONNECTIONS {
+        clients.push(Client::connect(&supervised).await);
+    }
+    let socket = Socket::connect(&supervised.socket()).expect("connect");
+    assert_eq!(await_goodbye(&socket).await, Farewell::TooManyConnections);
+    clients[0].spawn(1).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_not_read_from_and_holds_up_nobody() {
+    let supervised = Supervised::start_unprivileged(SCRIPT, "");
+    let deaf = Client::connect(&supervised).await;
+    let status = codec::encode(&Request::Status { ticket: Ticket(1) }).expect("fits");
+    // Until the supervisor stops reading, which fills this side's buffer.
+    let mut sent = 0;
+    loop {
+        match deaf.socket.try_send(&status, &[]) {
+            Ok(()) => sent += 1,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                // Another client's answer proves that the supervisor has had its turn.
+                let mut other = Client::connect(&supervised).await;
+                other.spawn(1).await;
+                if deaf.socket.try_send(&status, &[]).is_err() {
+                    break;
+                }
+                sent += 1;
+            }
+            Err(e) => panic!("{e}"),
+        }
+        assert!(sent < 100 * MAX_QUEUED_REPLIES, "everything is read, whatever is read of the answers");
+    }
+    // It was held up and not dropped: once it reads, it gets every answer.
+    for _ in 0..sent {
+        assert!(matches!(hear(&deaf.socket).await, Some((Reply::Status { .. }, _))));
+    }
+}
+
+#[tokio::test]
+async fn a_received_descriptor_is_close_on_exec_and_owned() {
+    let (a, b) = Socket::pair().expect("a pair");
+    let file = std::fs::File::open("/dev/null").expect("open");
+    a.send(b"x", &[file.as_fd(), file.as_fd()]).await.expect("sent");
+    let packet = b.receive().await.expect("received").expect("a packet");
+    let fds: Vec<OwnedFd> = packet.fds;
+    assert_eq!(fds.len(), 2);
+    for fd in &fds {
+        let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).expect("flags");
+        assert_eq!(flags & 1, 1, "close-on-exec of {}", fd.as_raw_fd());
+    }
+}
+
+#[tokio::test]
+async fn the_largest_frame_passes_and_one_byte_more_does_not() {
+    let (a, b) = Socket::pair().expect("a pair");
+    a.send(&vec![7; MAX_FRAME], &[]).await.expect("sent");
+    assert_eq!(b.receive().await.expect("received").expect("a packet").frame.len(), MAX_FRAME);
+    a.send(&vec![7; MAX_FRAME + 1], &[]).await.expect("sent");
+    assert!(matches!(b.receive().await, Err(ReceiveError::TooLong)));
+}
