@@ -2,7 +2,7 @@
 //! with all that it started and without its tenant's other children.
 //!
 //! Trusts the directory that it was given to be the supervisor's own to fill. `ChildLimits` are set where the controllers
-//! are; a executor without them still gets `cgroup.kill` (cgroup-v2.rst).
+//! are; a machine without them still gets `cgroup.kill` (cgroup-v2.rst).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

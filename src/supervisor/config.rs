@@ -94,7 +94,7 @@ impl Config {
         Self::read(root, unprivileged)
     }
 
-    /// Reads an opened configuration; what the executor must have (users, the program) is looked up.
+    /// Reads an opened configuration; what the machine must have (users, the program) is looked up.
     pub(crate) fn read(mut root: Section, unprivileged: bool) -> Result<Self, ConfigError> {
         let broker = root.value("broker_user", user);
         if broker.is_none() && !unprivileged {

@@ -33,7 +33,7 @@ use wire::telemetry::message_id;
 pub(crate) struct Setup {
     /// The policy.
     pub(crate) config: Config,
-    /// Of the executor, if it has any.
+    /// Of the machine, if it has any.
     pub(crate) cgroups: Option<Cgroups>,
     /// Shared by all children.
     pub(crate) sandbox: Arc<Sandbox>,

@@ -1,7 +1,7 @@
 //! The privileged half: starts and stops children, each user's under a uid of their own.
 //!
 //! It assumes that the broker is fully compromised. What it trusts is its own root-owned policy
-//! ([`config`]); what a frame can ask for is bounded by [`ipc::message`](wire::message), and every refusal is
+//! ([`config`]); what a frame can ask for is bounded by [`wire::message`], and every refusal is
 //! in [`core`]. It parses no HTTP, no JSON and no SQL, and has one thread: `fork` copies only the calling one, and a
 //! lock that another held would stay locked in the child. Hence no `tokio::fs` and no `spawn_blocking` here.
 
@@ -150,7 +150,7 @@ async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Res
     Ok(())
 }
 
-/// Probes what the executor has, says what is missing, and puts the parts together.
+/// Probes what the machine has, says what is missing, and puts the parts together.
 fn assemble(config: Config) -> Result<Executor, (u8, String)> {
     let cgroups = cgroup::Cgroups::open(config.cgroup_root.as_deref()).map_err(|e| (EX_CONFIG, e.to_string()))?;
     let sandbox = sandbox::Sandbox::new(&config.sandbox, &config.profile.program, spawn::seccomp_works())
@@ -221,7 +221,7 @@ fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Listener, (u
     }
 }
 
-async fn accept(listener: Listener, executor: Executor) {
+async fn accept(mut listener: Listener, executor: Executor) {
     loop {
         match listener.accept().await {
             Ok(socket) => {

@@ -54,7 +54,7 @@ impl Sandbox {
 /// Read and execute: programs, libraries and what the C library and TLS want to read. A missing one is skipped.
 const EXECUTABLE: [&str; 5] = ["/usr", "/bin", "/sbin", "/lib", "/lib64"];
 /// Read: configuration (file modes still protect what is secret there), the resolver's file behind
-/// `/etc/resolv.conf`, CA bundles, and what runtimes look up about themselves and the executor.
+/// `/etc/resolv.conf`, CA bundles, and what runtimes look up about themselves and the machine.
 const READABLE: [&str; 8] = [
     "/etc",
     "/proc",
@@ -123,7 +123,7 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_request_key,
     libc::SYS_keyctl,
     libc::SYS_fanotify_init,
-    // the executor
+    // the machine
     libc::SYS_kexec_load,
     libc::SYS_init_module,
     libc::SYS_finit_module,

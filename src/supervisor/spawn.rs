@@ -1,6 +1,6 @@
 //! Between fork and exec, and everything else that needs a system call without a safe wrapper.
 //!
-//! Trusts its arguments: they are the policy's and the core's. One of the two modules with `unsafe`. JUSTIFICATION:
+//! Trusts its arguments: they are the policy's and the core's. The one module with `unsafe`. JUSTIFICATION:
 //! code between fork and exec is `unsafe` by nature.
 //!
 //! The process has one thread (`tests/supervisor_single_thread.rs`), so a forked child holds no lock of another

@@ -1,4 +1,4 @@
-//! Every refusal and every farewell of the supervisor, as a table over its state executor: no socket, no process.
+//! Every refusal and every farewell of the supervisor, as a table over its state machine: no socket, no process.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

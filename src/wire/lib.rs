@@ -9,12 +9,13 @@
 //!
 //! What is listed in this package's manifest runs in root's process too: no HTTP, JSON, SQL, URL or regex crate.
 
+#![forbid(unsafe_code)]
+
 pub mod clock;
 pub mod codec;
 pub mod config_file;
 pub mod lifecycle;
 pub mod message;
 pub mod secret;
-#[allow(unsafe_code, clippy::allow_attributes)]
 pub mod socket;
 pub mod telemetry;

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! A child belongs to the connection that asked for it and is stopped when that connection ends. The layout of the
-//! bytes is fixed by golden tests (`tests/ipc_golden_bytes.rs`); any change to it needs a new [`PROTOCOL`] number.
+//! bytes is fixed by golden tests (`tests/wire_golden_bytes.rs`); any change to it needs a new [`PROTOCOL`] number.
 //! serde attributes that change the layout by looking at the data (flatten, skip, tag, untagged) corrupt bincode
 //! and are banned here by a test.
 

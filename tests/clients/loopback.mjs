@@ -45,14 +45,14 @@ export class Memory {
   codeVerifier() { return this.verifier; }
 }
 
-/** Lists the tools, calls one, and calls it again once its access token has ended; prints the result. */
+/** Lists the tools and calls one; with `again` says `LATER`, waits for a line, and calls it again; prints the result. */
 export async function work(client, tool, again) {
-  const begun = Date.now();
   const { tools } = await client.listTools();
   const call = async () => (await client.callTool({ name: tool, arguments: {} })).content[0].text;
   const result = { names: tools.map((one) => one.name), text: await call() };
   if (again) {
-    await new Promise((resolve) => setTimeout(resolve, again * 1000 - (Date.now() - begun)));
+    console.log('LATER');
+    await new Promise((resolve) => process.stdin.once('data', resolve));
     result.again = await call();
   }
   console.log(`RESULT ${JSON.stringify(result)}`);

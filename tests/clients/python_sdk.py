@@ -1,14 +1,14 @@
-"""The official Python SDK as a client: python_sdk.py ENDPOINT TOOL [SECONDS]
+"""The official Python SDK as a client: python_sdk.py ENDPOINT TOOL [again]
 
-Prints `OPEN url` where the person should go, and `RESULT json` at the end; SECONDS later it calls once more. Where there
-is a CLIENT_METADATA_URL, it introduces itself by that document instead of registering.
+Prints `OPEN url` where the person should go, and `RESULT json` at the end; with `again` it says `LATER` and calls once
+more when it gets a line. Where there is a CLIENT_METADATA_URL, it introduces itself by that document instead of
+registering.
 """
 
 import asyncio
 import json
 import os
 import sys
-import time
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
@@ -40,7 +40,8 @@ async def main(endpoint, tool, again):
     answered = asyncio.get_running_loop().create_future()
 
     async def called_back(reader, writer):
-        line = (await reader.readline()).decode()
+        # The whole head: a connection that is closed with something unread is reset.
+        line = (await reader.readuntil(b"\r\n\r\n")).decode()
         query = {name: values[0] for name, values in parse_qs(urlsplit(line.split()[1]).query).items()}
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
         await writer.drain()
@@ -65,7 +66,6 @@ async def main(endpoint, tool, again):
     )
     async with httpx2.AsyncClient(auth=auth, timeout=30) as http:
         async with Client(streamable_http_client(endpoint, http_client=http), mode="legacy") as client:
-            begun = time.monotonic()
             tools = (await client.list_tools()).tools
 
             async def call():
@@ -73,10 +73,11 @@ async def main(endpoint, tool, again):
 
             result = {"names": [one.name for one in tools], "text": await call()}
             if again:
-                await asyncio.sleep(again - (time.monotonic() - begun))
+                print("LATER", flush=True)
+                await asyncio.to_thread(sys.stdin.readline)
                 result["again"] = await call()
             print("RESULT " + json.dumps(result), flush=True)
     server.close()
 
 
-asyncio.run(asyncio.wait_for(main(sys.argv[1], sys.argv[2], float((sys.argv[3:] or ["0"])[0])), 60))
+asyncio.run(asyncio.wait_for(main(sys.argv[1], sys.argv[2], len(sys.argv) > 3), 60))

@@ -1,5 +1,6 @@
-// The official TypeScript SDK (v2) as a client: typescript.mjs ENDPOINT TOOL [SECONDS]
-// Prints `OPEN url` where the person should go, and `RESULT json` at the end; SECONDS later it calls once more.
+// The official TypeScript SDK (v2) as a client: typescript.mjs ENDPOINT TOOL [again]
+// Prints `OPEN url` where the person should go, and `RESULT json` at the end; with `again` it says `LATER` and calls
+// once more when it gets a line.
 
 import { Memory, callback, load, work } from './loopback.mjs';
 
@@ -18,7 +19,7 @@ await client().connect(first).then(
 await first.finishAuth(await back.answered);
 const connected = client();
 await connected.connect(transport());
-await work(connected, tool, Number(again ?? 0));
+await work(connected, tool, again);
 await connected.close();
 back.close();
 process.exit(0);

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::login::login_stage;
+use crate::login::login_deployment;
 use crate::{skip, stand_in};
 
 #[test]
@@ -15,7 +15,7 @@ fn people_log_in_agree_refuse_and_disconnect_in_a_browser_without_scripts() {
     if !Path::new(&chromium).exists() || !modules.exists() {
         return skip("the login in a browser", "no Chromium or no clients: run tests/run");
     }
-    let deployment = login_stage("browser", stand_in(&[]), "");
+    let deployment = login_deployment("browser", stand_in(&[]), "");
     let screenshots = root.join("target/screenshots");
     let _ = std::fs::remove_dir_all(&screenshots);
     std::fs::create_dir_all(&screenshots).expect("a directory");

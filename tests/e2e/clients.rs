@@ -15,13 +15,15 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::login::{login_stage, user_agent};
+use crate::login::{login_deployment, login_deployment_at, user_agent};
 use crate::{real_child, skip, stand_in};
 use harness::deployment::Deployment;
 use harness::https::Server;
 use harness::user_agent::Decision;
 
 /// For a whole exchange of a client that is a program of its own.
+/// More than the life of an access token.
+const AFTER_THE_TOKEN: Duration = Duration::from_hours(2);
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn installed() -> Option<PathBuf> {
@@ -29,13 +31,17 @@ fn installed() -> Option<PathBuf> {
     dir.join("installed").exists().then_some(dir)
 }
 
-/// A deployment where access tokens live two seconds, so that a client that stays has to refresh.
+/// A deployment whose broker lives in a time that the test moves, so that a client that stays has to refresh.
 fn deployment(test: &str) -> Option<(Deployment, PathBuf)> {
     let (Some(child), Some(dir)) = (real_child(), installed()) else {
         skip(test, "no forgejo-mcp or no clients: run tests/run");
         return None;
     };
-    Some((login_stage(test, child, "[oauth]\naccess_token_ttl = \"2s\"\n"), dir))
+    let Some(library) = harness::deployment::faketime() else {
+        skip(test, "no libfaketime (Debian: apt install faketime)");
+        return None;
+    };
+    Some((login_deployment_at(test, child, "", Some(library)), dir))
 }
 
 fn node(dir: &Path) -> Command {
@@ -58,9 +64,13 @@ async fn run(deployment: &Deployment, command: &mut Command, decisions: &[Decisi
     let mut decisions = decisions.iter().copied();
     let mut child = start(command);
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut stdin = child.stdin.take().expect("piped");
     let exchange = async {
         while let Some(line) = lines.next_line().await.expect("text") {
-            if let Some(url) = line.strip_prefix("OPEN ") {
+            if line == "LATER" {
+                deployment.move_clock(AFTER_THE_TOKEN).expect("moved");
+                stdin.write_all(b"\n").await.expect("it reads");
+            } else if let Some(url) = line.strip_prefix("OPEN ") {
                 bring_back(deployment, url, decisions.next().unwrap_or(Decision::Allow)).await;
             } else if let Some(result) = line.strip_prefix("RESULT ") {
                 return Some(serde_json::from_str(result).expect("json"));
@@ -89,10 +99,10 @@ fn whoami() -> &'static str {
 }
 
 /// Runs a client that calls twice, with its access token's end in between.
-async fn works(test: &str, command: impl FnOnce(&Path) -> Command) {
+async fn works(test: &str, command: impl FnOnce(&Path, &Deployment) -> Command) {
     let Some((deployment, dir)) = deployment(test) else { return };
-    let mut command = command(&dir);
-    command.arg(format!("{}/mcp", deployment.url)).arg(whoami()).arg("3");
+    let mut command = command(&dir, &deployment);
+    command.arg(format!("{}/mcp", deployment.url)).arg(whoami()).arg("again");
     let result = run(&deployment, &mut command, &[]).await;
     assert!(result.get("names").and_then(Value::as_array).is_some_and(|names| names.len() > 20), "{result}");
     for call in ["text", "again"] {
@@ -105,7 +115,7 @@ async fn works(test: &str, command: impl FnOnce(&Path) -> Command) {
 
 #[tokio::test]
 async fn the_typescript_sdk_logs_in_works_and_refreshes() {
-    let command = |dir: &Path| {
+    let command = |dir: &Path, _: &Deployment| {
         let mut command = node(dir);
         command.arg(script("typescript.mjs"));
         command
@@ -115,7 +125,7 @@ async fn the_typescript_sdk_logs_in_works_and_refreshes() {
 
 #[tokio::test]
 async fn the_typescript_sdk_of_the_first_generation_logs_in_works_and_refreshes() {
-    let command = |dir: &Path| {
+    let command = |dir: &Path, _: &Deployment| {
         let mut command = node(dir);
         command.arg(script("typescript-v1.mjs"));
         command
@@ -125,9 +135,11 @@ async fn the_typescript_sdk_of_the_first_generation_logs_in_works_and_refreshes(
 
 #[tokio::test]
 async fn the_python_sdk_logs_in_works_and_refreshes() {
-    let command = |dir: &Path| {
+    let command = |dir: &Path, deployment: &Deployment| {
         let mut command = Command::new(dir.join("venv/bin/python"));
         command.arg(script("python_sdk.py"));
+        // It refreshes when its own clock says so, and begins anew at a 401.
+        deployment.in_moved_time(command.as_std_mut());
         command
     };
     works("client-python", command).await;
@@ -145,7 +157,7 @@ async fn the_sdks_introduce_themselves_by_a_metadata_document_where_they_have_on
     .await;
     // This machine is nobody's host unless the operator says so.
     let broker = format!("[oauth.documents]\nprivate_hosts = [\"localhost\"]\nca_file = {:?}\n", document.ca.path());
-    let deployment = login_stage("client-document", stand_in(&[]), &broker);
+    let deployment = login_deployment("client-document", stand_in(&[]), &broker);
     let mut typescript = node(&dir);
     typescript.arg(script("typescript.mjs"));
     let mut python = Command::new(dir.join("venv/bin/python"));
@@ -165,7 +177,7 @@ async fn the_sdks_introduce_themselves_by_a_metadata_document_where_they_have_on
 async fn a_client_that_may_only_read_asks_its_user_for_more_when_it_needs_more() {
     let Some(dir) = installed() else { return skip("client-step-up", "no clients: run tests/run") };
     // The stand-in's own tools are in no table, so they count as writing.
-    let deployment = login_stage("client-step-up", stand_in(&[]), "");
+    let deployment = login_deployment("client-step-up", stand_in(&[]), "");
     let mut command = node(&dir);
     command.arg(script("step-up.mjs")).arg(format!("{}/mcp", deployment.url)).args(["get_my_user_info", "echo"]);
     let result = run(&deployment, &mut command, &[Decision::ReadOnly, Decision::Allow]).await;
@@ -197,7 +209,7 @@ async fn rmcp_logs_in_works_and_refreshes() {
         let answer = client.call_tool(CallToolRequestParams::new(whoami())).await.expect("an answer");
         assert!(serde_json::to_string(&answer).expect("json").contains("alice"));
         // The access token ends in the meantime.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        deployment.move_clock(AFTER_THE_TOKEN).expect("moved");
     }
     client.cancel().await.expect("an end");
 }

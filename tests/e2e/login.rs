@@ -1,13 +1,14 @@
 //! People log in, their clients work in real sessions, and end when they are disconnected. The forge is the stub, or a
 //! real one: `FORGEJO_URL`, `FORGEJO_ADMIN=LOGIN:PASSWORD`.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::{config, real_child, skip, stand_in};
-use harness::deployment::Deployment;
+use harness::deployment::{Deployment, Program};
 use harness::mcp_session::Session;
 use harness::user_agent::{Decision, Page, UserAgent};
 
@@ -15,8 +16,14 @@ const REDIRECT: &str = "http://127.0.0.1:9/callback";
 const VERIFIER: &str = "a-verifier-of-forty-three-characters-or-more-0123";
 
 /// A deployment where people can log in; on a real Forgejo where one is given.
-pub(crate) fn login_stage(test: &str, child: harness::deployment::Program, broker: &str) -> Deployment {
+pub(crate) fn login_deployment(test: &str, child: Program, broker: &str) -> Deployment {
+    login_deployment_at(test, child, broker, None)
+}
+
+/// The same, with libfaketime where the broker's time is to be moved.
+pub(crate) fn login_deployment_at(test: &str, child: Program, broker: &str, faketime: Option<PathBuf>) -> Deployment {
     let mut config = config(test, child);
+    config.faketime = faketime;
     config.oauth = true;
     config.forgejo = std::env::var("FORGEJO_URL").ok();
     broker.clone_into(&mut config.broker);
@@ -90,7 +97,7 @@ impl<'a> Client<'a> {
 #[tokio::test]
 async fn a_login_opens_a_session_of_the_users_own_and_a_refresh_keeps_it() {
     let Some(child) = real_child() else { return skip("login", "no forgejo-mcp") };
-    let deployment = login_stage("login-session", child, "");
+    let deployment = login_deployment("login-session", child, "");
     let client = Client::register(&deployment).await;
     for login in ["alice", "bob"] {
         let (access, refresh) = client.connect(&mut user_agent(login), Decision::Allow).await;
@@ -106,7 +113,7 @@ async fn a_login_opens_a_session_of_the_users_own_and_a_refresh_keeps_it() {
 #[tokio::test]
 async fn who_allows_reading_only_is_shown_and_may_call_only_what_reads() {
     let Some(child) = real_child() else { return skip("read-only login", "no forgejo-mcp") };
-    let deployment = login_stage("login-readonly", child, "");
+    let deployment = login_deployment("login-readonly", child, "");
     let client = Client::register(&deployment).await;
     let (all, _) = client.connect(&mut user_agent("alice"), Decision::Allow).await;
     let (some, _) = client.connect(&mut user_agent("alice"), Decision::ReadOnly).await;
@@ -122,7 +129,7 @@ async fn who_allows_reading_only_is_shown_and_may_call_only_what_reads() {
 
 #[tokio::test]
 async fn a_child_whose_annotations_are_useless_is_read_by_the_reviewed_table() {
-    let deployment = login_stage("login-table", stand_in(&[]), "");
+    let deployment = login_deployment("login-table", stand_in(&[]), "");
     let client = Client::register(&deployment).await;
     let (all, _) = client.connect(&mut user_agent("alice"), Decision::Allow).await;
     let (some, _) = client.connect(&mut user_agent("alice"), Decision::ReadOnly).await;
@@ -141,7 +148,7 @@ async fn a_child_whose_annotations_are_useless_is_read_by_the_reviewed_table() {
 
 #[tokio::test]
 async fn disconnecting_on_the_account_page_ends_the_children_within_a_second() {
-    let deployment = login_stage("login-disconnect", stand_in(&["--ignore-term"]), "");
+    let deployment = login_deployment("login-disconnect", stand_in(&["--ignore-term"]), "");
     let client = Client::register(&deployment).await;
     let mut alice = user_agent("alice");
     let (access, _) = client.connect(&mut alice, Decision::Allow).await;
@@ -170,7 +177,7 @@ async fn disconnecting_on_the_account_page_ends_the_children_within_a_second() {
 
 #[tokio::test]
 async fn a_login_outlives_a_restart_of_the_broker() {
-    let mut deployment = login_stage("login-restart", stand_in(&[]), "");
+    let mut deployment = login_deployment("login-restart", stand_in(&[]), "");
     let (id, refresh) = {
         let client = Client::register(&deployment).await;
         let (_, refresh) = client.connect(&mut user_agent("alice"), Decision::Allow).await;
@@ -190,7 +197,7 @@ async fn forgejos_tokens_are_renewed_underneath_until_the_account_is_locked() {
     let Some(child) = real_child() else { return skip("renewal", "no forgejo-mcp") };
     // As long as Forgejo's tokens live, so that one is due as soon as half of its life has passed, and after a start
     // of the broker at once.
-    let mut deployment = login_stage("login-renewal", child, "[forgejo]\nrefresh_lead = \"1h\"\n");
+    let mut deployment = login_deployment("login-renewal", child, "[forgejo]\nrefresh_lead = \"1h\"\n");
     // Locked in the end, and on a real forge the other tests' users are the same.
     deployment.user("erin").expect("a user");
     let renewed =
@@ -224,7 +231,7 @@ async fn forgejos_tokens_are_renewed_underneath_until_the_account_is_locked() {
 
 #[tokio::test]
 async fn only_members_get_in_where_the_operator_says_so() {
-    let deployment = login_stage(
+    let deployment = login_deployment(
         "login-members",
         stand_in(&[]),
         "[access]\nallow = [\"org:Acme\"]\ndeny = [\"team:acme/Interns\"]\n",
@@ -262,7 +269,7 @@ async fn readyz_says_that_forgejo_is_away_and_sessions_go_on() {
 async fn strangers_are_limited_by_the_address_that_a_trusted_proxy_names() {
     for (trusted, lets_in) in [("[\"127.0.0.1\"]", [201, 429, 201]), ("[]", [201, 429, 429])] {
         let broker = format!("[rates]\nregistrations = 1\n[http]\ntrusted_proxies = {trusted}\n");
-        let deployment = login_stage("login-proxy", stand_in(&[]), &broker);
+        let deployment = login_deployment("login-proxy", stand_in(&[]), &broker);
         // The last entry is the proxy's word, and those before it anybody's.
         let from = ["192.0.2.1", "203.0.113.9, 192.0.2.1", "198.51.100.7"];
         for (n, (from, expected)) in from.into_iter().zip(lets_in).enumerate() {
@@ -278,7 +285,7 @@ async fn strangers_are_limited_by_the_address_that_a_trusted_proxy_names() {
 #[tokio::test]
 async fn pages_of_the_operators_origins_may_call_the_endpoint_and_others_may_not() {
     let deployment =
-        login_stage("login-cors", stand_in(&[]), "[http]\nallowed_origins = [\"https://inspector.example\"]\n");
+        login_deployment("login-cors", stand_in(&[]), "[http]\nallowed_origins = [\"https://inspector.example\"]\n");
     let ask = |origin: &'static str| {
         let request = harness::mcp_session::http().request(reqwest::Method::OPTIONS, format!("{}/mcp", deployment.url));
         let request = request.header("origin", origin).header("access-control-request-method", "POST");
@@ -302,7 +309,7 @@ async fn pages_of_the_operators_origins_may_call_the_endpoint_and_others_may_not
 
 #[tokio::test]
 async fn the_operator_is_told_when_forgejo_keeps_to_the_scopes_of_an_earlier_login() {
-    let mut deployment = login_stage("login-scopes", stand_in(&[]), "");
+    let mut deployment = login_deployment("login-scopes", stand_in(&[]), "");
     {
         let client = Client::register(&deployment).await;
         client.connect(&mut user_agent("alice"), Decision::Allow).await;

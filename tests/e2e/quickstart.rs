@@ -37,7 +37,7 @@ async fn it_shows_two_users_with_different_answers_and_ctrl_c_leaves_nothing_beh
     };
     // The programs are built already; the script's second half is what runs here, with the script's own arguments.
     let dir = crate::scratch("quickstart");
-    let mut command = Command::new(crate::binaries().join("examples/quickstart"));
+    let mut command = Command::new(harness::program("quickstart"));
     command.arg("--binaries").arg(crate::binaries()).arg("--dir").arg(&dir).arg("--child").arg(&child.path);
     command.args(["--listen", "127.0.0.1:0", "--users", "carol,dave"]);
     let (config, first) = (crate::scratch("quickstart.toml"), crate::uids());

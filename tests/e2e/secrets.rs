@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::login::{Client, login_stage, user_agent};
+use crate::login::{Client, login_deployment, user_agent};
 use crate::{stand_in_deployment, token};
 use harness::deployment::processes;
 use harness::mcp_session::{Session, http, post};
@@ -10,7 +10,7 @@ use harness::user_agent::Decision;
 
 #[tokio::test]
 async fn no_secret_of_a_login_is_in_any_output() {
-    let deployment = login_stage("secrets-login", crate::stand_in(&[]), "[oauth]\naccess_token_ttl = \"1s\"\n");
+    let deployment = login_deployment("secrets-login", crate::stand_in(&[]), "");
     let client = Client::register(&deployment).await;
     let mut alice = user_agent("alice");
     let (access, refresh) = client.connect(&mut alice, Decision::Allow).await;

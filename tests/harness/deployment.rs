@@ -79,6 +79,8 @@ pub struct DeploymentConfig {
     pub supervisor: String,
     /// TOML laid over the broker's own configuration.
     pub broker: String,
+    /// libfaketime, where the broker's wall clock is to be moved; see [`Deployment::move_clock`].
+    pub faketime: Option<PathBuf>,
     /// Whether to run as on a real host, with uids.
     pub privileged: bool,
     /// The first of the sixteen uids of the children; stages that run at once need their own, because a supervisor
@@ -100,6 +102,7 @@ impl DeploymentConfig {
             listen,
             inherited: None,
             oauth: false,
+            faketime: None,
             supervisor: String::new(),
             broker: String::new(),
             privileged,
@@ -342,6 +345,8 @@ impl Deployment {
             Command::new(program)
         };
         command.args(files);
+        self.in_moved_time(&mut command);
+        self.move_clock(Duration::ZERO)?;
         if self.config.privileged {
             command.uid(BROKER_UID).gid(BROKER_UID);
         }
@@ -377,6 +382,28 @@ impl Deployment {
     }
 
     /// Starts a program and waits until it says that it is ready, or dies.
+    fn clock_file(&self) -> PathBuf {
+        self.config.dir.join("clock")
+    }
+
+    /// Lets a program live in the broker's time, where that can be moved.
+    pub fn in_moved_time(&self, command: &mut Command) {
+        let Some(library) = &self.config.faketime else { return };
+        command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.clock_file());
+        // Timers go on as they are; the file is read at each look at the clock.
+        let switches = ["FAKETIME_DONT_FAKE_MONOTONIC", "FAKETIME_NO_CACHE", "FAKETIME_DISABLE_SHM", "NO_FAKE_STAT"];
+        command.envs(switches.map(|switch| (switch, "1")));
+    }
+
+    /// Sets the broker's wall clock this far ahead of the machine's.
+    pub fn move_clock(&self, ahead: Duration) -> Result<()> {
+        let file = self.clock_file();
+        let new = file.with_extension("new");
+        fs::write(&new, format!("+{}", ahead.as_secs()))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o644))?;
+        Ok(fs::rename(new, file)?)
+    }
+
     fn start(&self, name: &'static str, command: &mut Command) -> Result<Running> {
         let log = self.config.dir.join(format!("{name}.log"));
         let notify = self.sockets.join(format!("{name}.notify"));
@@ -562,6 +589,12 @@ pub fn processes() -> Vec<Process> {
 /// Whether somebody else may reach what is in `dir`: every directory above must let them through.
 pub fn others_may_enter(dir: &Path) -> bool {
     dir.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.mode() & 0o001 != 0))
+}
+
+/// Debian's libfaketime, if it is installed.
+pub fn faketime() -> Option<PathBuf> {
+    let dirs = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    dirs.map(|dir| dir.path().join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
 }
 
 /// Ctrl-C is for us, who then stop everything in order.

@@ -42,9 +42,10 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// An empty directory for one test, below target/, short enough for sockets and open to the uids of children.
+/// A free name for the directory of one test, below target/, short enough for sockets and open to the uids of children.
 pub fn scratch(name: &str) -> PathBuf {
     let dir = workspace().join("target/tmp").join(name);
     let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(dir.parent().expect("below target/")).expect("made");
     dir
 }

@@ -161,7 +161,7 @@ pub async fn hear(socket: &Socket) -> Option<(Reply, Vec<OwnedFd>)> {
 
 impl Client {
     pub async fn connect(supervised: &Supervised) -> Self {
-        let socket = Socket::connect(&supervised.socket()).expect("connect");
+        let socket = Socket::connect(&supervised.socket()).await.expect("connect");
         say(&socket, &Request::Hello { protocol: PROTOCOL }).await;
         match hear(&socket).await {
             Some((Reply::Welcome { isolation, .. }, _)) => Self { socket, isolation, ticket: 0 },

@@ -8,18 +8,15 @@
 //! Revoking drops it at once; a look-up that was under way at that moment does not bring it back.
 
 use std::collections::{HashMap, HashSet};
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::middleware::Next;
 use axum::response::Response;
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tower::{Layer, Service};
 use tracing::{debug, error};
 
 use crate::auth::principal::{GrantId, Principal, PrincipalParts};
@@ -294,61 +291,19 @@ fn is_b64token(text: &str) -> bool {
     !body.is_empty() && body.bytes().all(allowed)
 }
 
-/// Lets only authenticated requests through, with their [`Principal`] in the extensions.
-#[derive(Debug, Clone)]
-pub(crate) struct RequireBearer(Principals);
-
-impl RequireBearer {
-    /// A layer over these principals.
-    pub(crate) fn new(principals: Principals) -> Self {
-        Self(principals)
-    }
-}
-
-impl<S> Layer<S> for RequireBearer {
-    type Service = Guard<S>;
-    fn layer(&self, inner: S) -> Guard<S> {
-        Guard { principals: self.0.clone(), inner }
-    }
-}
-
-/// The service that [`RequireBearer`] makes.
-#[derive(Debug, Clone)]
-pub(crate) struct Guard<S> {
-    principals: Principals,
-    inner: S,
-}
-
-impl<S> Service<Request> for Guard<S>
-where
-    S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response, Infallible>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request) -> Self::Future {
-        // The service that was polled ready is the one to call; a clone takes its place.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
-        let principals = self.principals.clone();
-        Box::pin(async move {
-            match principals.authenticate(request.headers()).await {
-                Ok(principal) => {
-                    // Nothing behind this layer has a use for the token.
-                    request.headers_mut().remove(AUTHORIZATION);
-                    request.extensions_mut().insert(principal);
-                    inner.call(request).await
-                }
-                Err(denied) => {
-                    debug!(reason = ?denied, "request without a good token");
-                    Ok(principals.refuse(denied))
-                }
-            }
-        })
+/// Lets only authenticated requests through, with their [`Principal`] in the extensions; for
+/// [`axum::middleware::from_fn_with_state`].
+pub(crate) async fn require_bearer(State(principals): State<Principals>, mut request: Request, next: Next) -> Response {
+    match principals.authenticate(request.headers()).await {
+        Ok(principal) => {
+            // Nothing behind this layer has a use for the token.
+            request.headers_mut().remove(AUTHORIZATION);
+            request.extensions_mut().insert(principal);
+            next.run(request).await
+        }
+        Err(denied) => {
+            debug!(reason = ?denied, "request without a good token");
+            principals.refuse(denied)
+        }
     }
 }

@@ -1,14 +1,17 @@
 //! What the session registry knows of the world that makes children: this trait and nothing else.
 //!
-//! In production the supervisor's client implements it (`supervisor.rs` beside this file), in tests a fake that
+//! In production the supervisor's client implements it (`supervisor_client.rs` beside this file), in tests a fake that
 //! hands out in-memory pipes and forks nothing. A [`Backend`] is not trusted: what comes out of it is bytes of a
 //! program that a hostile repository may have talked into anything.
 
+use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncRead;
+use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use wire::message::{Exit, Label, Refusal, TenantId};
@@ -34,7 +37,25 @@ pub(crate) struct SpawnRequest {
 /// The far end of a child's standard output or error.
 pub(crate) type ReadEnd = Pin<Box<dyn AsyncRead + Send>>;
 /// The far end of a child's standard input.
-pub(crate) type WriteEnd = Pin<Box<dyn AsyncWrite + Send>>;
+pub(crate) type WriteEnd = Arc<dyn PipeWriter>;
+
+/// A pipe that is written without waiting, and waited for without writing.
+pub(crate) trait PipeWriter: Send + Sync {
+    /// Writes what the pipe takes now; `WouldBlock` where it takes nothing.
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+    /// Resolves when the pipe may take something. Any number may wait; safe to cancel.
+    fn writable(&self) -> BoxFuture<'_, io::Result<()>>;
+}
+
+impl PipeWriter for pipe::Sender {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        pipe::Sender::try_write(self, bytes)
+    }
+
+    fn writable(&self) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(pipe::Sender::writable(self))
+    }
+}
 
 /// A running child. Dropping all of it closes the pipes but does not stop the child; [`Backend::stopper`] does.
 pub(crate) struct Backend {

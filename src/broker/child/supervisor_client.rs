@@ -113,7 +113,7 @@ impl Shared {
     }
 
     async fn greet(&self) -> Result<(Socket, Isolation), String> {
-        let socket = Socket::connect(&self.path).map_err(|e| format!("connecting: {e}"))?;
+        let socket = Socket::connect(&self.path).await.map_err(|e| format!("connecting: {e}"))?;
         let hello = codec::encode(&Request::Hello { protocol: PROTOCOL }).map_err(|e| e.to_string())?;
         // A supervisor that refuses at once says why before it closes, so the answer is read even if this fails.
         let sent = socket.send(&hello, &[]).await;
@@ -290,7 +290,7 @@ impl Arrival {
             (Ok((stdin, stdout, stderr)), Some(ended)) => {
                 let Some(stopper) = self.stopper.take() else { return Err(SpawnError::Unreachable) };
                 Ok(Backend {
-                    stdin: Box::pin(stdin),
+                    stdin: Arc::new(stdin),
                     stdout: Box::pin(stdout),
                     stderr: Box::pin(stderr),
                     ended,

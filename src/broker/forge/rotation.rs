@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::auth::principal::GrantId;
+use crate::backoff::Backoff;
 use crate::forge::access::{Access, AccessError};
 use crate::forge::api::{Forgejo, UpstreamError};
 use crate::forge::application::Application;
@@ -33,9 +34,8 @@ use wire::clock::{Clock, UnixTime};
 use wire::message::TenantId;
 use wire::secret::UpstreamToken;
 
-/// The first pause after a failure; each further one is twice as long, up to [`MAX_DELAY`].
-const FIRST_DELAY: Duration = Duration::from_secs(5);
-const MAX_DELAY: Duration = Duration::from_mins(5);
+/// Between tries after a failure.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(5));
 /// How long a login waits for those before it: a person looks at a browser.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Refreshes of a sweep that run at once: while Forgejo is slow, one user must not wait for all the others.
@@ -245,8 +245,7 @@ impl Rotation {
             }
             Err(RotationError::NotNow) => {
                 pause.failures = pause.failures.saturating_add(1);
-                let doublings = pause.failures.saturating_sub(1).min(16);
-                pause.until = Some(now.plus(FIRST_DELAY.saturating_mul(1 << doublings).min(MAX_DELAY)));
+                pause.until = Some(now.plus(BACKOFF.after(pause.failures)));
                 not_now()
             }
             Err(e) => Err(e),
@@ -357,14 +356,12 @@ impl Rotation {
 
 /// Tries a write until it succeeds, for a while: what Forgejo has just given out is nowhere else.
 async fn persist<T, F: Future<Output = Result<T, StoreError>>>(mut write: impl FnMut() -> F) -> Result<T, StoreError> {
-    let mut pause = FIRST_DELAY;
-    for _ in 0..MAX_WRITES {
+    for failures in 1..=MAX_WRITES {
         match write().await {
             Ok(done) => return Ok(done),
             Err(e) => error!(error = %e, "a token that Forgejo has given out cannot be stored; trying again"),
         }
-        sleep(pause).await;
-        pause = pause.saturating_mul(2);
+        sleep(BACKOFF.after(failures)).await;
     }
     write().await
 }

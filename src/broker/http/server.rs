@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{HeaderName, Method};
+use axum::middleware::from_fn_with_state;
 use clap::Parser;
 use listenfd::ListenFd;
 use rand::rngs::SysRng;
@@ -20,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::admin::{Admin, AdminError};
-use crate::auth::bearer::{Challenge, Principals, RequireBearer};
+use crate::auth::bearer::{Challenge, Principals, require_bearer};
 use crate::auth::principal::Scopes;
 use crate::auth::rates::RateLimits;
 use crate::auth::revocation::Revocation;
@@ -181,7 +182,7 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
         clock: clock.clone(),
     })?;
     let router = Router::new()
-        .route("/mcp", endpoint.routes().layer(RequireBearer::new(principals.clone())))
+        .route("/mcp", endpoint.routes().layer(from_fn_with_state(principals.clone(), require_bearer)))
         .layer(cors(&config.origins))
         .merge(oauth.routes())
         .merge(health::routes(store.clone(), supervisor.clone(), forgejo.clone()));

@@ -9,6 +9,7 @@ use axum::http::header::COOKIE;
 use axum::http::{HeaderMap, HeaderValue};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use cookie::{Cookie, SameSite};
 use hmac::{Hmac, KeyInit, Mac};
 use rand::rngs::SysRng;
 use sha2::Sha256;
@@ -49,11 +50,14 @@ impl Cookies {
     }
 
     fn make(self, name: &str, value: &str, keep: Duration) -> Option<HeaderValue> {
-        let secure = if self.secure { "; Secure" } else { "" };
-        let seconds = keep.as_secs();
-        // Lax, because the way back from Forgejo is a navigation from another site.
-        let text = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}");
-        let mut value = HeaderValue::try_from(text).ok()?;
+        let cookie = Cookie::build((name, value))
+            .path("/")
+            .max_age(keep.try_into().ok()?)
+            .http_only(true)
+            // Lax, because the way back from Forgejo is a navigation from another site.
+            .same_site(SameSite::Lax)
+            .secure(self.secure);
+        let mut value = HeaderValue::try_from(cookie.to_string()).ok()?;
         value.set_sensitive(true);
         Some(value)
     }
@@ -101,8 +105,8 @@ impl Cookies {
 /// The values of a cookie; there may be several lines and several of one name.
 fn values<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.filter(move |(key, _)| *key == name).map(|(_, value)| value)
+    let cookies = lines.flat_map(Cookie::split_parse).filter_map(Result::ok);
+    cookies.filter(move |cookie| cookie.name() == name).filter_map(|cookie| cookie.value_raw())
 }
 
 impl Browser {

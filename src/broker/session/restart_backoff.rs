@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
+
 /// Failures in a row after which the session ends.
 const MAX_FAILURES: u32 = 5;
 /// A child that ran for so long starts a new row.
 const RESET_AFTER: Duration = Duration::from_mins(10);
-/// The first pause; each further one is twice as long.
-const FIRST_DELAY: Duration = Duration::from_millis(250);
+/// Between starts.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(8));
 
 /// One session's failures in a row, and when the next start is due.
 #[derive(Debug, Default)]
@@ -21,13 +23,12 @@ pub(crate) struct RestartBackoff {
 }
 
 impl RestartBackoff {
-    /// Notes a fall; `false` when it was one too many.
+    /// Notes a failure; `false` when it was one too many.
     pub(crate) fn failed(&mut self, now: Instant) -> bool {
         let forgiven = self.last.is_none_or(|last| now.saturating_duration_since(last) >= RESET_AFTER);
         self.failures = if forgiven { 1 } else { self.failures.saturating_add(1) };
         self.last = Some(now);
-        let doublings = self.failures.saturating_sub(1).min(MAX_FAILURES);
-        self.not_before = now.checked_add(FIRST_DELAY.saturating_mul(1 << doublings));
+        self.not_before = now.checked_add(BACKOFF.after(self.failures));
         self.failures <= MAX_FAILURES
     }
 

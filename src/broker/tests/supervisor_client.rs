@@ -5,7 +5,7 @@ use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner};
 use crate::child::supervisor_client::SupervisorSpawner;
 use harness::supervised::{Supervised, TOKEN};
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use wire::message::{Exit, Label, Refusal, TenantId};
 use wire::secret::UpstreamToken;
 
@@ -20,7 +20,9 @@ fn order(tenant: u64) -> SpawnRequest {
 }
 
 async fn echo(backend: &mut Backend, line: &str) {
-    backend.stdin.write_all(format!("{line}\n").as_bytes()).await.expect("written");
+    let text = format!("{line}\n");
+    backend.stdin.writable().await.expect("writable");
+    assert_eq!(backend.stdin.try_write(text.as_bytes()).expect("written"), text.len());
     let mut lines = BufReader::new(&mut backend.stdout).lines();
     loop {
         match lines.next_line().await.expect("read") {
@@ -40,7 +42,6 @@ async fn many_at_once_start_answer_and_end_with_their_status() {
             tokio::spawn(async move {
                 let mut backend = spawner.spawn(order(n)).await.expect("a backend");
                 echo(&mut backend, &format!("hello {n}")).await;
-                backend.stdin.shutdown().await.expect("shutdown");
                 let Backend { stdin, ended, stopper, .. } = backend;
                 drop(stdin);
                 stopper.stop();

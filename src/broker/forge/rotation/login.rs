@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::auth::token::NoRandomness;
+use crate::backoff::Backoff;
 use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{ForgejoUser, UpstreamError};
 use crate::forge::rotation::{Change, Rotation, persist};
@@ -27,8 +28,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long Forgejo is asked whose pair it has just given out. Other logins and refreshes that were refused wait for
 /// it, and are told to come back, not that all is lost.
 const RETRY_FOR: Duration = Duration::from_mins(2);
-/// The first pause between two such questions; each further one is twice as long.
-const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Between questions whose pair it is.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
 
 /// Somebody who has logged in.
 #[derive(Debug, Clone)]
@@ -152,7 +153,7 @@ impl Rotation {
     /// Whose pair this is, asked until Forgejo answers: given up here, it would be lost with every connection of a user
     /// whose older pair it has made worthless.
     async fn whose(&self, access: &UpstreamToken) -> Result<ForgejoUser, LogInError> {
-        let mut pause = FIRST_DELAY;
+        let mut failures = 0_u32;
         loop {
             match self.0.forgejo.whoami(access).await {
                 Ok(user) => return Ok(user),
@@ -161,8 +162,8 @@ impl Rotation {
                 }
                 Err(e) if e.is_an_outage() => {
                     warn!(error = %e, "Forgejo does not say who has logged in; asking again");
-                    sleep(pause).await;
-                    pause = pause.saturating_mul(2);
+                    failures = failures.saturating_add(1);
+                    sleep(BACKOFF.after(failures)).await;
                 }
                 Err(_) => return Err(LogInError::NotNow),
             }

@@ -209,6 +209,10 @@ impl Registry {
 
     /// Watches a child until it is gone; its permit is given back then, and not before.
     pub(crate) fn watch(&self, session: &Arc<Session>, bridge: Arc<Bridge>, permit: Permit) {
+        if self.0.closing.is_cancelled() {
+            // It was being started when the shutdown looked for children to stop.
+            bridge.stop();
+        }
         let (registry, session) = (self.clone(), Arc::clone(session));
         self.0.tasks.spawn(async move {
             let outcome = bridge.ended().await;

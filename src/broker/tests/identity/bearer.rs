@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::auth::bearer::{Denied, Principals, RequireBearer};
+use crate::auth::bearer::{Denied, Principals, require_bearer};
 use crate::auth::principal::Principal;
 use crate::auth::token::AccessToken;
 use axum::body::{Body, to_bytes};
 use axum::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, Request, Response, StatusCode};
+use axum::middleware::from_fn_with_state;
 use rand::rngs::SysRng;
 use tower::{Layer, ServiceExt, service_fn};
 use wire::clock::UnixTime;
@@ -37,7 +38,8 @@ async fn send(principals: &Principals, headers: HeaderMap) -> (Response<Body>, u
     });
     let mut request = Request::new(Body::empty());
     *request.headers_mut() = headers;
-    let response = RequireBearer::new(principals.clone()).layer(inner).oneshot(request).await.expect("infallible");
+    let response =
+        from_fn_with_state(principals.clone(), require_bearer).layer(inner).oneshot(request).await.expect("infallible");
     (response, calls.load(Ordering::SeqCst))
 }
 

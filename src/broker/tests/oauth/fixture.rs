@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::bearer::{Challenge, Principals, RequireBearer};
+use crate::auth::bearer::{Challenge, Principals, require_bearer};
 use crate::auth::principal::Principal;
 use crate::auth::rates::{Peer, RateLimits, Rates};
 use crate::auth::revocation::Revocation;
@@ -22,7 +22,7 @@ use crate::session::quota::Caps;
 use crate::session::registry::Registry;
 use crate::store::Store;
 use axum::extract::Request;
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::routing::get;
 use axum::{Extension, Router};
 use base64::Engine;
@@ -166,7 +166,9 @@ impl Fixture {
         let who = get(|Extension(caller): Extension<Principal>| async move {
             format!("{} {}", caller.login, caller.scopes.as_str())
         });
-        let router = oauth.routes().merge(Router::new().route("/mcp", who.layer(RequireBearer::new(principals))));
+        let router = oauth
+            .routes()
+            .merge(Router::new().route("/mcp", who.layer(from_fn_with_state(principals, require_bearer))));
         let router = router.layer(from_fn(async |mut request: Request, next: Next| {
             request.extensions_mut().insert(Peer(([127, 0, 0, 1], 4711).into()));
             next.run(request).await

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner, Stopper};
+use crate::tests::memory_pipe::{self, MemoryPipe};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ pub(crate) struct FakeSpawner {
 /// The child's side of the pipes.
 #[derive(Debug)]
 pub(crate) struct FakeChild {
-    stdin: Lines<BufReader<DuplexStream>>,
+    stdin: Lines<BufReader<memory_pipe::Reader>>,
     stdout: Option<DuplexStream>,
     pub(crate) stderr: Option<DuplexStream>,
     ended: Option<oneshot::Sender<Ended>>,
@@ -68,7 +69,7 @@ impl Spawner for FakeSpawner {
                 std::future::pending::<()>().await;
             }
             self.spawned.fetch_add(1, Ordering::SeqCst);
-            let (stdin, child_stdin) = tokio::io::duplex(64 * 1024);
+            let (stdin, child_stdin) = MemoryPipe::ends(64 * 1024);
             let (child_stdout, stdout) = tokio::io::duplex(64 * 1024);
             let (child_stderr, stderr) = tokio::io::duplex(64 * 1024);
             let (tell, ended) = oneshot::channel();
@@ -82,7 +83,7 @@ impl Spawner for FakeSpawner {
             };
             let _ = self.hand_over.send(child);
             Ok(Backend {
-                stdin: Box::pin(stdin),
+                stdin,
                 stdout: Box::pin(stdout),
                 stderr: Box::pin(stderr),
                 ended,

@@ -118,6 +118,7 @@ impl Fixture {
     }
 
     /// Sends a request in the background, so that the test can play the child meanwhile.
+    #[expect(clippy::needless_pass_by_value, reason = "as `json!` makes it")]
     pub(crate) fn posting(
         &self,
         caller: &Principal,
