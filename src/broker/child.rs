@@ -1,11 +1,12 @@
 //! One running child process and the traffic with it. Knows neither who the user is nor what a tool does.
 //!
 //! No byte of a child is trusted: what comes out is redacted, capped and parsed before anybody else sees it.
-//! [`bridge`] is the running child; below it are its [`stdin`], its output ([`lines`], [`stderr`]), the requests in
+//! [`bridge`] is the running child; below it are its [`stdin`], its output ([`stdout`], [`lines`], [`stderr`]), the requests in
 //! flight ([`calls`]) and the session's [`get_stream`]. [`handshake`] opens MCP with it, [`redact`] takes the token out
 //! of what it says. [`spawner`] is all that is known of the world that makes children, [`supervisor_client`] the one
 //! implementation of it.
 
+pub(crate) mod activity;
 pub(crate) mod bridge;
 pub(crate) mod calls;
 pub(crate) mod get_stream;
@@ -15,4 +16,5 @@ pub(crate) mod redact;
 pub(crate) mod spawner;
 pub(crate) mod stderr;
 pub(crate) mod stdin;
+pub(crate) mod stdout;
 pub(crate) mod supervisor_client;

@@ -100,7 +100,7 @@ impl Config {
                 (_, Some(410)) => Ok(UnknownSession::Gone),
                 _ => Err("must be \"auto\", 404 or 410".to_owned()),
             });
-        let drain = sessions.duration("drain", Duration::from_secs(30), seconds(0, 3600));
+        let drain = sessions.duration("drain", Duration::from_secs(5), seconds(0, 60));
         let session_config = SessionConfig::read(&mut sessions, request_timeout);
         sessions.close();
         root.finish()?;

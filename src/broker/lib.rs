@@ -7,12 +7,13 @@
 //! The rooms, from the outside in: [`http`] (connections, health, the program put together) → [`auth`] (who asks) →
 //! [`mcp`] (what is asked, and whether it may be) → [`session`] (whose session, which child) → [`child`] (to the
 //! process and back). Beside them: [`oauth`] (logging in), [`forge`] (Forgejo's API and the users' credentials there),
-//! [`store`] (the database), [`admin`] (the operator's socket). Leaves: [`jsonrpc`], [`backoff`],
+//! [`store`] (the database), [`admin`] (the operator's socket). Leaves: [`jsonrpc`], [`budget`], [`backoff`],
 //! [`hex`].
 
 pub mod admin;
 pub(crate) mod auth;
 pub(crate) mod backoff;
+pub(crate) mod budget;
 pub(crate) mod child;
 pub(crate) mod config;
 pub(crate) mod forge;

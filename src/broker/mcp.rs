@@ -1,11 +1,12 @@
 //! MCP over HTTP towards clients: one endpoint, `/mcp` (revisions 2025-03-26 to 2025-11-25, streamable HTTP).
 //!
 //! Behind the bearer layer: the [`Principal`](crate::auth::principal::Principal) in the request's extensions is
-//! trusted, every header and every byte of the body is not. [`endpoint`] has the rules, [`answer`] turns what a
+//! trusted, every header and every byte of the body is not. [`endpoint`] has the rules, [`body`] reads within them, [`answer`] turns what a
 //! child says into JSON or an event stream, [`headers`] reads what the client said about itself, [`scope`] keeps a grant
 //! to what it allows, [`refusal`] says no.
 
 pub(crate) mod answer;
+pub(crate) mod body;
 pub(crate) mod endpoint;
 pub(crate) mod headers;
 pub(crate) mod refusal;

@@ -8,21 +8,21 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span, debug, info, warn};
+use tracing::{Instrument, Span};
 
-use crate::child::calls::{Calls, Event, InFlight, Route};
+use crate::budget::Budget;
+use crate::child::activity::Activity;
+use crate::child::calls::{Calls, Event, InFlight};
 use crate::child::get_stream::GetStream;
 use crate::child::get_stream::MAX_STREAM_BACKLOG;
-use crate::child::lines::{LineError, Lines, Overlong};
 use crate::child::redact::Redactor;
-use crate::child::spawner::{Backend, Ended, ReadEnd, Stopper};
-use crate::child::stderr;
-use crate::child::stdin::StdinWriter;
+use crate::child::spawner::{Backend, Stopper};
+use crate::child::stdin::{Slot, StdinWriter};
+use crate::child::{stderr, stdout};
 use crate::jsonrpc::{Message, RawId, Spliced};
 use wire::clock::UnixTime;
 use wire::message::Exit;
@@ -30,9 +30,6 @@ use wire::secret::UpstreamToken;
 
 /// Requests of one session that a child may hold unanswered. `forgejo-mcp` works on five at once and queues the rest.
 pub(crate) const MAX_IN_FLIGHT: usize = 64;
-
-/// How long after the end of its output a child's exit status is waited for, and the other way round.
-const EXIT_GRACE: Duration = Duration::from_millis(500);
 
 /// What the bridge needs to know besides the backend.
 #[derive(Debug, Clone)]
@@ -43,6 +40,12 @@ pub(crate) struct BridgeConfig {
     pub(crate) first_number: u64,
     /// When the token that it was given ends, where it does.
     pub(crate) token_ends: Option<UnixTime>,
+    /// How long a client may take to answer a request of the child.
+    pub(crate) ask_timeout: Duration,
+    /// Of the child's user: what it writes is held against it.
+    pub(crate) budget: Budget,
+    /// Shared by all children.
+    pub(crate) activity: Arc<Activity>,
     /// The log's context.
     pub(crate) span: Span,
 }
@@ -77,17 +80,22 @@ impl Outcome {
     }
 }
 
-/// The bridge is closed; its outcome says why.
+/// Why a message did not go to the child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the child is gone")]
-pub(crate) struct Closed;
+pub(crate) enum SendError {
+    /// The child is being stopped or gone; its outcome says why.
+    #[error("the child is gone")]
+    Closed,
+    /// It had too much to do to take the message before the deadline.
+    #[error("the forgejo-mcp process has too much to do to take the request in time")]
+    Deadline,
+}
 
-/// A request on its way: what the client gets, and the number to give it up by.
+/// A request on its way: what the client gets.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    /// The broker's number of the request.
-    pub(crate) number: u64,
-    /// Ends after [`Event::Answer`] or [`Event::Cancelled`]; without either when the stream was dropped.
+    /// Ends after [`Event::Answer`], [`Event::Cancelled`] or [`Event::TimedOut`]; without them when the client read too
+    /// slowly.
     pub(crate) events: mpsc::Receiver<Event>,
 }
 
@@ -105,15 +113,17 @@ pub(crate) struct Bridge {
 }
 
 pub(crate) struct Shared {
-    calls: Mutex<Calls>,
-    get_stream: Arc<GetStream>,
+    pub(crate) calls: Mutex<Calls>,
+    pub(crate) get_stream: Arc<GetStream>,
     pub(crate) redactor: Redactor,
-    stopper: Box<dyn Stopper>,
-    stop: CancellationToken,
-    stdin: StdinWriter,
+    pub(crate) stopper: Box<dyn Stopper>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) stdin: StdinWriter,
     pub(crate) tail: stderr::Tail,
     /// Rung when nothing is in flight any more.
-    quiet: Notify,
+    pub(crate) quiet: Notify,
+    pub(crate) budget: Budget,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -133,7 +143,12 @@ impl Bridge {
         let Backend { stdin, stdout, stderr, ended, stopper, pid, .. } = backend;
         let (tell, outcome) = watch::channel(None);
         let shared = Arc::new(Shared {
-            calls: Mutex::new(Calls::new(config.first_number, Instant::now())),
+            calls: Mutex::new(Calls::new(
+                config.first_number,
+                config.ask_timeout,
+                Arc::clone(&config.activity),
+                Instant::now(),
+            )),
             get_stream,
             redactor: Redactor::new(token),
             stopper,
@@ -141,12 +156,14 @@ impl Bridge {
             stdin: StdinWriter::new(stdin),
             tail: stderr::Tail::default(),
             quiet: Notify::new(),
+            budget: config.budget.clone(),
+            activity: Arc::clone(&config.activity),
         });
         let span = config.span.clone();
         let feeding = Arc::clone(&shared);
         tokio::spawn(async move { feeding.stdin.feed(&feeding.stop).await }.instrument(span.clone()));
         let errors = tokio::spawn(stderr::drain(stderr, Arc::clone(&shared)).instrument(span.clone()));
-        let reader = Reader { shared: Arc::clone(&shared) };
+        let reader = stdout::Reader::new(Arc::clone(&shared));
         tokio::spawn(reader.keep(stdout, ended, errors, config.max_line, tell).instrument(span));
         let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let program = OnceLock::new();
@@ -173,67 +190,80 @@ impl Bridge {
         self.program.get().map_or("", |program| program)
     }
 
-    /// Sends a request; waits for a permit among those in flight and for the child to read.
-    pub(crate) async fn request(&self, request: &Message, id: RawId, takes_notes: bool) -> Result<Pending, Closed> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Closed)?;
-        // Room on the pipe first: once the request is in the table it is on the pipe too, whatever becomes of the
+    /// Sends a request; waits for a permit among those in flight and for the child to read, until `deadline`. At the
+    /// deadline a request that was sent ends as well.
+    pub(crate) async fn request(
+        &self,
+        request: &Message,
+        id: RawId,
+        takes_notes: bool,
+        deadline: Instant,
+    ) -> Result<Pending, SendError> {
+        let now = (Arc::clone(&self.permits).try_acquire_owned(), self.shared.stdin.try_slot());
+        // A slot on the pipe first: once the request is in the table it is on the pipe too, whatever becomes of the
         // caller in between.
-        let slot = self.shared.stdin.slot().await.ok_or(Closed)?;
+        let (permit, slot) = match now {
+            (Ok(permit), Some(slot)) => (permit, slot),
+            _ => timeout_at(deadline, self.room()).await.map_err(|_| SendError::Deadline)?.ok_or(SendError::Closed)?,
+        };
         let (to, events) = mpsc::channel(MAX_STREAM_BACKLOG);
-        let (number, line) = {
+        let entry = InFlight { to, takes_notes, permit, deadline };
+        let (_, line) = {
             let mut calls = self.shared.calls.lock();
-            if self.outcome.borrow().is_some() {
-                return Err(Closed);
-            }
-            calls.enter(request, id, InFlight { to, takes_notes, permit }, Instant::now())
+            calls.enter(request, id, entry, Instant::now()).map_err(|_| SendError::Closed)?
         };
         self.shared.stdin.send(line, slot);
-        Ok(Pending { number, events })
+        Ok(Pending { events })
+    }
+
+    /// Waits until there is room for one more request; `None` when the child takes none any more.
+    async fn room(&self) -> Option<(OwnedSemaphorePermit, Slot)> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+        Some((permit, self.shared.stdin.slot().await?))
     }
 
     /// Sends a client's notification. A cancellation is renumbered; one that names nothing in flight goes nowhere.
-    pub(crate) async fn notify(&self, notification: &Message) -> Result<(), Closed> {
+    pub(crate) async fn notify(&self, notification: &Message, deadline: Instant) -> Result<(), SendError> {
         let line = if notification.method() == Some("notifications/cancelled") {
-            match self.shared.calls.lock().cancel(notification) {
+            let line = self.shared.calls.lock().cancel(notification, Instant::now());
+            self.shared.notify_if_quiet();
+            match line {
                 Some(line) => line,
                 None => return Ok(()),
             }
         } else {
             Spliced::whole(notification.text().clone())
         };
-        self.write(line).await
+        self.write(line, deadline).await
     }
 
-    async fn write(&self, line: Spliced) -> Result<(), Closed> {
-        let slot = self.shared.stdin.slot().await.ok_or(Closed)?;
+    async fn write(&self, line: Spliced, deadline: Instant) -> Result<(), SendError> {
+        let slot = if let Some(slot) = self.shared.stdin.try_slot() {
+            slot
+        } else {
+            let waiting = timeout_at(deadline, self.shared.stdin.slot()).await;
+            waiting.map_err(|_| SendError::Deadline)?.ok_or(SendError::Closed)?
+        };
         self.shared.stdin.send(line, slot);
         Ok(())
     }
 
     /// Sends a client's answer to a request of the child; `false` where the child asked nothing of the kind.
-    pub(crate) async fn answer(&self, response: &Message) -> Result<bool, Closed> {
+    pub(crate) async fn answer(&self, response: &Message, deadline: Instant) -> Result<bool, SendError> {
         let line = self.shared.calls.lock().answer(response);
         match line {
-            Some(line) => self.write(line).await.map(|()| true),
+            Some(line) => self.write(line, deadline).await.map(|()| true),
             None => Ok(false),
         }
     }
 
-    /// Gives up on a request and tells the child so.
-    pub(crate) fn abandon(&self, number: u64, why: &'static str) {
-        let line = self.shared.calls.lock().abandon(number, why);
-        self.shared.notify_if_quiet();
-        if let Some(line) = line {
-            // A child that does not read is not told; the answer it may still give is dropped.
-            self.shared.stdin.try_send(line);
-        }
-    }
-
-    /// Gives up on all requests older than `deadline`.
-    pub(crate) fn expire(&self, deadline: Duration) {
-        let lines = self.shared.calls.lock().expire(deadline, Instant::now());
+    /// What the time brings: deadlines, and silence that clients are told of. Called once a second while anything is in
+    /// flight anywhere.
+    pub(crate) fn tick(&self) {
+        let lines = self.shared.calls.lock().tick(Instant::now());
         self.shared.notify_if_quiet();
         for line in lines {
+            // A child that does not read is not told; the answer it may still give is dropped.
             self.shared.stdin.try_send(line);
         }
     }
@@ -245,20 +275,41 @@ impl Bridge {
 
     /// Resolves when nothing is in flight.
     pub(crate) async fn quiet(&self) {
+        self.until(|calls| calls.in_flight() == 0).await;
+    }
+
+    /// Resolves when no client waits any more for what was in flight when this was called; what came later does not
+    /// count.
+    pub(crate) async fn settled(&self) {
+        let newest = self.shared.calls.lock().newest_number();
+        self.until(|calls| !calls.is_awaited(newest)).await;
+    }
+
+    async fn until(&self, done: impl Fn(&Calls) -> bool) {
         loop {
             // Made before the look, so that an answer in between is not missed.
-            let notified = self.shared.quiet.notified();
-            if self.in_flight() == 0 {
+            let answered = self.shared.quiet.notified();
+            if done(&self.shared.calls.lock()) {
                 return;
             }
-            notified.await;
+            answered.await;
         }
     }
 
     /// Since when nothing has been in flight; `None` while something is.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
-        let calls = self.shared.calls.lock();
-        (calls.in_flight() == 0).then(|| calls.touched())
+        self.shared.calls.lock().idle_since()
+    }
+
+    /// Takes no request any more, if none has been in flight since `since`; whether it takes none. Then it can be stopped
+    /// without harm to anybody.
+    pub(crate) fn close_if_idle(&self, since: Instant) -> bool {
+        self.shared.calls.lock().close_if_idle(since)
+    }
+
+    /// Takes no request any more; what is in flight goes on.
+    pub(crate) fn close(&self) {
+        self.shared.calls.lock().close();
     }
 
     /// Closes the child's standard input and begins its stop ladder.
@@ -288,103 +339,19 @@ impl Drop for Bridge {
 }
 
 impl Shared {
-    fn notify_if_quiet(&self) {
+    /// Wakes those who wait for answers or for an idle child.
+    pub(crate) fn notify_if_quiet(&self) {
+        self.quiet.notify_waiters();
         if self.calls.lock().in_flight() == 0 {
-            self.quiet.notify_waiters();
+            self.activity.became_idle();
         }
     }
 
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         if !self.stop.is_cancelled() {
+            self.calls.lock().close();
             self.stop.cancel();
             self.stopper.stop();
-        }
-    }
-}
-
-struct Reader {
-    shared: Arc<Shared>,
-}
-
-impl Reader {
-    /// Reads the child until it is gone, then answers what is pending and tells the outcome, in this order.
-    async fn keep(
-        self,
-        stdout: ReadEnd,
-        mut ended: tokio::sync::oneshot::Receiver<Ended>,
-        errors: tokio::task::JoinHandle<()>,
-        max_line: usize,
-        tell: watch::Sender<Option<Outcome>>,
-    ) {
-        let mut lines = Lines::new(stdout, max_line, Overlong::Fail);
-        let mut exit = None;
-        let misbehaved = loop {
-            let line = tokio::select! {
-                biased;
-                line = lines.next() => line,
-                end = &mut ended => {
-                    exit = Some(end.unwrap_or(Ended::SupervisorLost));
-                    // What it wrote before it ended is in the pipe; a descendant may hold the pipe open for ever.
-                    let rest = async { while let Ok(Some(line)) = lines.next().await { self.route(line); } };
-                    let _ = timeout(EXIT_GRACE, rest).await;
-                    break None;
-                }
-            };
-            match line {
-                Ok(Some(line)) => self.route(line),
-                Ok(None) => break Some("it closed its output"),
-                Err(LineError::TooLong(cap)) => {
-                    warn!(cap, reason = "line-too-long", "the child wrote a line beyond the cap and is stopped");
-                    break Some("it wrote a message beyond the size limit");
-                }
-                Err(error) => {
-                    warn!(error = %error, "the child's output cannot be read; it is stopped");
-                    break Some("its output could not be read");
-                }
-            }
-        };
-        let asked = self.shared.stop.is_cancelled();
-        if exit.is_none() {
-            exit = timeout(EXIT_GRACE, &mut ended).await.ok().map(|end| end.unwrap_or(Ended::SupervisorLost));
-        }
-        // Its standard error explains the end; it is read out first, but not waited for without bound.
-        let _ = timeout(EXIT_GRACE, errors).await;
-        let outcome = match (asked, exit, misbehaved) {
-            (true, _, _) => Outcome::Stopped,
-            (false, Some(Ended::SupervisorLost), _) => Outcome::SupervisorLost,
-            (false, Some(Ended::Exit(exit)), None | Some("it closed its output")) => Outcome::Exited(exit),
-            (false, _, Some(what)) => Outcome::Misbehaved(what),
-            (false, None, None) => Outcome::Misbehaved("it closed its output"),
-        };
-        self.shared.stop();
-        let failed = {
-            // Under the lock, so that no request enters the table after it was emptied.
-            let mut calls = self.shared.calls.lock();
-            tell.send_replace(Some(outcome));
-            calls.fail_all(&outcome.explain())
-        };
-        self.shared.notify_if_quiet();
-        info!(outcome = ?outcome, failed_requests = failed, "child ended");
-    }
-
-    fn route(&self, line: Bytes) {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return;
-        }
-        let line = self.shared.redactor.clean(line);
-        let (route, quiet) = {
-            let mut calls = self.shared.calls.lock();
-            (calls.route(line, Instant::now()), calls.in_flight() == 0)
-        };
-        if quiet {
-            self.shared.quiet.notify_waiters();
-        }
-        match route {
-            Route::Delivered => {}
-            Route::GetStream(message) => self.shared.get_stream.send(message),
-            // Not awaited: a child that floods pings without reading must not stop its own reader.
-            Route::Child(message) => self.shared.stdin.try_send(message),
-            Route::Dropped(reason) => debug!(reason, "a message of the child was dropped"),
         }
     }
 }

@@ -7,12 +7,14 @@
 //! No I/O and no await: the table takes a message, changes itself and says where the message goes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
+use crate::child::activity::{Active, Activity};
 use crate::jsonrpc;
 use crate::jsonrpc::{Kind, Message, RawId, Spliced, code};
 
@@ -25,7 +27,22 @@ pub(crate) enum Event {
     Answer(Spliced),
     /// The client cancelled the request; nothing more comes.
     Cancelled,
+    /// Nothing was to be said for a while.
+    Silence,
+    /// The request's deadline has passed; nothing more comes.
+    TimedOut,
 }
+
+/// How long nothing is said to a client that waits before it hears of it the first time.
+const FIRST_SILENCE: Duration = Duration::from_secs(10);
+/// And each further time, so that proxies keep a stream open and a dead peer is noticed.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Requests of a child that its client may leave unanswered; real children ask one thing at a time.
+const MAX_ASKS: usize = 64;
+
+/// The table is closed: the child is being stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TableClosed;
 
 /// A request that the child has not answered.
 #[derive(Debug)]
@@ -35,15 +52,18 @@ struct Call {
     for_tool: bool,
     takes_notes: bool,
     to: mpsc::Sender<Event>,
-    since: Instant,
-    _place: OwnedSemaphorePermit,
+    deadline: Instant,
+    /// When the client hears of silence, if nothing else is said before.
+    silent_at: Instant,
+    _permit: OwnedSemaphorePermit,
+    _active: Active,
 }
 
 /// A request of the child that the client has not answered.
 #[derive(Debug)]
 struct Ask {
     id: RawId,
-    since: Instant,
+    deadline: Instant,
 }
 
 /// How a request is to be entered.
@@ -55,6 +75,8 @@ pub(crate) struct InFlight {
     pub(crate) takes_notes: bool,
     /// Its permit among the requests in flight.
     pub(crate) permit: OwnedSemaphorePermit,
+    /// When it is given up.
+    pub(crate) deadline: Instant,
 }
 
 /// Where a message of the child goes.
@@ -78,13 +100,18 @@ pub(crate) struct Calls {
     asks: HashMap<u64, Ask>,
     touched: Instant,
     tools_changed: u64,
+    closed: bool,
+    /// How long a client may take to answer the child.
+    ask_timeout: Duration,
+    activity: Arc<Activity>,
 }
 
 impl Calls {
     /// An empty table whose numbers start at `first`. Tables of one session must not reuse each other's numbers, or
     /// a late answer to an earlier child's request would reach the next child.
-    pub(crate) fn new(first: u64, now: Instant) -> Self {
-        Self { next: first, open: HashMap::new(), asks: HashMap::new(), touched: now, tools_changed: 0 }
+    pub(crate) fn new(first: u64, ask_timeout: Duration, activity: Arc<Activity>, now: Instant) -> Self {
+        let (open, asks) = (HashMap::new(), HashMap::new());
+        Self { next: first, open, asks, touched: now, tools_changed: 0, closed: false, ask_timeout, activity }
     }
 
     fn number(&mut self) -> u64 {
@@ -92,14 +119,36 @@ impl Calls {
         self.next
     }
 
-    /// Requests without an answer, those that their client has given up included.
+    /// Requests without an answer, those whose client has hung up included.
     pub(crate) fn in_flight(&self) -> usize {
         self.open.len()
     }
 
-    /// When the last request came in or was answered.
-    pub(crate) fn touched(&self) -> Instant {
-        self.touched
+    /// Since when nothing has been in flight; `None` while something is.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        self.open.is_empty().then_some(self.touched)
+    }
+
+    /// Takes no request any more if nothing has been in flight since `idle_since` or earlier; whether it is closed now.
+    /// The look and the end are one step: a request is either in the table before, or is told that it is closed.
+    pub(crate) fn close_if_idle(&mut self, idle_since: Instant) -> bool {
+        self.closed |= self.open.is_empty() && self.touched <= idle_since;
+        self.closed
+    }
+
+    /// Takes no request any more; what is in flight goes on.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Whether a client still waits for a request with this number or a lower one.
+    pub(crate) fn is_awaited(&self, number: u64) -> bool {
+        self.open.iter().any(|(&open, call)| open <= number && !call.to.is_closed())
+    }
+
+    /// The highest number given so far.
+    pub(crate) fn newest_number(&self) -> u64 {
+        self.next
     }
 
     /// How often the child has said that its tools have changed.
@@ -108,7 +157,16 @@ impl Calls {
     }
 
     /// Enters a client's request and gives it the form in which the child sees it; with its number.
-    pub(crate) fn enter(&mut self, request: &Message, id: RawId, entry: InFlight, now: Instant) -> (u64, Spliced) {
+    pub(crate) fn enter(
+        &mut self,
+        request: &Message,
+        id: RawId,
+        entry: InFlight,
+        now: Instant,
+    ) -> Result<(u64, Spliced), TableClosed> {
+        if self.closed {
+            return Err(TableClosed);
+        }
         let number = self.number();
         let digits = Bytes::from(number.to_string());
         let progress = request.asked_progress_token();
@@ -121,51 +179,56 @@ impl Calls {
             for_tool: request.method() == Some("tools/call"),
             takes_notes: entry.takes_notes,
             to: entry.to,
-            since: now,
-            _place: entry.permit,
+            deadline: entry.deadline,
+            silent_at: now + FIRST_SILENCE,
+            _permit: entry.permit,
+            _active: self.activity.begin(),
         };
         self.open.insert(number, call);
         self.touched = now;
-        (number, out)
+        Ok((number, out))
     }
 
     /// A client's `notifications/cancelled`: the form in which the child sees it, if it names exactly one request in
-    /// flight. The request's stream ends; a late answer is dropped.
-    pub(crate) fn cancel(&mut self, notification: &Message) -> Option<Spliced> {
+    /// flight. The request is over: its stream ends, its place is free, and a late answer is dropped (MCP, basic
+    /// utilities, cancellation: a receiver need not answer what was cancelled).
+    pub(crate) fn cancel(&mut self, notification: &Message, now: Instant) -> Option<Spliced> {
         let named = notification.cancelled_id()?;
         let mut matching = self.open.iter().filter(|(_, call)| *call.id.json() == named && !call.to.is_closed());
         let number = matching.next().map(|(&number, _)| number)?;
         if matching.next().is_some() {
             return None;
         }
-        if let Some(call) = self.open.get_mut(&number) {
+        if let Some(call) = self.open.remove(&number) {
             let _ = call.to.try_send(Event::Cancelled);
-            call.to = mpsc::channel(1).0;
         }
+        self.touched = now;
         Some(notification.rewritten(None, Some((&named, number.to_string().into()))))
     }
 
-    /// Gives up on one request on the broker's own account: what to tell the child. Its answer, if one still comes,
-    /// is dropped.
-    pub(crate) fn abandon(&mut self, number: u64, why: &str) -> Option<Spliced> {
-        self.open.remove(&number)?;
-        Some(cancelled(number, why))
-    }
-
-    /// Gives up on all requests older than `deadline`, and on the child's requests that the client never answered:
-    /// what to tell the child.
-    pub(crate) fn expire(&mut self, deadline: Duration, now: Instant) -> Vec<Spliced> {
-        let late = |since: Instant| now.saturating_duration_since(since) > deadline;
+    /// What the time brings, called once a second while anything is in flight: gives up on requests whose deadline has
+    /// passed and on the child's that the client never answered, and tells clients that wait of silence. What to tell the
+    /// child.
+    pub(crate) fn tick(&mut self, now: Instant) -> Vec<Spliced> {
         let mut out: Vec<Spliced> = Vec::new();
+        let before = self.open.len();
         self.open.retain(|&number, call| {
-            let keep = !late(call.since);
+            let keep = now < call.deadline;
             if !keep {
+                let _ = call.to.try_send(Event::TimedOut);
                 out.push(cancelled(number, "timeout"));
+            } else if now >= call.silent_at {
+                call.silent_at = now + SILENCE;
+                // A client that reads nothing needs no word of it.
+                let _ = call.to.try_send(Event::Silence);
             }
             keep
         });
+        if self.open.len() < before {
+            self.touched = now;
+        }
         self.asks.retain(|_, ask| {
-            let keep = !late(ask.since);
+            let keep = now < ask.deadline;
             if !keep {
                 let text =
                     jsonrpc::error_text(Some(&ask.id), code::INTERNAL_ERROR, "the client did not answer in time");
@@ -191,24 +254,28 @@ impl Calls {
         match message.kind() {
             Kind::Response { id, .. } => self.answered(&message, id, now),
             Kind::Request { id, method } if method == "ping" => Route::Child(Spliced::whole(jsonrpc::empty_result(id))),
+            Kind::Request { id, .. } if self.asks.len() >= MAX_ASKS => {
+                let text = jsonrpc::error_text(Some(id), code::INTERNAL_ERROR, "too many requests wait for the client");
+                Route::Child(Spliced::whole(text))
+            }
             Kind::Request { id, .. } => {
                 let number = self.number();
                 let out = message.rewritten(Some(number.to_string().into()), None);
-                self.asks.insert(number, Ask { id: id.clone(), since: now });
+                self.asks.insert(number, Ask { id: id.clone(), deadline: now + self.ask_timeout });
                 match self.newest() {
-                    Some(call) => deliver(call, out),
+                    Some(call) => deliver(call, out, now),
                     None => Route::GetStream(out),
                 }
             }
-            Kind::Notification { method } if method == "notifications/progress" => self.progressed(&message),
-            Kind::Notification { method } if method == "notifications/cancelled" => self.child_cancelled(&message),
+            Kind::Notification { method } if method == "notifications/progress" => self.progressed(&message, now),
+            Kind::Notification { method } if method == "notifications/cancelled" => self.child_cancelled(&message, now),
             Kind::Notification { method } => {
                 if method == "notifications/tools/list_changed" {
                     self.tools_changed = self.tools_changed.wrapping_add(1);
                 }
                 let out = message.rewritten(None, None);
                 match self.only() {
-                    Some(call) => deliver(call, out),
+                    Some(call) => deliver(call, out, now),
                     None => Route::GetStream(out),
                 }
             }
@@ -228,24 +295,24 @@ impl Calls {
         }
     }
 
-    fn progressed(&mut self, message: &Message) -> Route {
+    fn progressed(&mut self, message: &Message, now: Instant) -> Route {
         let Some(token) = message.progress_token() else { return Route::Dropped("progress without a token") };
         let number = std::str::from_utf8(&token).ok().and_then(|token| token.parse::<u64>().ok());
         let call = number.and_then(|number| self.open.get_mut(&number));
         match call.and_then(|call| call.progress.clone().map(|asked| (call, asked))) {
-            Some((call, asked)) => deliver(call, message.rewritten(None, Some((&token, asked)))),
+            Some((call, asked)) => deliver(call, message.rewritten(None, Some((&token, asked))), now),
             None => Route::Dropped("progress of nothing in flight"),
         }
     }
 
-    fn child_cancelled(&mut self, message: &Message) -> Route {
+    fn child_cancelled(&mut self, message: &Message, now: Instant) -> Route {
         let Some(named) = message.cancelled_id() else { return Route::Dropped("a cancellation of nothing") };
         let number = self.asks.iter().find(|(_, ask)| *ask.id.json() == named).map(|(&number, _)| number);
         let Some(number) = number else { return Route::Dropped("a cancellation of nothing asked") };
         self.asks.remove(&number);
         let out = message.rewritten(None, Some((&named, number.to_string().into())));
         match self.newest() {
-            Some(call) => deliver(call, out),
+            Some(call) => deliver(call, out, now),
             None => Route::GetStream(out),
         }
     }
@@ -267,6 +334,7 @@ impl Calls {
 
     /// Answers everything in flight with an error: the child is gone.
     pub(crate) fn fail_all(&mut self, message: &str) -> usize {
+        self.closed = true;
         let failed = self.open.len();
         for (_, call) in self.open.drain() {
             let text = jsonrpc::error_text(Some(&call.id), code::INTERNAL_ERROR, message);
@@ -279,7 +347,8 @@ impl Calls {
 
 /// Hands a message to the client that waits for `call`. A client that reads too slowly loses the stream: its end of
 /// the channel sees the sender go.
-fn deliver(call: &mut Call, message: Spliced) -> Route {
+fn deliver(call: &mut Call, message: Spliced, now: Instant) -> Route {
+    call.silent_at = now + SILENCE;
     if call.to.try_send(Event::Note(message)).is_ok() {
         return Route::Delivered;
     }

@@ -15,6 +15,8 @@ pub(crate) const MAX_STREAM_BACKLOG: usize = 256;
 
 /// Messages kept while nobody listens; the oldest give way.
 const MAX_WAITING: usize = 64;
+/// Bytes of them. They may wait for as long as the session lives, so they are bounded far below the user's budget.
+const MAX_WAITING_BYTES: usize = 1024 * 1024;
 
 /// One session's stream.
 #[derive(Debug, Default)]
@@ -24,6 +26,7 @@ pub(crate) struct GetStream(Mutex<State>);
 struct State {
     open: Option<mpsc::Sender<Spliced>>,
     waiting: VecDeque<Spliced>,
+    waiting_bytes: usize,
 }
 
 impl GetStream {
@@ -31,6 +34,7 @@ impl GetStream {
     pub(crate) fn open(&self) -> mpsc::Receiver<Spliced> {
         let (send, receive) = mpsc::channel(MAX_STREAM_BACKLOG);
         let mut state = self.0.lock();
+        state.waiting_bytes = 0;
         for message in std::mem::take(&mut state.waiting) {
             // The channel is larger than the queue, so this cannot be full.
             let _ = send.try_send(message);
@@ -44,6 +48,7 @@ impl GetStream {
         let mut state = self.0.lock();
         state.open = None;
         state.waiting = VecDeque::new();
+        state.waiting_bytes = 0;
     }
 
     /// Hands a message to the client that listens, or keeps it for the next. A client that reads too slowly loses
@@ -58,10 +63,19 @@ impl GetStream {
             None => message,
         };
         state.open = None;
-        if state.waiting.len() >= MAX_WAITING {
-            state.waiting.pop_front();
+        state.wait(message);
+    }
+}
+
+impl State {
+    /// Keeps a message for the next stream; the oldest give way, and so does one that is beyond the bound by itself.
+    fn wait(&mut self, message: Spliced) {
+        self.waiting_bytes = self.waiting_bytes.saturating_add(message.len());
+        self.waiting.push_back(message);
+        while self.waiting.len() > MAX_WAITING || self.waiting_bytes > MAX_WAITING_BYTES {
+            let Some(oldest) = self.waiting.pop_front() else { return };
+            self.waiting_bytes = self.waiting_bytes.saturating_sub(oldest.len());
         }
-        state.waiting.push_back(message);
     }
 }
 
@@ -101,5 +115,20 @@ mod tests {
         }
         let mut stream = get_stream.open();
         assert_eq!(stream.try_recv().ok(), Some(message("1")));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_too() {
+        let get_stream = GetStream::default();
+        get_stream.send(message("small"));
+        for _ in 0..3 {
+            get_stream.send(Spliced::whole(vec![b'x'; MAX_WAITING_BYTES / 2].into()));
+        }
+        assert_eq!(get_stream.0.lock().waiting_bytes, MAX_WAITING_BYTES);
+        get_stream.send(Spliced::whole(vec![b'x'; MAX_WAITING_BYTES + 1].into()));
+        get_stream.send(message("last"));
+        let mut stream = get_stream.open();
+        assert_eq!(stream.try_recv().ok(), Some(message("last")), "one that is too large by itself does not stay");
+        assert_eq!(get_stream.0.lock().waiting_bytes, 0);
     }
 }

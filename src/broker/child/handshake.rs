@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
-use crate::child::bridge::Bridge;
+use crate::child::bridge::{Bridge, SendError};
 use crate::child::calls::Event;
 use crate::child::get_stream::GetStream;
 use crate::jsonrpc::{Message, Spliced};
@@ -49,29 +49,35 @@ pub(crate) struct InitializeResult {
     pub(crate) result: String,
 }
 
-/// Sends `initialize` and waits for the answer, at most `limit`.
+/// Sends `initialize` and waits for the answer, until `deadline`.
 pub(crate) async fn initialize(
     bridge: &Bridge,
     request: &Message,
-    limit: Duration,
+    deadline: Instant,
 ) -> Result<InitializeAnswer, HandshakeError> {
     let Some(id) = request.id().cloned() else { return Err(HandshakeError::new("initialize has no id", "")) };
+    let too_late = || HandshakeError::new("it did not answer initialize in time", &bridge.last_words());
     let exchange = async {
-        let mut pending = bridge.request(request, id, false).await.ok()?;
+        let mut pending = match bridge.request(request, id, false, deadline).await {
+            Ok(pending) => pending,
+            Err(SendError::Deadline) => return Err(too_late()),
+            Err(SendError::Closed) => return Ok(None),
+        };
         while let Some(event) = pending.events.recv().await {
-            if let Event::Answer(text) = event {
-                return Some(text);
+            match event {
+                Event::Answer(text) => return Ok(Some(text)),
+                Event::TimedOut => return Err(too_late()),
+                Event::Note(_) | Event::Silence | Event::Cancelled => {}
             }
         }
-        None
+        Ok(None)
     };
-    let Ok(answer) = timeout(limit, exchange).await else {
-        return Err(HandshakeError::new("it did not answer initialize in time", &bridge.last_words()));
-    };
+    let answer = timeout_at(deadline, exchange).await.map_err(|_| too_late())??;
     // A child that died is answered for by the bridge; that error is not the child's own.
     let died = async { bridge.ended().await };
     let Some(text) = answer else {
-        return Err(HandshakeError::new(&died.await.explain(), &bridge.last_words()));
+        let outcome = timeout_at(deadline, died).await.map_err(|_| too_late())?;
+        return Err(HandshakeError::new(&outcome.explain(), &bridge.last_words()));
     };
     if let Ok(outcome) = timeout(Duration::ZERO, died).await {
         return Err(HandshakeError::new(&outcome.explain(), &bridge.last_words()));
@@ -107,24 +113,24 @@ pub(crate) async fn replay(
     recorded: &str,
     settings: &[Message],
     get_stream: &GetStream,
-    limit: Duration,
+    deadline: Instant,
 ) -> Result<(), HandshakeError> {
     let request = format!(r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{params}}}"#);
     let request =
         Message::parse(request.into()).map_err(|_| HandshakeError::new("the recorded initialize is damaged", ""))?;
-    let answered = initialize(bridge, &request, limit).await?;
+    let answered = initialize(bridge, &request, deadline).await?;
     let Some(result) = answered.result else {
         return Err(HandshakeError::new("it refused the recorded initialize", &bridge.last_words()));
     };
     let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
     if let Ok(initialized) = Message::parse(initialized) {
         // A child that is gone already is noticed by the request that waits for it.
-        let _ = bridge.notify(&initialized).await;
+        let _ = bridge.notify(&initialized, deadline).await;
     }
     for setting in settings {
         if let Some(id) = setting.id().cloned() {
             // The client had its answer from the child before.
-            let _ = bridge.request(setting, id, false).await;
+            let _ = bridge.request(setting, id, false, deadline).await;
         }
     }
     for list in changed_lists(recorded, &result.result) {

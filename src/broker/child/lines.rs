@@ -3,8 +3,13 @@
 //! The bytes are a stranger's. A line is handed out as a slice of the read buffer, without a copy, and a buffer
 //! that grew for one large line is given back after it.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::Instant;
+
+use crate::budget::{Budget, Held, OverBudget, counted};
 
 /// Bytes in one line of a child's standard output; `forgejo-mcp` writes a 50 MB file as one 50 MB line, and a
 /// child that goes past the cap is stopped (facts: a 5 MB file came back as one 5.0 MB line).
@@ -15,6 +20,11 @@ const CHUNK: usize = 8 * 1024;
 /// A buffer above this is not kept once its line is out.
 const MAX_KEPT_BUFFER: usize = 64 * 1024;
 
+/// Lines below this are not counted: how many of them wait is bounded, and so is their sum.
+const COUNTED_FROM: usize = 1024;
+/// How long a child may be kept waiting, with a line half written, for its user's clients to read what waits for them.
+const BUDGET_WAIT: Duration = Duration::from_mins(1);
+
 /// Why there is no further line.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LineError {
@@ -24,6 +34,9 @@ pub(crate) enum LineError {
     /// More than the cap without a line feed.
     #[error("the child wrote a line of more than {0} bytes")]
     TooLong(usize),
+    /// What waits for the user's clients leaves no memory for it.
+    #[error("{0}")]
+    OverBudget(#[from] OverBudget),
 }
 
 /// What to do with a line beyond the cap.
@@ -55,29 +68,90 @@ pub(crate) struct Lines<R> {
     cap: usize,
     overlong: Overlong,
     skipping: bool,
+    budget: Option<Budget>,
+    /// For `buffer`, once it has grown, and for `uncounted`.
+    held: Option<Held>,
+    /// A line that waits for its budget.
+    uncounted: Option<Bytes>,
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
     /// Lines of at most `cap` bytes.
     pub(crate) fn new(from: R, cap: usize, overlong: Overlong) -> Self {
-        Self { from, buffer: BytesMut::new(), scanned: 0, cap, overlong, skipping: false }
+        Self {
+            from,
+            buffer: BytesMut::new(),
+            scanned: 0,
+            cap,
+            overlong,
+            skipping: false,
+            budget: None,
+            held: None,
+            uncounted: None,
+        }
+    }
+
+    /// Lines whose bytes are held against a user's budget for as long as anybody keeps a part of them.
+    pub(crate) fn counted(from: R, cap: usize, overlong: Overlong, budget: Budget) -> Self {
+        Self { budget: Some(budget), ..Self::new(from, cap, overlong) }
     }
 
     /// The next line without its line end; `None` at the end of the stream, where an unfinished line is dropped.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, LineError> {
         loop {
-            loop {
-                match self.buffered()? {
-                    Buffered::Line(line) => return Ok(Some(line)),
-                    Buffered::RestOfCut => {}
-                    Buffered::Nothing => break,
+            if self.uncounted.is_some() {
+                return self.count().await.map(Some);
+            }
+            match self.buffered()? {
+                Buffered::Line(line) if self.budget.is_some() && line.len() >= COUNTED_FROM => {
+                    // Kept here while it waits, so that a cancelled wait loses nothing.
+                    self.uncounted = Some(line);
+                    continue;
                 }
+                Buffered::Line(line) => return Ok(Some(line)),
+                Buffered::RestOfCut => continue,
+                Buffered::Nothing => {}
             }
             self.buffer.reserve(CHUNK);
+            self.hold_buffer().await?;
             if self.from.read_buf(&mut self.buffer).await.map_err(LineError::Read)? == 0 {
                 return Ok(None);
             }
         }
+    }
+
+    /// Counts a buffer that has grown beyond what is kept of one. The child waits meanwhile: its pipe is not read.
+    async fn hold_buffer(&mut self) -> Result<(), OverBudget> {
+        let capacity = self.buffer.capacity();
+        if capacity <= MAX_KEPT_BUFFER {
+            self.held = None;
+            return Ok(());
+        }
+        self.hold(capacity).await
+    }
+
+    /// Sees to it that at least so many bytes are held.
+    async fn hold(&mut self, bytes: usize) -> Result<(), OverBudget> {
+        let Some(budget) = &self.budget else { return Ok(()) };
+        let held = match &mut self.held {
+            Some(held) => held,
+            none => none.insert(budget.hold(0)?),
+        };
+        held.grow_by(bytes.saturating_sub(held.bytes()), Instant::now() + BUDGET_WAIT).await
+    }
+
+    /// The line that waits, with its count on it.
+    async fn count(&mut self) -> Result<Bytes, LineError> {
+        let length = self.uncounted.as_ref().map_or(0, Bytes::len);
+        self.hold(length).await?;
+        let line = self.uncounted.take().unwrap_or_default();
+        Ok(match self.held.take() {
+            Some(mut held) => {
+                held.shrink_to(length);
+                counted(line, held)
+            }
+            None => line,
+        })
     }
 
     /// Takes one line out of the buffer.

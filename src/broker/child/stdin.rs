@@ -31,6 +31,8 @@ pub(crate) struct StdinWriter {
     slots: Arc<Semaphore>,
     /// Something waits, so the feeding task has work.
     more: Notify,
+    /// The child has closed its end.
+    broken: CancellationToken,
 }
 
 struct Queue {
@@ -45,7 +47,22 @@ pub(crate) type Slot = OwnedSemaphorePermit;
 impl StdinWriter {
     pub(crate) fn new(pipe: WriteEnd) -> Self {
         let queue = Mutex::new(Queue { pipe: Some(pipe), waiting: VecDeque::new() });
-        Self { queue, slots: Arc::new(Semaphore::new(MAX_QUEUED_LINES)), more: Notify::new() }
+        Self {
+            queue,
+            slots: Arc::new(Semaphore::new(MAX_QUEUED_LINES)),
+            more: Notify::new(),
+            broken: CancellationToken::new(),
+        }
+    }
+
+    /// A slot, if one is free now.
+    pub(crate) fn try_slot(&self) -> Option<Slot> {
+        Arc::clone(&self.slots).try_acquire_owned().ok()
+    }
+
+    /// Resolves when the child has closed its end of the pipe, which is noticed when something is written.
+    pub(crate) async fn broken(&self) {
+        self.broken.cancelled().await;
     }
 
     /// Waits for a slot; `None` when the pipe is closed.
@@ -65,7 +82,7 @@ impl StdinWriter {
 
     /// Sends a line if a slot is free; else it is lost, which the caller can afford.
     pub(crate) fn try_send(&self, line: Spliced) {
-        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+        if let Some(slot) = self.try_slot() {
             self.send(line, slot);
         }
     }
@@ -76,8 +93,8 @@ impl StdinWriter {
             biased;
             () = stop.cancelled() => {}
             Err(error) = self.feed_until_closed() => {
-                // The reader sees the end of the output and tells the clients.
                 debug!(error = %error, "the child does not read its input any more");
+                self.broken.cancel();
             }
         }
         self.slots.close();

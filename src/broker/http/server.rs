@@ -14,7 +14,7 @@ use rand::rngs::SysRng;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Duration, MissedTickBehavior, interval};
+use tokio::time::{Duration, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{error, info, warn};
@@ -50,6 +50,10 @@ pub(crate) const REAP_EVERY: Duration = Duration::from_secs(30);
 const TIDY_EVERY: Duration = Duration::from_mins(10);
 /// How long ended sessions stay in the store, for an operator who asks what became of one.
 const KEEP_ENDED_SESSIONS: Duration = Duration::from_hours(7 * 24);
+/// What came in at the very end of the drain may take so long.
+const LAST_CALLS: Duration = Duration::from_millis(500);
+/// How long the whole stop may take after the drain.
+const STOP_WITHIN: Duration = Duration::from_secs(25);
 /// How long exchanges at Forgejo that were begun may take; longer than Forgejo is waited for.
 const EXCHANGES_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long answers that were begun may take to leave after every child is stopped.
@@ -212,13 +216,15 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     let signal = signals.next().await;
     info!(reason = signal, "stopping");
     lifecycle::stopping();
-    stop.cancel();
     // What it has begun goes on in tasks of its own, which are waited for below.
     asking.abort();
     let orderly = async {
-        // New connections wait in the socket for the next broker, or are refused; those that are open go on.
+        // Everybody goes on being served while calls in flight may end, so that one endless call is nobody's outage.
+        registry.drain(config.drain).await;
+        // From here on new connections wait in the socket for the next broker, or are refused; those that are open go on.
+        stop.cancel();
         let _ = accepting.await;
-        registry.shut_down(config.drain).await;
+        registry.shut_down(LAST_CALLS).await;
         connections.finish(RESPONSES_TIMEOUT).await;
         rotation.finish(EXCHANGES_TIMEOUT).await;
         ticking.iter().for_each(JoinHandle::abort);
@@ -227,6 +233,8 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     };
     tokio::select! {
         () = orderly => {}
+        // Below TimeoutStopSec= (90 s by default), after which systemd would kill everything as it stands.
+        () = sleep(config.drain + STOP_WITHIN) => warn!(reason = "stop-timeout", "stopping at once: the orderly stop takes too long"),
         signal = signals.next() => warn!(reason = signal, "stopping at once"),
     }
     info!("the broker ends");

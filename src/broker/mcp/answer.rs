@@ -6,7 +6,8 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,20 +17,23 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
-use crate::child::bridge::{Bridge, Pending};
+use crate::budget::{Budget, counted};
+use crate::child::bridge::Pending;
 use crate::child::calls::Event;
 use crate::jsonrpc;
 use crate::jsonrpc::{RawId, Spliced, code};
 use crate::mcp::headers::Accept;
+use crate::mcp::refusal::Refusal;
 use crate::mcp::tools::list::View;
 
-/// Silence of a child after which an answer is committed to SSE instead of JSON, so that the client sees headers.
-pub(crate) const SSE_AFTER_SILENCE: Duration = Duration::from_secs(10);
+/// How long a request may be on its way to a child before its answer is committed to SSE instead of JSON, so that the
+/// client sees headers. (With the child, silence is told by the table of requests: one timer for all.)
+const SSE_AFTER_SILENCE: Duration = Duration::from_secs(10);
 
 /// Silence on an SSE stream before a comment is sent, so that proxies keep it open and a dead peer is noticed.
-pub(crate) const SSE_KEEPALIVE: Duration = Duration::from_secs(15);
+const SSE_KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// A comment line, which every client skips.
 const KEEPALIVE: Bytes = Bytes::from_static(b": keepalive\n\n");
@@ -38,61 +42,32 @@ const AFTER: Bytes = Bytes::from_static(b"\n\n");
 /// Answers below this go out in one piece.
 const JOIN_BELOW: usize = 64 * 1024;
 
-/// A request in flight, and what is needed to answer its client whatever happens.
-struct Waiting {
-    bridge: Arc<Bridge>,
-    pending: Pending,
-    id: RawId,
-    deadline: Instant,
-    limit: Duration,
-    view: Option<View>,
+/// A request that a child has.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// What comes of it.
+    pub(crate) pending: Pending,
+    /// How the caller is to see the answer, where that is not as the child gives it.
+    pub(crate) view: Option<View>,
 }
 
-/// Answers one request, within `limit`; the answer to `tools/list` in the caller's `view`.
-pub(crate) async fn respond(
-    bridge: Arc<Bridge>,
-    pending: Pending,
-    id: RawId,
-    accept: Accept,
-    limit: Duration,
-    view: Option<View>,
-) -> Response {
-    let now = Instant::now();
-    let mut waiting = Waiting { bridge, pending, id, deadline: now + limit, limit, view };
-    if !accept.json {
-        return events(rest(waiting, None));
-    }
-    let commit = if accept.events { waiting.deadline.min(now + SSE_AFTER_SILENCE) } else { waiting.deadline };
-    loop {
-        match timeout_at(commit, waiting.pending.events.recv()).await {
-            Ok(Some(Event::Answer(text))) => return json(waiting.seen(text)),
-            Ok(Some(Event::Note(text))) if accept.events => return events(rest(waiting, Some(text))),
-            // Without an event stream there is nowhere to put it.
-            Ok(Some(Event::Note(_))) => {}
-            Ok(Some(Event::Cancelled)) if accept.events => return events(stream::empty()),
-            Ok(Some(Event::Cancelled)) => return json(waiting.error("Request cancelled")),
-            Ok(None) => return json(waiting.lost()),
-            Err(_) if Instant::now() >= waiting.deadline => return json(waiting.timed_out()),
-            Err(_) => return events(rest(waiting, None)),
-        }
-    }
+/// What a request's client is told whatever happens.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// The request's id.
+    pub(crate) id: RawId,
+    /// How long it may take in all, to name it where it took too long.
+    pub(crate) limit: Duration,
+    /// Of the caller.
+    pub(crate) budget: Budget,
 }
 
-impl Waiting {
-    /// The answer as its caller may see it.
-    fn seen(&self, answer: Spliced) -> Spliced {
-        match &self.view {
-            Some(view) => Spliced::whole(view.apply(answer.to_bytes())),
-            None => answer,
-        }
-    }
-
+impl Asked {
     fn error(&self, message: &str) -> Spliced {
         Spliced::whole(jsonrpc::error_text(Some(&self.id), code::INTERNAL_ERROR, message))
     }
 
     fn timed_out(&self) -> Spliced {
-        self.bridge.abandon(self.pending.number, "timeout");
         let limit = humantime::format_duration(self.limit);
         self.error(&format!("the forgejo-mcp process did not answer within {limit}"))
     }
@@ -100,46 +75,119 @@ impl Waiting {
     fn lost(&self) -> Spliced {
         self.error("the answer was lost because the stream was read too slowly")
     }
+
+    /// The answer as its caller may see it. What is made anew is held against their budget, like what it was made of.
+    fn seen(&self, answer: Spliced, view: Option<&View>) -> Spliced {
+        let Some(view) = view else { return answer };
+        let seen = view.apply(answer.to_bytes());
+        match self.budget.hold(seen.len()) {
+            Ok(held) => Spliced::whole(counted(seen, held)),
+            Err(over) => self.error(&over.to_string()),
+        }
+    }
+}
+
+/// Answers one request. `sending` brings it to a child, by the request's deadline; what it refuses is refused with an HTTP
+/// status as long as no stream has begun, and as a JSON-RPC error on the stream after that.
+pub(crate) async fn respond<S>(sending: S, asked: Asked, accept: Accept) -> Result<Response, Refusal>
+where
+    S: Future<Output = Result<Sent, Refusal>> + Send + 'static,
+{
+    let mut sending: Sending = Box::pin(sending);
+    let sent = if accept.events {
+        match timeout(SSE_AFTER_SILENCE, sending.as_mut()).await {
+            Ok(sent) => sent?,
+            Err(_) => return Ok(events(rest(Phase::Sending(sending), asked, None))),
+        }
+    } else {
+        sending.await?
+    };
+    if !accept.json {
+        return Ok(events(rest(Phase::Sent(sent), asked, None)));
+    }
+    let mut sent = sent;
+    loop {
+        match sent.pending.events.recv().await {
+            Some(Event::Answer(text)) => return Ok(json(asked.seen(text, sent.view.as_ref()))),
+            Some(Event::Note(text)) if accept.events => return Ok(events(rest(Phase::Sent(sent), asked, Some(text)))),
+            Some(Event::Silence) if accept.events => return Ok(events(rest(Phase::Sent(sent), asked, None))),
+            // Without an event stream there is nowhere to put it.
+            Some(Event::Note(_) | Event::Silence) => {}
+            Some(Event::Cancelled) if accept.events => return Ok(events(stream::empty())),
+            Some(Event::Cancelled) => return Ok(json(asked.error("Request cancelled"))),
+            Some(Event::TimedOut) => return Ok(json(asked.timed_out())),
+            None => return Ok(json(asked.lost())),
+        }
+    }
+}
+
+type Sending = Pin<Box<dyn Future<Output = Result<Sent, Refusal>> + Send>>;
+
+/// Where a request is whose answer is a stream.
+enum Phase {
+    /// On its way to a child.
+    Sending(Sending),
+    /// With a child.
+    Sent(Sent),
+    /// Answered.
+    Over,
+}
+
+/// What comes next on a stream.
+enum Next {
+    Note(Spliced),
+    Last(Spliced),
+    Silence,
+    Sent(Sent),
+    Nothing,
+}
+
+impl Phase {
+    async fn next(&mut self, asked: &Asked) -> Next {
+        match self {
+            Self::Sending(sending) => match timeout(SSE_KEEPALIVE, sending).await {
+                Ok(Ok(sent)) => Next::Sent(sent),
+                Ok(Err(refusal)) => Next::Last(Spliced::whole(refusal.of(Some(&asked.id)).into_text())),
+                Err(_) => Next::Silence,
+            },
+            Self::Sent(sent) => match sent.pending.events.recv().await {
+                Some(Event::Note(text)) => Next::Note(text),
+                Some(Event::Answer(text)) => Next::Last(asked.seen(text, sent.view.as_ref())),
+                Some(Event::Silence) => Next::Silence,
+                Some(Event::Cancelled) => Next::Nothing,
+                Some(Event::TimedOut) => Next::Last(asked.timed_out()),
+                None => Next::Last(asked.lost()),
+            },
+            Self::Over => Next::Nothing,
+        }
+    }
 }
 
 /// The rest of an answer as a stream that ends with exactly one response, or with none after a cancellation.
-fn rest(waiting: Waiting, first: Option<Spliced>) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
-    struct Rest {
-        waiting: Waiting,
-        queue: VecDeque<Bytes>,
-        over: bool,
-    }
+fn rest(
+    phase: Phase,
+    asked: Asked,
+    first: Option<Spliced>,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
     // A comment at once, so that the client and every proxy between see the stream begin.
     let mut queue = VecDeque::from([KEEPALIVE]);
     if let Some(first) = first {
         enqueue(&mut queue, first);
     }
-    stream::unfold(Rest { waiting, queue, over: false }, |mut rest| async move {
+    stream::unfold((phase, asked, queue), |(mut phase, asked, mut queue)| async move {
         loop {
-            if let Some(chunk) = rest.queue.pop_front() {
-                return Some((Ok(chunk), rest));
+            if let Some(chunk) = queue.pop_front() {
+                return Some((Ok(chunk), (phase, asked, queue)));
             }
-            if rest.over {
-                return None;
-            }
-            let until = rest.waiting.deadline.min(Instant::now() + SSE_KEEPALIVE);
-            let last = match timeout_at(until, rest.waiting.pending.events.recv()).await {
-                Ok(Some(Event::Note(text))) => {
-                    enqueue(&mut rest.queue, text);
-                    continue;
+            match phase.next(&asked).await {
+                Next::Note(text) => enqueue(&mut queue, text),
+                Next::Silence => queue.push_back(KEEPALIVE),
+                Next::Sent(sent) => phase = Phase::Sent(sent),
+                Next::Last(text) => {
+                    enqueue(&mut queue, text);
+                    phase = Phase::Over;
                 }
-                Ok(Some(Event::Answer(text))) => Some(rest.waiting.seen(text)),
-                Ok(Some(Event::Cancelled)) => None,
-                Ok(None) => Some(rest.waiting.lost()),
-                Err(_) if Instant::now() >= rest.waiting.deadline => Some(rest.waiting.timed_out()),
-                Err(_) => {
-                    rest.queue.push_back(KEEPALIVE);
-                    continue;
-                }
-            };
-            rest.over = true;
-            if let Some(last) = last {
-                enqueue(&mut rest.queue, last);
+                Next::Nothing => return None,
             }
         }
     })

@@ -5,27 +5,26 @@
 //! child see anything.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Extension;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::ORIGIN;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::auth::principal::Principal;
-use crate::child::bridge::{Bridge, Pending};
+use crate::child::bridge::SendError;
 use crate::child::handshake::HandshakeError;
 use crate::jsonrpc::{Kind, Message, RawId, Spliced, empty_result};
-use crate::mcp::answer;
+use crate::mcp::answer::{self, Asked, Sent};
+use crate::mcp::body;
 use crate::mcp::headers::{Accept, Revision, is_json};
 use crate::mcp::refusal::{Refusal, UnknownSession};
 use crate::mcp::scope::{Need, Scope};
 use crate::session::error::SessionError;
+use crate::session::machine::Event;
 use crate::session::record::Session;
 use crate::session::registry::Registry;
 
@@ -34,11 +33,6 @@ pub(crate) const DEFAULT_MAX_BODY: usize = 16 * 1024 * 1024;
 
 /// The header that carries a session's id.
 const SESSION_ID: &str = "mcp-session-id";
-/// How long a message may take to arrive: attachments over a slow line, but nobody who sends nothing.
-const BODY_TIMEOUT: Duration = Duration::from_mins(2);
-/// How often a request is sent again because its child was stopped just before: once for the child that idled out
-/// in that moment, once more for the bad luck of its successor.
-const MAX_ATTEMPTS: usize = 3;
 
 /// What the endpoint needs.
 #[derive(Debug, Clone)]
@@ -67,7 +61,8 @@ impl Endpoint {
 
     /// The handlers of `/mcp`; they expect a [`Principal`] in the request's extensions.
     pub(crate) fn routes(self) -> MethodRouter {
-        post(receive).get(listen).delete(end).with_state(self)
+        // HEAD would run the handler of GET and take the session's stream away from who reads it.
+        post(receive).get(listen).delete(end).head(async || Refusal::method()).with_state(self)
     }
 
     fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -94,6 +89,8 @@ async fn receive(
     Extension(caller): Extension<Principal>,
     request: Request,
 ) -> Response {
+    // Every wait from here on counts against it: the body, a turn, a child, the pipe, the answer.
+    let deadline = Instant::now() + endpoint.0.registry.request_timeout();
     let (head, body) = request.into_parts();
     let outcome = async {
         endpoint.check_origin(&head.headers)?;
@@ -104,120 +101,109 @@ async fn receive(
         if !accept.json && !accept.events {
             return Err(Refusal::not_acceptable("application/json or text/event-stream"));
         }
-        let message = read(body, endpoint.0.max_body).await?;
+        let budget = endpoint.0.registry.budgets().of(caller.tenant);
+        let body = body::read(body, &head.headers, endpoint.0.max_body, &budget, deadline).await?;
+        let message = Message::parse(body).map_err(Refusal::message)?;
         let id = match message.kind() {
             Kind::Request { id, .. } => Some(id.clone()),
             Kind::Notification { .. } | Kind::Response { .. } => None,
         };
         let answered = async {
             let need = endpoint.0.scope.need(&caller, &message)?;
-            dispatch(&endpoint, &caller, &head.headers, accept, message, need).await
+            let said = Said { caller, revision: Revision::of(&head.headers), accept, message, need, deadline };
+            dispatch(&endpoint, &head.headers, said).await
         };
         answered.await.map_err(|refusal: Refusal| refusal.of(id.as_ref()))
     };
     outcome.await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn read(body: Body, limit: usize) -> Result<Message, Refusal> {
-    let collected = timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
-    let collected = collected.map_err(|_| Refusal::body_unreadable())?.map_err(|error| {
-        if error.is::<LengthLimitError>() { Refusal::body_too_large(limit) } else { Refusal::body_unreadable() }
-    })?;
-    Message::parse(collected.to_bytes()).map_err(Refusal::message)
-}
-
-async fn dispatch(
-    endpoint: &Endpoint,
-    caller: &Principal,
-    headers: &HeaderMap,
+/// What a client has said, and by when it is to be answered.
+struct Said {
+    caller: Principal,
+    revision: Revision,
     accept: Accept,
     message: Message,
     need: Need,
-) -> Result<Response, Refusal> {
-    if let Kind::Request { method, .. } = message.kind()
+    deadline: Instant,
+}
+
+async fn dispatch(endpoint: &Endpoint, headers: &HeaderMap, said: Said) -> Result<Response, Refusal> {
+    if let Kind::Request { method, .. } = said.message.kind()
         && method == "initialize"
     {
         // Always a new session, whatever id the client still carries along.
-        return open(endpoint, caller, headers, accept, &message).await;
+        return open(endpoint, &said).await;
     }
-    let Some(session) = endpoint.session(headers, caller)? else { return Err(Refusal::no_session_id()) };
-    match message.kind().clone() {
+    let Some(session) = endpoint.session(headers, &said.caller)? else { return Err(Refusal::no_session_id()) };
+    match said.message.kind().clone() {
         Kind::Request { id, method } if method == "ping" => Ok(answer::json(Spliced::whole(empty_result(&id)))),
         Kind::Request { id, .. } => {
-            let sent = send(endpoint, &session, caller, &message, &id, accept, &need).await;
-            let (bridge, pending) = sent.map_err(|unsent| match unsent {
-                Unsent::Session(error) => endpoint.refuse(&error, Revision::of(headers)),
-                Unsent::Scope => endpoint.0.scope.insufficient(),
-            })?;
-            let view = endpoint.0.scope.view(caller, &bridge, &message);
-            Ok(answer::respond(bridge, pending, id, accept, endpoint.0.registry.request_timeout(), view).await)
+            let limit = endpoint.0.registry.request_timeout();
+            let budget = endpoint.0.registry.budgets().of(said.caller.tenant);
+            let (asked, accept) = (Asked { id: id.clone(), limit, budget }, said.accept);
+            let endpoint = endpoint.clone();
+            answer::respond(async move { send(&endpoint, &session, &said, &id).await }, asked, accept).await
         }
         // To a session without a child there is nothing to say: a new child gets its own `initialized`, and nothing
         // is in flight that could be cancelled or answered.
         Kind::Notification { .. } => {
             if let Some(bridge) = session.live() {
-                let _ = bridge.notify(&message).await;
+                let _ = bridge.notify(&said.message, said.deadline).await;
             }
             Ok(StatusCode::ACCEPTED.into_response())
         }
         Kind::Response { .. } => {
             if let Some(bridge) = session.live() {
-                let _ = bridge.answer(&message).await;
+                let _ = bridge.answer(&said.message, said.deadline).await;
             }
             Ok(StatusCode::ACCEPTED.into_response())
         }
     }
 }
 
-async fn open(
-    endpoint: &Endpoint,
-    caller: &Principal,
-    headers: &HeaderMap,
-    accept: Accept,
-    message: &Message,
-) -> Result<Response, Refusal> {
-    let opened = endpoint.0.registry.open(caller, message).await;
-    let opened = opened.map_err(|error| endpoint.refuse(&error, Revision::of(headers)))?;
-    let mut response = if accept.json { answer::json(opened.answer) } else { answer::single_event(opened.answer) };
+async fn open(endpoint: &Endpoint, said: &Said) -> Result<Response, Refusal> {
+    let opened = endpoint.0.registry.open(&said.caller, &said.message).await;
+    let opened = opened.map_err(|error| endpoint.refuse(&error, said.revision))?;
+    let mut response = if said.accept.json { answer::json(opened.answer) } else { answer::single_event(opened.answer) };
     if let Some(value) = opened.id.and_then(|id| HeaderValue::from_str(id.as_str()).ok()) {
         response.headers_mut().insert(SESSION_ID, value);
     }
     Ok(response)
 }
 
-/// Why a request was not sent.
-enum Unsent {
-    Session(SessionError),
-    Scope,
-}
-
-/// Sends a request to the session's child, starting one if there is none; unless the caller's grant keeps it out.
-async fn send(
-    endpoint: &Endpoint,
-    session: &Arc<Session>,
-    caller: &Principal,
-    message: &Message,
-    id: &RawId,
-    accept: Accept,
-    need: &Need,
-) -> Result<(Arc<Bridge>, Pending), Unsent> {
-    for _ in 0..MAX_ATTEMPTS {
-        let bridge = endpoint.0.registry.bridge(session, caller).await.map_err(Unsent::Session)?;
+/// Sends a request to the session's child, starting one if there is none; unless the caller's grant keeps it out. A child
+/// that is stopped before it takes the request is no reason to fail: the next one gets it.
+async fn send(endpoint: &Endpoint, session: &Arc<Session>, said: &Said, id: &RawId) -> Result<Sent, Refusal> {
+    let refuse = |error: SessionError| endpoint.refuse(&error, said.revision);
+    let Said { caller, accept, message, need, deadline, .. } = said;
+    loop {
+        let bridge = endpoint.0.registry.bridge(session, caller, *deadline).await.map_err(refuse)?;
         if !endpoint.0.scope.allows(need, &bridge).await {
-            return Err(Unsent::Scope);
+            return Err(endpoint.0.scope.insufficient());
         }
-        if let Ok(pending) = bridge.request(message, id.clone(), accept.events).await {
-            session.note(message);
-            return Ok((bridge, pending));
+        match bridge.request(message, id.clone(), accept.events, *deadline).await {
+            Ok(pending) => {
+                session.note(message);
+                let view = endpoint.0.scope.view(caller, &bridge, message);
+                return Ok(Sent { pending, view });
+            }
+            Err(SendError::Deadline) => return Err(refuse(SessionError::Deadline)),
+            Err(SendError::Closed) => {}
         }
-        let outcome = bridge.ended().await;
-        if outcome.is_childs_doing() {
-            return Err(Unsent::Session(SessionError::Start(HandshakeError::new(&outcome.explain(), ""))));
+        // The child takes no requests any more. Where it is still the session's, it has ended or is about to.
+        if let Some((number, current)) = session.child()
+            && Arc::ptr_eq(&current, &bridge)
+        {
+            drop(current);
+            let outcome = timeout_at(*deadline, bridge.ended()).await;
+            let outcome = outcome.map_err(|_| refuse(SessionError::Deadline))?;
+            if outcome.is_childs_doing() {
+                return Err(refuse(SessionError::Start(HandshakeError::new(&outcome.explain(), ""))));
+            }
+            session.step(Event::Gone(number, false));
         }
-        // Stopped under our hands: the session goes on with another child.
-        session.detach(&bridge);
     }
-    Err(Unsent::Session(SessionError::ShuttingDown))
 }
 
 /// GET: the session's own stream.

@@ -26,6 +26,10 @@ impl Accept {
         for value in headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()) {
             for range in value.split(',') {
                 seen = true;
+                // A weight of nothing means «not acceptable» (RFC 9110 section 12.4.2).
+                if is_refused(range) {
+                    continue;
+                }
                 match media_type(range).as_str() {
                     "*/*" => accept = Self { json: true, events: true },
                     "application/json" | "application/*" => accept.json = true,
@@ -36,6 +40,13 @@ impl Accept {
         }
         if seen { accept } else { Self { json: true, events: true } }
     }
+}
+
+/// Whether a media range has a weight of zero.
+fn is_refused(range: &str) -> bool {
+    let parameters = range.split(';').skip(1).filter_map(|parameter| parameter.split_once('='));
+    let mut weights = parameters.filter(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+    weights.next().and_then(|(_, weight)| weight.trim().parse::<f32>().ok()).is_some_and(|weight| weight <= 0.0)
 }
 
 /// Whether the body is said to be JSON; parameters such as `charset` are allowed.
@@ -117,6 +128,8 @@ mod tests {
         assert_eq!(of("Text/Event-Stream"), (false, true));
         assert_eq!(of("application/json;q=0.9"), (true, false));
         assert_eq!(of("*/*"), (true, true));
+        assert_eq!(of("application/json;q=0, text/event-stream"), (false, true));
+        assert_eq!(of("application/json; q=0.000 ,text/event-stream;q=0.1"), (false, true));
         assert_eq!(of("text/html"), (false, false));
         assert_eq!(Accept::of(&HeaderMap::new()), Accept { json: true, events: true });
     }

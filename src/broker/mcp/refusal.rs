@@ -9,6 +9,9 @@ use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use bytes::Bytes;
+
+use crate::budget::OverBudget;
 use crate::child::spawner::SpawnError;
 use crate::jsonrpc;
 use crate::jsonrpc::{MessageError, RawId, code};
@@ -68,9 +71,19 @@ impl Refusal {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::BAD_TRANSPORT, message)
     }
 
+    /// The body did not come in time (RFC 9110 section 15.5.9).
+    pub(crate) fn body_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, code::BAD_TRANSPORT, "Request Timeout: the body did not come in time")
+    }
+
     /// The body could not be read to its end.
     pub(crate) fn body_unreadable() -> Self {
         Self::new(StatusCode::BAD_REQUEST, code::PARSE_ERROR, "Parse error: the body ended early")
+    }
+
+    /// More waits in memory for this user, or for all, than may.
+    pub(crate) fn over_budget(over: OverBudget) -> Self {
+        Self::session(&over.into(), Revision::Absent, UnknownSession::Auto)
     }
 
     /// The body is no message.
@@ -132,12 +145,18 @@ impl Refusal {
             SessionError::SessionsOfUser { retry_after } => {
                 (StatusCode::TOO_MANY_REQUESTS, code::BAD_TRANSPORT, Some(*retry_after))
             }
-            SessionError::ChildrenOfUser | SessionError::StartsWaiting => {
+            SessionError::ChildrenOfUser
+            | SessionError::StartsWaiting
+            | SessionError::OverBudget(OverBudget::User(_)) => {
                 (StatusCode::TOO_MANY_REQUESTS, code::BAD_TRANSPORT, Some(RETRY_SOON))
             }
-            SessionError::SessionsTotal | SessionError::ChildrenTotal => {
+            SessionError::SessionsTotal
+            | SessionError::ChildrenTotal
+            | SessionError::Deadline
+            | SessionError::OverBudget(OverBudget::Total) => {
                 (StatusCode::SERVICE_UNAVAILABLE, code::BAD_TRANSPORT, Some(RETRY_SOON))
             }
+            SessionError::InitializeTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, code::BAD_TRANSPORT, None),
             SessionError::ShuttingDown | SessionError::Storage => {
                 (StatusCode::SERVICE_UNAVAILABLE, code::INTERNAL_ERROR, Some(RETRY_SOON))
             }
@@ -164,6 +183,13 @@ impl Refusal {
     pub(crate) fn of(mut self, id: Option<&RawId>) -> Self {
         self.id = id.cloned();
         self
+    }
+}
+
+impl Refusal {
+    /// As a JSON-RPC error, for a stream that has begun.
+    pub(crate) fn into_text(self) -> Bytes {
+        jsonrpc::error_text(self.id.as_ref(), self.code, &self.message)
     }
 }
 

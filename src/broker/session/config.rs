@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::budget::BudgetCaps;
 use crate::child::lines::DEFAULT_MAX_LINE;
 use crate::session::quota::Caps;
 use wire::config_file::{Section, bytes, seconds};
@@ -23,6 +24,8 @@ pub(crate) struct SessionConfig {
     pub(crate) start_timeout: Duration,
     /// How long it may take to answer a request.
     pub(crate) request_timeout: Duration,
+    /// Bytes held in memory for users.
+    pub(crate) memory: BudgetCaps,
     /// Bytes in one line of a child.
     pub(crate) max_line: usize,
     /// Whether the session of a child that ended on its own lives on.
@@ -33,18 +36,20 @@ impl SessionConfig {
     /// Reads the keys that are its own.
     pub(crate) fn read(section: &mut Section, request_timeout: Duration) -> Self {
         let max_line = section.size("max_line", bytes(DEFAULT_MAX_LINE), 64 << 10..=1 << 30);
+        let memory = memory(section);
         let caps = |section: &mut Section, total: (&str, usize), per_user: (&str, usize)| Caps {
             total: section.integer(total.0, total.1, 1..=1_000_000),
             per_user: section.integer(per_user.0, per_user.1, 1..=1_000_000),
         };
         Self {
             sessions: caps(section, ("total", 10_000), ("per_user", 100)),
-            children: caps(section, ("children_total", 200), ("children_per_user", 8)),
+            children: caps(section, ("children_total", 500), ("children_per_user", 8)),
             child_idle: section.duration("child_idle", Duration::from_mins(5), seconds(1, 7 * 86_400)),
             session_idle: section.duration("session_idle", Duration::from_hours(24), seconds(1, 365 * 86_400)),
             evict_after: section.duration("evict_after", Duration::from_mins(1), seconds(0, 86_400)),
             start_timeout: section.duration("start_timeout", Duration::from_secs(20), seconds(1, 600)),
             request_timeout,
+            memory,
             max_line: usize::try_from(max_line).unwrap_or(DEFAULT_MAX_LINE),
             respawn: section
                 .value("on_child_exit", |value| match value.as_str() {
@@ -55,4 +60,18 @@ impl SessionConfig {
                 .unwrap_or(false),
         }
     }
+}
+
+/// `memory_per_user` and `memory_total`: what may be held of bodies being read, lines of children, and answers that wait.
+/// One answer or attachment of the largest size must fit twice into a user's.
+fn memory(section: &mut Section) -> BudgetCaps {
+    let (per_user, total) = (96 << 20, 1 << 30);
+    let caps = BudgetCaps {
+        per_user: usize::try_from(section.size("memory_per_user", per_user, 1 << 20..=1 << 40)).unwrap_or(usize::MAX),
+        total: usize::try_from(section.size("memory_total", total, 1 << 20..=1 << 40)).unwrap_or(usize::MAX),
+    };
+    if caps.per_user > caps.total {
+        section.complain("memory_per_user", "must not be above memory_total");
+    }
+    caps
 }

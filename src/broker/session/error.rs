@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::budget::OverBudget;
 use crate::child::handshake::HandshakeError;
 use crate::child::spawner::SpawnError;
 
@@ -32,6 +33,18 @@ pub(crate) enum SessionError {
     /// Too many starts of this user wait already.
     #[error("Too many of your sessions are starting")]
     StartsWaiting,
+    /// What a client says of itself is kept with its session, and this is more than any client has to say.
+    #[error("The parameters of initialize have more than {limit} bytes")]
+    InitializeTooLarge {
+        /// Bytes.
+        limit: usize,
+    },
+    /// The request's time was over before it could be given to a process.
+    #[error("The request waited for a forgejo-mcp process until its time was over")]
+    Deadline,
+    /// More waits for this user than may.
+    #[error("Memory is used up: {0}")]
+    OverBudget(#[from] OverBudget),
     /// The child could not be had from the supervisor.
     #[error("The forgejo-mcp process cannot be started now: {0}")]
     Spawn(SpawnError),

@@ -1,13 +1,14 @@
 //! Counting against caps: in total and per user.
 //!
 //! Used twice, for sessions and for live children. A permit is a guard: it gives itself back when dropped, so no path
-//! out of a start or an end can forget to.
+//! out of a start or an end can forget to. Who waits for a permit stands in line: one that is given back goes to the first
+//! in line whose user may have it, and never to somebody who asks in that moment.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
 use wire::message::TenantId;
 
@@ -37,13 +38,19 @@ pub(crate) struct Quota(Arc<Inner>);
 struct Inner {
     caps: Caps,
     taken: Mutex<Taken>,
-    freed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
     total: usize,
     per_user: HashMap<TenantId, usize>,
+    line: VecDeque<InLine>,
+}
+
+#[derive(Debug)]
+struct InLine {
+    tenant: TenantId,
+    to: oneshot::Sender<Permit>,
 }
 
 /// One of them, until dropped.
@@ -53,20 +60,29 @@ pub(crate) struct Permit {
     tenant: TenantId,
 }
 
+/// A place in the line. Dropping it leaves the line.
+#[derive(Debug)]
+pub(crate) struct Waiting(oneshot::Receiver<Permit>);
+
+impl Waiting {
+    /// The permit, when it is this one's turn. Safe to cancel: a permit that has come stays.
+    pub(crate) async fn permit(&mut self) -> Option<Permit> {
+        // The sender is dropped unsent only with the quota itself.
+        (&mut self.0).await.ok()
+    }
+}
+
 impl Quota {
     /// None taken.
     pub(crate) fn new(caps: Caps) -> Self {
-        Self(Arc::new(Inner { caps, taken: Mutex::default(), freed: Notify::new() }))
+        Self(Arc::new(Inner { caps, taken: Mutex::default() }))
     }
 
     /// Takes a permit. The user's own cap is looked at first: it is the one they can do something about.
     pub(crate) fn take(&self, tenant: TenantId) -> Result<Permit, Full> {
         let mut taken = self.0.taken.lock();
-        if taken.per_user.get(&tenant).is_some_and(|&count| count >= self.0.caps.per_user) {
-            return Err(Full::User);
-        }
-        if taken.total >= self.0.caps.total {
-            return Err(Full::Total);
+        if let Some(full) = taken.full(tenant, self.0.caps) {
+            return Err(full);
         }
         taken.add(tenant);
         drop(taken);
@@ -79,16 +95,18 @@ impl Quota {
         Permit { of: Arc::clone(&self.0), tenant }
     }
 
-    /// Takes a permit as soon as one is free.
-    pub(crate) async fn wait(&self, tenant: TenantId) -> Permit {
-        loop {
-            // Made before the look, so that a permit given back in between wakes it.
-            let freed = self.0.freed.notified();
-            if let Ok(permit) = self.take(tenant) {
-                return permit;
-            }
-            freed.await;
+    /// Takes a permit, or a place in the line for one.
+    pub(crate) fn take_or_wait(&self, tenant: TenantId) -> Result<Permit, (Full, Waiting)> {
+        let mut taken = self.0.taken.lock();
+        if let Some(full) = taken.full(tenant, self.0.caps) {
+            taken.line.retain(|waiting| !waiting.to.is_closed());
+            let (to, permit) = oneshot::channel();
+            taken.line.push_back(InLine { tenant, to });
+            return Err((full, Waiting(permit)));
         }
+        taken.add(tenant);
+        drop(taken);
+        Ok(Permit { of: Arc::clone(&self.0), tenant })
     }
 
     /// Permits taken.
@@ -98,38 +116,62 @@ impl Quota {
 }
 
 impl Taken {
+    fn full(&self, tenant: TenantId, caps: Caps) -> Option<Full> {
+        if self.per_user.get(&tenant).is_some_and(|&count| count >= caps.per_user) {
+            return Some(Full::User);
+        }
+        (self.total >= caps.total).then_some(Full::Total)
+    }
+
     fn add(&mut self, tenant: TenantId) {
         self.total = self.total.saturating_add(1);
         let count = self.per_user.entry(tenant).or_default();
         *count = count.saturating_add(1);
+    }
+
+    fn remove(&mut self, tenant: TenantId) {
+        self.total = self.total.saturating_sub(1);
+        if let Some(count) = self.per_user.get_mut(&tenant) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.per_user.remove(&tenant);
+            }
+        }
+    }
+
+    /// The first in line who may have a permit now.
+    fn next(&mut self, caps: Caps) -> Option<InLine> {
+        let may = |waiting: &InLine| !waiting.to.is_closed() && self.full(waiting.tenant, caps).is_none();
+        let at = self.line.iter().position(may)?;
+        self.line.remove(at)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut taken = self.of.taken.lock();
-        taken.total = taken.total.saturating_sub(1);
-        if let Some(count) = taken.per_user.get_mut(&self.tenant) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                taken.per_user.remove(&self.tenant);
-            }
+        taken.remove(self.tenant);
+        while let Some(InLine { tenant, to }) = taken.next(self.of.caps) {
+            taken.add(tenant);
+            // Outside of the lock: a permit that nobody takes any more is dropped, which comes back here.
+            drop(taken);
+            drop(to.send(Permit { of: Arc::clone(&self.of), tenant }));
+            taken = self.of.taken.lock();
         }
-        drop(taken);
-        self.of.freed.notify_waiters();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     fn tenant(id: u64) -> TenantId {
         TenantId::new(id).expect("an id")
     }
 
     #[test]
-    fn each_cap_holds_and_a_dropped_place_is_free_again() {
+    fn each_cap_holds_and_a_dropped_permit_is_free_again() {
         let quota = Quota::new(Caps { total: 3, per_user: 2 });
         let first = quota.take(tenant(1)).expect("free");
         let _second = quota.take(tenant(1)).expect("free");
@@ -141,22 +183,52 @@ mod tests {
         assert_eq!(quota.taken(), 2);
     }
 
-    #[tokio::test]
-    async fn who_waits_gets_the_next_free_place() {
+    #[test]
+    fn a_permit_goes_to_who_waits_and_not_to_who_asks_when_it_is_given_back() {
         let quota = Quota::new(Caps { total: 1, per_user: 1 });
         let first = quota.take(tenant(1)).expect("free");
-        let waiter = tokio::spawn({
-            let quota = quota.clone();
-            async move { quota.wait(tenant(2)).await }
-        });
-        tokio::task::yield_now().await;
+        let (_, mut waiting) = quota.take_or_wait(tenant(2)).expect_err("full");
         drop(first);
-        drop(waiter.await.expect("a permit"));
+        assert_eq!(quota.take(tenant(3)).err(), Some(Full::Total), "it is the other's already");
+        let permit = waiting.permit().now_or_never().flatten().expect("the permit");
+        drop(permit);
         assert_eq!(quota.taken(), 0);
     }
 
     #[test]
-    fn users_without_places_take_no_memory() {
+    fn who_is_at_their_own_cap_holds_up_nobody_behind_them_in_line() {
+        let quota = Quota::new(Caps { total: 2, per_user: 1 });
+        let own = quota.take(tenant(1)).expect("free");
+        let other = quota.take(tenant(2)).expect("free");
+        let (_, mut again) = quota.take_or_wait(tenant(1)).expect_err("full");
+        let (_, mut third) = quota.take_or_wait(tenant(3)).expect_err("full");
+        drop(other);
+        let third = third.permit().now_or_never().flatten().expect("the permit");
+        assert!(again.permit().now_or_never().is_none(), "the user still has their one");
+        drop(own);
+        assert!(again.permit().now_or_never().flatten().is_some());
+        drop(third);
+    }
+
+    #[test]
+    fn a_permit_for_somebody_who_has_left_goes_to_the_next_and_none_is_lost() {
+        let quota = Quota::new(Caps { total: 1, per_user: 1 });
+        let first = quota.take(tenant(1)).expect("free");
+        let (_, left) = quota.take_or_wait(tenant(2)).expect_err("full");
+        let (_, mut next) = quota.take_or_wait(tenant(3)).expect_err("full");
+        drop(left);
+        drop(first);
+        drop(next.permit().now_or_never().flatten().expect("the permit"));
+        // Who leaves with a permit in hand gives it back.
+        let first = quota.take(tenant(1)).expect("free");
+        let (_, waiting) = quota.take_or_wait(tenant(2)).expect_err("full");
+        drop(first);
+        drop(waiting);
+        assert!(quota.take(tenant(3)).is_ok());
+    }
+
+    #[test]
+    fn users_without_permits_take_no_memory() {
         let quota = Quota::new(Caps { total: 9, per_user: 9 });
         drop(quota.take(tenant(1)));
         assert!(quota.0.taken.lock().per_user.is_empty());

@@ -4,18 +4,18 @@
 //! parameters of its `initialize` are in the store and read when a child is started again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::auth::principal::GrantId;
 use crate::child::bridge::Bridge;
 use crate::child::get_stream::GetStream;
 use crate::jsonrpc::Message;
 use crate::session::error::SessionError;
+use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::Permit;
-use crate::session::restart_backoff::RestartBackoff;
 use crate::session::settings::Settings;
 use crate::store::SessionDigest;
 use wire::clock::UnixTime;
@@ -34,95 +34,114 @@ pub(crate) struct Session {
     pub(crate) version: Box<str>,
     /// Its own stream.
     pub(crate) get_stream: Arc<GetStream>,
-    pub(crate) child: Mutex<Child>,
-    /// Whether a child with a newer token is being started.
-    pub(crate) renewing: AtomicBool,
-    pub(crate) restart_backoff: Mutex<RestartBackoff>,
-    pub(crate) settings: Mutex<Settings>,
-    last_used: AtomicI64,
-    saved: AtomicI64,
-    /// Given back when the session ends, which its last request in flight may outlive.
-    pub(crate) permit: Mutex<Option<Permit>>,
+    state: Mutex<State>,
 }
 
-/// What serves a session.
+/// How a start ends, for all that wait for it.
+pub(crate) type StartOutcome = watch::Receiver<Option<Result<Arc<Bridge>, SessionError>>>;
+
+/// All that changes, under one lock.
 #[derive(Debug)]
-pub(crate) enum Child {
-    /// Nothing; the next request starts a child.
-    Cold,
-    /// A child is being started; whoever needs it waits for the outcome.
-    Starting(watch::Receiver<Option<Result<Arc<Bridge>, SessionError>>>),
-    /// This one.
-    Live(Arc<Bridge>),
-    /// The session is over.
-    Ended,
+struct State {
+    machine: Machine<Arc<Bridge>>,
+    /// Of the start that is under way or was the last.
+    outcome: Option<StartOutcome>,
+    settings: Settings,
+    last_used: UnixTime,
+    saved: UnixTime,
+    /// Given back when the session ends, which its last request in flight may outlive.
+    permit: Option<Permit>,
 }
 
 impl Session {
-    pub(crate) fn new(record: Record, settings: Settings, child: Child, permit: Permit) -> Self {
+    pub(crate) fn new(record: Record, settings: Settings, machine: Machine<Arc<Bridge>>, permit: Permit) -> Self {
         let Record { digest, grant, tenant, version, get_stream, last_used } = record;
-        Self {
-            digest,
-            grant,
-            tenant,
-            version,
-            get_stream,
-            child: Mutex::new(child),
-            renewing: AtomicBool::new(false),
-            restart_backoff: Mutex::default(),
-            settings: Mutex::new(settings),
-            last_used: AtomicI64::new(last_used.secs()),
-            saved: AtomicI64::new(last_used.secs()),
-            permit: Mutex::new(Some(permit)),
+        let permit = Some(permit);
+        let state = State { machine, outcome: None, settings, last_used, saved: last_used, permit };
+        Self { digest, grant, tenant, version, get_stream, state: Mutex::new(state) }
+    }
+
+    /// Takes one event and says what is to be done. Over, the session gives its permit back.
+    pub(crate) fn step(&self, event: Event<Arc<Bridge>>) -> Effect<Arc<Bridge>> {
+        let (effect, permit) = {
+            let mut state = self.state.lock();
+            let permit = if matches!(event, Event::Over) { state.permit.take() } else { None };
+            (state.machine.step(event, Instant::now()), permit)
+        };
+        // Outside of the lock: it may go to somebody who waits for it.
+        drop(permit);
+        effect
+    }
+
+    /// Whether it has not been used since `since`, and nothing is under way.
+    pub(crate) fn is_unused_since(&self, since: UnixTime) -> bool {
+        let state = self.state.lock();
+        let busy = state.machine.is_starting() || state.machine.child().is_some_and(|(_, child)| child.in_flight() > 0);
+        !busy && state.last_used <= since
+    }
+
+    /// A request needs the child: what is to be done, and where the outcome of a start will be told. `begin` makes the
+    /// place for a new start's outcome.
+    pub(crate) fn want(&self, begin: impl FnOnce() -> StartOutcome) -> (Effect<Arc<Bridge>>, Option<StartOutcome>) {
+        let mut state = self.state.lock();
+        let effect = state.machine.step(Event::Wanted, Instant::now());
+        if matches!(effect, Effect::Start(_)) {
+            state.outcome = Some(begin());
         }
+        (effect, state.outcome.clone())
     }
 
     /// Notes that the client used it.
     pub(crate) fn touch(&self, now: UnixTime) {
-        self.last_used.fetch_max(now.secs(), Ordering::Relaxed);
+        let mut state = self.state.lock();
+        state.last_used = state.last_used.max(now);
     }
 
     /// Notes a request that the child has been sent, for the child after it.
     pub(crate) fn note(&self, request: &Message) {
-        self.settings.lock().note(request);
+        if Settings::concerns(request) {
+            self.state.lock().settings.note(request);
+        }
+    }
+
+    /// Takes over what was recorded of the settings, and gives the requests that bring a fresh child to the same state.
+    pub(crate) fn restored_settings(&self, recorded: &str) -> Vec<Message> {
+        let mut state = self.state.lock();
+        state.settings.restore(recorded);
+        state.settings.requests()
+    }
+
+    /// The settings to write to the store, if they are not there yet.
+    pub(crate) fn unsaved_settings(&self) -> Option<String> {
+        self.state.lock().settings.take_unsaved()
     }
 
     /// When the client last used it.
     pub(crate) fn last_used(&self) -> UnixTime {
-        UnixTime::from_secs(self.last_used.load(Ordering::Relaxed))
+        self.state.lock().last_used
     }
 
     /// The time to write to the store, if it is not there yet.
     pub(crate) fn unsaved_use(&self) -> Option<UnixTime> {
-        let last = self.last_used.load(Ordering::Relaxed);
-        (self.saved.swap(last, Ordering::Relaxed) != last).then(|| UnixTime::from_secs(last))
+        let mut state = self.state.lock();
+        let last = state.last_used;
+        (std::mem::replace(&mut state.saved, last) != last).then_some(last)
+    }
+
+    /// The running child, if one runs, with its number.
+    pub(crate) fn child(&self) -> Option<(ChildNumber, Arc<Bridge>)> {
+        self.state.lock().machine.child().map(|(number, child)| (number, Arc::clone(child)))
     }
 
     /// The running child, if one runs.
     pub(crate) fn live(&self) -> Option<Arc<Bridge>> {
-        match &*self.child.lock() {
-            Child::Live(bridge) => Some(Arc::clone(bridge)),
-            Child::Cold | Child::Starting(_) | Child::Ended => None,
-        }
+        self.child().map(|(_, bridge)| bridge)
     }
 
     /// Whether requests are in flight or a child is being started.
     pub(crate) fn is_busy(&self) -> bool {
-        match &*self.child.lock() {
-            Child::Live(bridge) => bridge.in_flight() > 0,
-            Child::Starting(_) => true,
-            Child::Cold | Child::Ended => false,
-        }
-    }
-
-    /// Lets go of `bridge` if it is the one that serves; the next request starts another. Whether it was.
-    pub(crate) fn detach(&self, bridge: &Arc<Bridge>) -> bool {
-        let mut child = self.child.lock();
-        let serves = matches!(&*child, Child::Live(live) if Arc::ptr_eq(live, bridge));
-        if serves {
-            *child = Child::Cold;
-        }
-        serves
+        let state = self.state.lock();
+        state.machine.is_starting() || state.machine.child().is_some_and(|(_, bridge)| bridge.in_flight() > 0)
     }
 }
 

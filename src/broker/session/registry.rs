@@ -1,32 +1,39 @@
 //! The sessions of the broker: opening, finding, waking, ending.
 //!
 //! Trusts a [`Principal`], because only the bearer layer makes one, and nothing else: an id in a header is looked up
-//! and then checked against the grant that minted it. Knows the [`Spawner`] trait, not the supervisor.
+//! and then checked against the grant that minted it. Knows the [`Spawner`] trait, not the supervisor. Decides nothing
+//! about a session's child: that is the session's machine ([`Event`] in, [`Effect`] out), which this carries out.
 //!
-//! Where a request waits: for its turn to start a child ([`StartQueue`]), for the child's handshake. Never under a lock.
+//! Where a request waits, at most until its deadline: for its turn to start a child ([`StartQueue`]), for a permit, for
+//! the child's handshake. Never under a lock.
 
 mod children;
 mod open;
 mod sweep;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::auth::principal::{GrantId, Principal};
+use crate::budget::Budgets;
+use crate::child::activity::Activity;
 use crate::child::bridge::Bridge;
 use crate::child::spawner::Spawner;
 use crate::session::config::SessionConfig;
 use crate::session::error::SessionError;
-use crate::session::id;
-use crate::session::id::SessionId;
+use crate::session::id::{self, SessionId};
+use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::{Permit, Quota};
-use crate::session::record::{Child, Record, Session};
+use crate::session::record::{Record, Session};
 use crate::session::record_store::Records;
 use crate::session::settings::Settings;
 use crate::session::start_queue::StartQueue;
@@ -34,9 +41,14 @@ use crate::store::{SessionDigest, StoreError};
 use wire::clock::Clock;
 
 /// Starts of children that run at once.
-const STARTS_AT_ONCE: usize = 8;
-/// Starts of one user that may wait.
-const STARTS_WAITING: usize = 16;
+const STARTS_AT_ONCE: usize = 16;
+/// Starts of one user that may wait: as many as a user may have sessions by default.
+const STARTS_WAITING: usize = 100;
+/// How often deadlines are looked at while anything is in flight; they are met to this precision.
+const TICK: Duration = Duration::from_secs(1);
+/// How long children may take to go at a shutdown, in all: the stop ladder, and a child that is just being started. What
+/// is left then goes with the connection to the supervisor.
+const LAST_CHILDREN: Duration = Duration::from_secs(10);
 
 /// The registry. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -52,6 +64,11 @@ struct Inner {
     session_quota: Quota,
     child_quota: Quota,
     start_queue: StartQueue,
+    budgets: Budgets,
+    activity: Arc<Activity>,
+    children_started: AtomicU64,
+    /// The children that run, for deadlines.
+    running: Mutex<Vec<Weak<Bridge>>>,
     /// One for each live child, and one for each write to the store that nobody waits for.
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -76,12 +93,16 @@ impl Registry {
                 get_stream: Arc::default(),
                 last_used: live.last_used_at,
             };
-            let session =
-                Session::new(record, Settings::default(), Child::Cold, session_quota.take_existing(live.tenant));
+            let machine = Machine::cold(config.respawn);
+            let session = Session::new(record, Settings::default(), machine, session_quota.take_existing(live.tenant));
             sessions.insert(session.digest, Arc::new(session));
         }
         info!(sessions = sessions.len(), "sessions loaded");
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
+            budgets: Budgets::new(config.memory),
+            activity: Arc::default(),
+            children_started: AtomicU64::new(1),
+            running: Mutex::default(),
             child_quota: Quota::new(config.children),
             start_queue: StartQueue::new(STARTS_AT_ONCE, STARTS_WAITING),
             config,
@@ -92,7 +113,9 @@ impl Registry {
             session_quota,
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
-        })))
+        });
+        tokio::spawn(tick(Arc::clone(&inner.activity), Arc::downgrade(&inner)));
+        Ok(Self(inner))
     }
 
     /// The session that `id` names, if it is the caller's; notes the use.
@@ -112,11 +135,9 @@ impl Registry {
         if self.0.sessions.lock().remove(&session.digest).is_none() {
             return;
         }
-        let before = std::mem::replace(&mut *session.child.lock(), Child::Ended);
-        if let Child::Live(bridge) = before {
+        if let Effect::Stop(bridge) = session.step(Event::Over) {
             bridge.stop();
         }
-        drop(session.permit.lock().take());
         session.get_stream.close();
         info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason, "session ended");
         let (inner, digest, now) = (Arc::clone(&self.0), session.digest, self.0.clock.now());
@@ -160,34 +181,70 @@ impl Registry {
         (self.0.sessions.lock().len(), self.0.child_quota.taken())
     }
 
-    /// The deadline of a request.
+    /// How long a request may take, from its receipt to its answer.
     pub(crate) fn request_timeout(&self) -> Duration {
         self.0.config.request_timeout
     }
 
+    /// What may be held in memory for each user.
+    pub(crate) fn budgets(&self) -> &Budgets {
+        &self.0.budgets
+    }
+
+    /// Waits until no client waits any more for what was in flight when this was called, at most so long; whether it was
+    /// in time. Everything goes on being served meanwhile, what comes in later included.
+    pub(crate) async fn drain(&self, limit: Duration) -> bool {
+        let running = self.0.running();
+        let settled = join_all(running.iter().map(|bridge| bridge.settled()));
+        timeout(limit, settled).await.is_ok()
+    }
+
     /// Stops: starts nothing any more, waits up to `drain` for what is in flight, then stops every child and waits
-    /// until all are gone. The records stay: after a restart the sessions go on.
+    /// until all are gone, the ones that are just being started included; at most [`LAST_CHILDREN`]. The records stay:
+    /// after a restart the sessions go on.
     pub(crate) async fn shut_down(&self, drain: Duration) {
         self.0.closing.cancel();
+        let in_time = self.drain(drain).await;
         let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
-        let live: Vec<Arc<Bridge>> = sessions.iter().filter_map(|session| session.live()).collect();
-        let quiet = async {
-            for bridge in &live {
-                bridge.quiet().await;
-            }
-        };
-        let in_time = tokio::time::timeout(drain, quiet).await.is_ok();
-        drop(live);
         for session in &sessions {
             session.get_stream.close();
-            if let Some(bridge) = session.live() {
-                session.detach(&bridge);
+            if let Effect::Stop(bridge) = session.step(Event::Closing) {
                 bridge.stop();
             }
         }
         self.save_uses().await;
         self.0.tasks.close();
-        self.0.tasks.wait().await;
+        if timeout(LAST_CHILDREN, self.0.tasks.wait()).await.is_err() {
+            warn!(
+                reason = "stop-timeout",
+                "children are left to the supervisor, which stops them when the broker is gone"
+            );
+        }
         info!(sessions = sessions.len(), drained = in_time, "all children are stopped");
+    }
+}
+
+impl Inner {
+    /// The children that run.
+    fn running(&self) -> Vec<Arc<Bridge>> {
+        let mut running = self.running.lock();
+        running.retain(|bridge| bridge.strong_count() > 0);
+        running.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn next_number(&self) -> ChildNumber {
+        ChildNumber(self.children_started.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Looks at deadlines once every [`TICK`] while anything is in flight: one timer for all requests. Ends with the registry.
+async fn tick(activity: Arc<Activity>, inner: Weak<Inner>) {
+    loop {
+        activity.any().await;
+        sleep(TICK).await;
+        let Some(inner) = inner.upgrade() else { return };
+        for bridge in inner.running() {
+            bridge.tick();
+        }
     }
 }

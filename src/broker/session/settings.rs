@@ -42,6 +42,11 @@ impl Settings {
         std::mem::take(&mut self.unsaved).then(|| serde_json::to_string(self).ok())?
     }
 
+    /// Whether a request is one of those.
+    pub(crate) fn concerns(request: &Message) -> bool {
+        matches!(request.method(), Some("logging/setLevel" | "resources/subscribe" | "resources/unsubscribe"))
+    }
+
     /// Notes a request of the client, if it is one of those.
     pub(crate) fn note(&mut self, request: &Message) {
         let Some(params) = request.params().filter(|params| params.len() <= MAX_SETTING) else { return };

@@ -46,8 +46,9 @@ impl StartQueue {
         Self { common: Arc::new(Semaphore::new(at_once)), users: Mutex::default(), longest }
     }
 
-    /// Waits for the user's permit. Dropping the future leaves the queue.
-    pub(crate) async fn wait(&self, tenant: TenantId) -> Result<StartPermit<'_>, QueueFull> {
+    /// Waits for the user's own turn. Dropping the future leaves the queue. A start that goes on to wait for something of
+    /// its user's holds up nobody else, before it has the common permit as well ([`StartPermit::common`]).
+    pub(crate) async fn own(&self, tenant: TenantId) -> Result<StartPermit<'_>, QueueFull> {
         let own = {
             let mut users = self.users.lock();
             let queue =
@@ -61,9 +62,22 @@ impl StartQueue {
         // From here on the guard leaves the queue, also when this future is dropped while it waits.
         let mut permit = StartPermit { start_queue: self, tenant, held: [None, None] };
         // Neither semaphore is ever closed.
-        let own = own.acquire_owned().await.ok();
-        permit.held = [own, Arc::clone(&self.common).acquire_owned().await.ok()];
+        permit.held = [own.acquire_owned().await.ok(), None];
         Ok(permit)
+    }
+}
+
+impl StartPermit<'_> {
+    /// Waits for the common permit as well.
+    pub(crate) async fn common(&mut self) {
+        let [_, common] = &mut self.held;
+        *common = Arc::clone(&self.start_queue.common).acquire_owned().await.ok();
+    }
+
+    /// Gives the common permit back, while this start has to wait for something of its own.
+    pub(crate) fn step_back(&mut self) {
+        let [_, common] = &mut self.held;
+        *common = None;
     }
 }
 
@@ -88,28 +102,47 @@ mod tests {
         TenantId::new(id).expect("an id")
     }
 
+    /// Both permits, as a start takes them.
+    async fn turn(queue: &StartQueue, tenant: TenantId) -> Result<StartPermit<'_>, QueueFull> {
+        let mut permit = queue.own(tenant).await?;
+        permit.common().await;
+        Ok(permit)
+    }
+
     #[tokio::test]
     async fn a_burst_of_one_user_does_not_hold_up_another() {
-        let start_queue = StartQueue::new(2, 8);
-        let first = start_queue.wait(tenant(1)).await.expect("a permit");
-        let mut second = Box::pin(start_queue.wait(tenant(1)));
+        let queue = StartQueue::new(2, 8);
+        let first = turn(&queue, tenant(1)).await.expect("a turn");
+        let mut second = Box::pin(turn(&queue, tenant(1)));
         assert!((&mut second).now_or_never().is_none(), "the user's second start waits for the first");
-        let other = start_queue.wait(tenant(2)).now_or_never().expect("another user does not wait");
+        let other = turn(&queue, tenant(2)).now_or_never().expect("another user does not wait");
         drop(other);
         drop(first);
         assert!(second.now_or_never().is_some());
     }
 
     #[tokio::test]
+    async fn a_start_that_waits_for_something_of_its_users_keeps_nobody_from_starting() {
+        let queue = StartQueue::new(1, 8);
+        let mut first = queue.own(tenant(1)).await.expect("its user's turn");
+        let other = turn(&queue, tenant(2)).now_or_never().expect("not held up").expect("a turn");
+        assert!(first.common().now_or_never().is_none(), "the common permit is the other's");
+        drop(other);
+        assert!(first.common().now_or_never().is_some());
+        first.step_back();
+        assert!(turn(&queue, tenant(2)).now_or_never().is_some());
+    }
+
+    #[tokio::test]
     async fn a_users_queue_is_bounded_and_leaves_nothing_behind() {
-        let start_queue = StartQueue::new(1, 2);
-        let first = start_queue.wait(tenant(1)).await.expect("a permit");
-        let mut second = Box::pin(start_queue.wait(tenant(1)));
+        let queue = StartQueue::new(1, 2);
+        let first = turn(&queue, tenant(1)).await.expect("a turn");
+        let mut second = Box::pin(turn(&queue, tenant(1)));
         assert!((&mut second).now_or_never().is_none());
-        assert!(start_queue.wait(tenant(1)).await.is_err());
+        assert!(queue.own(tenant(1)).await.is_err());
         drop(second);
         drop(first);
-        assert!(start_queue.users.lock().is_empty());
-        assert!(start_queue.wait(tenant(1)).now_or_never().is_some());
+        assert!(queue.users.lock().is_empty());
+        assert!(turn(&queue, tenant(1)).now_or_never().is_some());
     }
 }

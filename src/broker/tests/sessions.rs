@@ -6,12 +6,15 @@ mod records;
 
 mod binding;
 mod bridging;
+mod budgets;
 mod caps;
+mod deadlines;
 mod ends;
 mod idle;
 mod opening;
 mod refusals;
 mod rotating;
 mod scopes;
+mod starts;
 mod streams;
 mod trouble;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::list;
@@ -48,8 +48,9 @@ impl ToolAnnotations {
         // Held while the child is asked: of many callers one asks, and all wait for it.
         let mut listed = of_child.listed.lock().await;
         let changes = bridge.tools_changed();
+        let deadline = Instant::now() + LIST_TIMEOUT;
         if listed.as_ref().is_none_or(|listed| listed.changes != changes) {
-            let Ok(Some(read_only)) = timeout(LIST_TIMEOUT, list_all(bridge)).await else {
+            let Ok(Some(read_only)) = timeout_at(deadline, list_all(bridge, deadline)).await else {
                 warn!(
                     child_pid = bridge.pid,
                     reason = "tools-unknown",
@@ -76,7 +77,7 @@ impl ToolAnnotations {
     }
 }
 
-async fn list_all(bridge: &Bridge) -> Option<HashMap<String, bool>> {
+async fn list_all(bridge: &Bridge, deadline: Instant) -> Option<HashMap<String, bool>> {
     let (mut all, mut cursor) = (HashMap::new(), None::<String>);
     for _ in 0..MAX_PAGES {
         let params = match &cursor {
@@ -86,7 +87,7 @@ async fn list_all(bridge: &Bridge) -> Option<HashMap<String, bool>> {
         let text = format!(r#"{{"jsonrpc":"2.0","id":"broker-tools","method":"tools/list","params":{params}}}"#);
         let request = Message::parse(text.into()).ok()?;
         let id = request.id()?.clone();
-        let mut pending = bridge.request(&request, id, false).await.ok()?;
+        let mut pending = bridge.request(&request, id, false, deadline).await.ok()?;
         let answer = loop {
             if let Event::Answer(text) = pending.events.recv().await? {
                 break text.to_bytes();

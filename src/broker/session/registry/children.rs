@@ -1,51 +1,60 @@
 //! The children of sessions: started in turn, watched until they are gone, started again on demand.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::Rng;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{error, info, info_span, warn};
 
 use crate::child::bridge::{Bridge, BridgeConfig};
 use crate::child::get_stream::GetStream;
-use crate::child::handshake;
-use crate::child::handshake::HandshakeError;
-use crate::child::spawner::SpawnRequest;
+use crate::child::handshake::{self, HandshakeError};
+use crate::child::spawner::{Backend, SpawnError, SpawnRequest};
 use crate::session::id;
+use crate::session::machine::{ChildNumber, Effect, Event};
 use crate::session::quota::Full;
-use crate::session::registry::{Child, Inner, Permit, Principal, Registry, Session, SessionError};
+use crate::session::registry::{Inner, Permit, Principal, Registry, Session, SessionError};
 
 /// A child that runs and has said nothing yet.
 pub(crate) struct Started {
     pub(crate) bridge: Arc<Bridge>,
+    pub(crate) number: ChildNumber,
     pub(crate) permit: Permit,
 }
 
 impl Registry {
-    /// Starts a child for a user, when it is their turn and there is room.
+    /// Starts a child for a user when it is their turn and there is room. Waits for both, and for a supervisor that says
+    /// when to come back, until `deadline`; only what would not be had by then is refused.
     pub(crate) async fn start(
         &self,
         principal: &Principal,
         get_stream: Arc<GetStream>,
+        deadline: Instant,
     ) -> Result<Started, SessionError> {
         let inner = &self.0;
-        if inner.closing.is_cancelled() {
-            return Err(SessionError::ShuttingDown);
-        }
-        let _turn = inner.start_queue.wait(principal.tenant).await.map_err(|_| SessionError::StartsWaiting)?;
-        let permit = self.child_permit(principal).await?;
-        let order = SpawnRequest {
-            tenant: principal.tenant,
-            label: principal.login.clone(),
-            token: principal.upstream.clone(),
-        };
-        let spawned = timeout(inner.config.start_timeout, inner.spawner.spawn(order)).await;
-        let backend = match spawned {
-            Ok(backend) => backend.map_err(SessionError::Spawn)?,
-            Err(_) => return Err(HandshakeError::new("the supervisor did not start it in time", "").into()),
+        let turn = timeout_at(deadline, inner.start_queue.own(principal.tenant)).await;
+        let mut turn = turn.map_err(|_| SessionError::Deadline)?.map_err(|_| SessionError::StartsWaiting)?;
+        let mut permit = self.child_permit(principal, deadline).await?;
+        let backend = loop {
+            if inner.closing.is_cancelled() {
+                return Err(SessionError::ShuttingDown);
+            }
+            timeout_at(deadline, turn.common()).await.map_err(|_| SessionError::Deadline)?;
+            let (back, spawned) = self.spawn(principal, permit, deadline).await?;
+            permit = back;
+            let error = match spawned {
+                Ok(backend) => break backend,
+                Err(error) => error,
+            };
+            let again = error.retry_after().and_then(|wait| Instant::now().checked_add(wait));
+            let Some(again) = again.filter(|again| *again < deadline) else { return Err(SessionError::Spawn(error)) };
+            turn.step_back();
+            tokio::select! {
+                () = sleep_until(again) => {}
+                () = inner.closing.cancelled() => return Err(SessionError::ShuttingDown),
+            }
         };
         let span = info_span!(
             "child", tenant = %principal.tenant, login = %principal.login, grant = %principal.grant,
@@ -56,204 +65,259 @@ impl Registry {
             // Below 2^48, so that no JSON reader loses digits; far from the numbers of an earlier child.
             first_number: u64::from(rand::rng().next_u32()) << 16,
             token_ends: principal.upstream_ends,
+            ask_timeout: inner.config.request_timeout,
+            budget: inner.budgets.of(principal.tenant),
+            activity: Arc::clone(&inner.activity),
             span,
         };
         let bridge = Arc::new(Bridge::start(backend, &principal.upstream, get_stream, &config));
-        Ok(Started { bridge, permit })
+        inner.running.lock().push(Arc::downgrade(&bridge));
+        Ok(Started { bridge, number: inner.next_number(), permit })
+    }
+
+    /// Asks the supervisor for a child, in a task of its own: a child that comes too late keeps its permit until it is
+    /// gone again, so that nobody counts on its place before. Gives the permit back with the outcome.
+    async fn spawn(
+        &self,
+        principal: &Principal,
+        permit: Permit,
+        deadline: Instant,
+    ) -> Result<(Permit, Result<Backend, SpawnError>), SessionError> {
+        let request = SpawnRequest {
+            tenant: principal.tenant,
+            label: principal.login.clone(),
+            token: principal.upstream.clone(),
+        };
+        let (tell, told) = oneshot::channel();
+        let inner = Arc::clone(&self.0);
+        self.0.tasks.spawn(async move {
+            let outcome = inner.spawner.spawn(request).await;
+            if let Err((_permit, Ok(backend))) = tell.send((permit, outcome)) {
+                let Backend { stdin, ended, stopper, .. } = backend;
+                drop(stdin);
+                stopper.stop();
+                // An error means that the supervisor is gone, and the child with it.
+                let _ = ended.await;
+            }
+        });
+        let by = deadline.min(Instant::now() + self.0.config.start_timeout);
+        match timeout_at(by, told).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(_)) => Err(SessionError::ShuttingDown),
+            Err(_) => Err(HandshakeError::new("the supervisor did not start it in time", "").into()),
+        }
     }
 
     /// A permit for one more child. A user at their cap loses their own longest-idle child; at the cap on all, the
-    /// longest-idle child of anybody goes. Only children go, never sessions.
-    async fn child_permit(&self, principal: &Principal) -> Result<Permit, SessionError> {
+    /// longest-idle child of anybody goes. Only children go, never sessions, and only idle ones: while none is, the request
+    /// waits in line, and who waits longest is served first.
+    async fn child_permit(&self, principal: &Principal, deadline: Instant) -> Result<Permit, SessionError> {
         let inner = &self.0;
-        let full = match inner.child_quota.take(principal.tenant) {
+        let (full, mut place_in_line) = match inner.child_quota.take_or_wait(principal.tenant) {
             Ok(permit) => return Ok(permit),
             Err(full) => full,
         };
-        let error = match full {
-            Full::User => SessionError::ChildrenOfUser,
-            Full::Total => SessionError::ChildrenTotal,
-        };
-        let Some((session, bridge)) = inner.longest_idle_child(principal, full) else { return Err(error) };
-        Self::stop_child(&session, &bridge, "made-room");
-        drop(bridge);
-        // Its permit is free when it is gone, which the stop ladder bounds.
-        let permit = timeout(inner.config.start_timeout, inner.child_quota.wait(principal.tenant)).await;
-        permit.map_err(|_| error)
+        let mut making_room: Option<Arc<Bridge>> = None;
+        loop {
+            // Made before the look, so that a child that becomes idle in between is not missed.
+            let idle = inner.activity.idle();
+            if making_room.is_none() {
+                making_room = inner.stop_longest_idle(principal, full);
+            }
+            let gone = async {
+                match &making_room {
+                    Some(bridge) => drop(bridge.ended().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                permit = place_in_line.permit() => return permit.ok_or(SessionError::ShuttingDown),
+                // Its permit went to somebody who was before us in line: room is made again.
+                () = gone => making_room = None,
+                () = idle, if making_room.is_none() => {}
+                () = inner.closing.cancelled() => return Err(SessionError::ShuttingDown),
+                () = sleep_until(deadline) => {
+                    return Err(match full {
+                        Full::User => SessionError::ChildrenOfUser,
+                        Full::Total => SessionError::ChildrenTotal,
+                    });
+                }
+            }
+        }
     }
 
     /// The child that serves the session: the running one, or a new one that has been through the recorded
-    /// handshake. Of many callers one starts it, in a task of its own, and all wait for it.
+    /// handshake. Of many callers one starts it, in a task of its own, and all wait for it, each until its deadline.
     pub(crate) async fn bridge(
         &self,
         session: &Arc<Session>,
         principal: &Principal,
+        deadline: Instant,
     ) -> Result<Arc<Bridge>, SessionError> {
-        let mut outcome = {
-            let mut child = session.child.lock();
-            match &*child {
-                Child::Live(bridge) => {
-                    if principal.upstream_ends > bridge.token_ends() {
-                        // It was being started when the token changed. What it has is good for a while yet.
-                        self.renew(session, principal, self.0.config.request_timeout);
-                    }
-                    return Ok(Arc::clone(bridge));
+        let mut tell = None;
+        let (effect, outcome) = session.want(|| {
+            let (sender, outcome) = watch::channel(None);
+            tell = Some(sender);
+            outcome
+        });
+        match effect {
+            Effect::Serve(bridge) => {
+                if principal.upstream_ends > bridge.token_ends() {
+                    // It was being started when the token changed. What it has is good for a while yet.
+                    self.renew(session, principal, self.0.config.request_timeout);
                 }
-                Child::Ended => return Err(SessionError::Unknown),
-                Child::Starting(outcome) => outcome.clone(),
-                Child::Cold => {
-                    let (tell, outcome) = watch::channel(None);
-                    *child = Child::Starting(outcome.clone());
-                    let (registry, session, principal) = (self.clone(), Arc::clone(session), principal.clone());
-                    self.0.tasks.spawn(async move {
-                        let woken = registry.wake(&session, &principal).await;
-                        tell.send_replace(Some(woken));
-                    });
-                    outcome
-                }
+                return Ok(bridge);
             }
-        };
-        let woken = outcome.wait_for(Option::is_some).await.map_err(|_| SessionError::ShuttingDown)?;
+            Effect::Start(due) => {
+                let (registry, session, principal) = (self.clone(), Arc::clone(session), principal.clone());
+                self.0.tasks.spawn(async move {
+                    if let Some(due) = due {
+                        sleep_until(due.min(deadline)).await;
+                    }
+                    let woken = registry.wake(&session, &principal, deadline).await;
+                    if let Some(tell) = tell {
+                        tell.send_replace(Some(woken));
+                    }
+                });
+            }
+            Effect::Wait => {}
+            Effect::ShuttingDown => return Err(SessionError::ShuttingDown),
+            _ => return Err(SessionError::Unknown),
+        }
+        let Some(mut outcome) = outcome else { return Err(SessionError::ShuttingDown) };
+        let woken = timeout_at(deadline, outcome.wait_for(Option::is_some)).await;
+        let woken = woken.map_err(|_| SessionError::Deadline)?.map_err(|_| SessionError::ShuttingDown)?;
         woken.clone().unwrap_or(Err(SessionError::ShuttingDown))
     }
 
     /// Starts a child for a session that has none and puts it in place, unless the session has ended meanwhile.
-    async fn wake(&self, session: &Arc<Session>, principal: &Principal) -> Result<Arc<Bridge>, SessionError> {
-        let pause = session.restart_backoff.lock().not_before();
-        if let Some(pause) = pause {
-            sleep_until(pause).await;
-        }
-        let started = self.replayed(session, principal).await;
-        let mut child = session.child.lock();
-        if matches!(*child, Child::Ended) {
-            return Err(SessionError::Unknown);
-        }
-        match started {
-            Ok(Started { bridge, permit }) => {
-                *child = Child::Live(Arc::clone(&bridge));
-                drop(child);
-                self.watch(session, Arc::clone(&bridge), permit);
-                Ok(bridge)
+    async fn wake(
+        &self,
+        session: &Arc<Session>,
+        principal: &Principal,
+        deadline: Instant,
+    ) -> Result<Arc<Bridge>, SessionError> {
+        match self.replayed(session, principal, deadline).await {
+            Ok(Started { bridge, number, permit }) => {
+                let effect = session.step(Event::Started(number, Arc::clone(&bridge)));
+                if let Effect::Stop(bridge) = &effect {
+                    bridge.stop();
+                }
+                self.watch(session, number, Arc::clone(&bridge), permit);
+                match effect {
+                    Effect::Serve(bridge) => Ok(bridge),
+                    _ if self.0.closing.is_cancelled() => Err(SessionError::ShuttingDown),
+                    _ => Err(SessionError::Unknown),
+                }
             }
             Err(error) => {
-                *child = Child::Cold;
-                drop(child);
+                session.step(Event::NotStarted);
                 warn!(session = %id::tag(&session.digest), tenant = %session.tenant, error = %error, "no child for a session");
                 Err(error)
             }
         }
     }
 
-    /// Gives the session a child with the caller's token in a task of its own, unless that is being done.
+    /// Gives the session a child with the caller's token in a task of its own, unless the running one has that token or
+    /// this is being done.
     pub(crate) fn renew(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
-        if session.renewing.swap(true, Ordering::AcqRel) {
+        let newer =
+            |bridge: Arc<Bridge>| principal.upstream_ends.is_none() || principal.upstream_ends > bridge.token_ends();
+        if !session.live().is_some_and(newer) || !matches!(session.step(Event::RenewalWanted), Effect::Renew(_)) {
             return;
         }
         let (registry, session, principal) = (self.clone(), Arc::clone(session), principal.clone());
-        self.0.tasks.spawn(async move {
-            registry.replace(&session, &principal, drain).await;
-            session.renewing.store(false, Ordering::Release);
-        });
+        self.0.tasks.spawn(async move { registry.replace(&session, &principal, drain).await });
     }
 
-    /// Puts a new child in the place of the running one, unless that has the token already.
+    /// Puts a new child in the place of the running one.
     async fn replace(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
-        let Some(old) = session.live() else { return };
-        if principal.upstream_ends.is_some() && principal.upstream_ends <= old.token_ends() {
-            return;
-        }
-        let Started { bridge, permit } = match self.replayed(session, principal).await {
-            Ok(started) => started,
+        let deadline = Instant::now() + self.0.config.request_timeout;
+        let effect = match self.replayed(session, principal, deadline).await {
+            Ok(Started { bridge, number, permit }) => {
+                let effect = session.step(Event::Renewed(number, Arc::clone(&bridge)));
+                self.watch(session, number, bridge, permit);
+                info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "token-rotated", "child replaced");
+                effect
+            }
             Err(error) => {
                 warn!(session = %id::tag(&session.digest), tenant = %session.tenant, error = %error, "no child with the new token");
                 // The next request tries again; meanwhile nobody works with a token that ends.
-                let _ = timeout(drain, old.quiet()).await;
-                return Self::stop_child(session, &old, "token-rotated");
+                session.step(Event::NotRenewed)
             }
         };
-        {
-            let mut child = session.child.lock();
-            match &*child {
-                Child::Live(live) if Arc::ptr_eq(live, &old) => {}
-                // Stopped meanwhile, perhaps to make room for this one.
-                Child::Cold => {}
-                // Ended, or somebody else was faster: their child has the new token as well.
-                Child::Live(_) | Child::Starting(_) | Child::Ended => return,
+        match effect {
+            Effect::Drain(old) => {
+                old.close();
+                tokio::select! {
+                    _ = timeout(drain, old.quiet()) => {}
+                    () = self.0.closing.cancelled() => {}
+                }
+                old.stop();
             }
-            *child = Child::Live(Arc::clone(&bridge));
+            Effect::Stop(bridge) => bridge.stop(),
+            _ => {}
         }
-        self.watch(session, bridge, permit);
-        info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "token-rotated", "child replaced");
-        let _ = timeout(drain, old.quiet()).await;
-        old.stop();
     }
 
     /// A child that has been through the recorded handshake.
-    pub(crate) async fn replayed(&self, session: &Session, principal: &Principal) -> Result<Started, SessionError> {
+    pub(crate) async fn replayed(
+        &self,
+        session: &Session,
+        principal: &Principal,
+        deadline: Instant,
+    ) -> Result<Started, SessionError> {
         let record = self.0.records.find(&session.digest).await.map_err(|e| {
             error!(error = %e, "a session's record could not be read");
             SessionError::Storage
         })?;
         let record = record.ok_or(SessionError::Unknown)?;
-        let started = self.start(principal, Arc::clone(&session.get_stream)).await?;
-        let limit = self.0.config.start_timeout;
-        let settings = {
-            let mut settings = session.settings.lock();
-            settings.restore(&record.settings);
-            settings.requests()
-        };
+        let started = self.start(principal, Arc::clone(&session.get_stream), deadline).await?;
+        let by = deadline.min(Instant::now() + self.0.config.start_timeout);
+        let settings = session.restored_settings(&record.settings);
         let (initialize, answer) = (&record.initialize, &record.answer);
-        handshake::replay(&started.bridge, initialize, answer, &settings, &session.get_stream, limit).await?;
+        handshake::replay(&started.bridge, initialize, answer, &settings, &session.get_stream, by).await?;
         Ok(started)
     }
 
     /// Watches a child until it is gone; its permit is given back then, and not before.
-    pub(crate) fn watch(&self, session: &Arc<Session>, bridge: Arc<Bridge>, permit: Permit) {
-        if self.0.closing.is_cancelled() {
-            // It was being started when the shutdown looked for children to stop.
-            bridge.stop();
-        }
+    pub(crate) fn watch(&self, session: &Arc<Session>, number: ChildNumber, bridge: Arc<Bridge>, permit: Permit) {
         let (registry, session) = (self.clone(), Arc::clone(session));
         self.0.tasks.spawn(async move {
             let outcome = bridge.ended().await;
-            let served = session.detach(&bridge);
+            let effect = session.step(Event::Gone(number, outcome.is_childs_doing()));
             drop(bridge);
             drop(permit);
-            if served && outcome.is_childs_doing() {
-                registry.failed(&session);
+            if let Effect::End(reason) = effect {
+                registry.end(&session, reason);
             }
         });
-    }
-
-    /// What becomes of a session whose child has ended on its own.
-    fn failed(&self, session: &Arc<Session>) {
-        if !self.0.config.respawn {
-            self.end(session, "child-ended");
-        } else if !session.restart_backoff.lock().failed(Instant::now()) {
-            self.end(session, "child-ended-too-often");
-        }
-    }
-
-    /// Stops the session's child and keeps the session.
-    pub(crate) fn stop_child(session: &Session, bridge: &Arc<Bridge>, reason: &'static str) {
-        if session.detach(bridge) {
-            info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason, "child stopped");
-            bridge.stop();
-        }
     }
 }
 
 impl Inner {
-    /// The child that has been without requests for longest, of the user or of anybody.
-    fn longest_idle_child(&self, principal: &Principal, full: Full) -> Option<(Arc<super::Session>, Arc<Bridge>)> {
+    /// Stops the child that has been without requests for longest, of the user or of anybody, and gives it back while it
+    /// goes; none where all are busy.
+    fn stop_longest_idle(&self, principal: &Principal, full: Full) -> Option<Arc<Bridge>> {
         let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
         let candidates =
             sessions.into_iter().filter(|session| full == Full::Total || session.tenant == principal.tenant);
-        let idle = candidates.filter_map(|session| {
-            let bridge = session.live()?;
-            let since = bridge.idle_since()?;
-            Some((since, session, bridge))
-        });
-        idle.min_by_key(|(since, ..)| *since).map(|(_, session, bridge)| (session, bridge))
+        let mut idle: Vec<_> = candidates
+            .filter_map(|session| {
+                let (number, bridge) = session.child()?;
+                Some((bridge.idle_since()?, number, session, bridge))
+            })
+            .collect();
+        idle.sort_by_key(|(since, ..)| *since);
+        idle.into_iter().find_map(|(since, number, session, bridge)| {
+            if !bridge.close_if_idle(since) {
+                return None;
+            }
+            let Effect::Stop(bridge) = session.step(Event::Stopped(number)) else { return None };
+            info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "made-room", "child stopped");
+            bridge.stop();
+            Some(bridge)
+        })
     }
 }

@@ -3,19 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::child::bridge::Bridge;
 use crate::child::get_stream::GetStream;
-use crate::child::handshake;
-use crate::child::handshake::InitializeResult;
+use crate::child::handshake::{self, InitializeResult};
 use crate::jsonrpc::{Message, Spliced};
 use crate::session::id;
+use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::Full;
+use crate::session::registry::children::Started;
 use crate::session::registry::{
-    Child, Inner, Permit, Principal, Record, Registry, Session, SessionError, SessionId, Settings,
+    Inner, Permit, Principal, Record, Registry, Session, SessionError, SessionId, Settings,
 };
 use crate::store::SessionRecord;
+
+/// How long a client waits for a new session in all. Its answer carries the session's id in a header, so nothing can keep
+/// the connection alive before; proxies and clients give up after a minute.
+const OPEN_WITHIN: Duration = Duration::from_secs(55);
+/// Bytes of `initialize`'s parameters, which are kept with the session; those of today's clients have one or two thousand.
+const MAX_INITIALIZE: usize = 64 * 1024;
 
 /// The outcome of an `initialize` that reached a child.
 #[derive(Debug)]
@@ -31,12 +39,18 @@ impl Registry {
     ///
     /// Dropping the future before the child has answered stops the child.
     pub(crate) async fn open(&self, principal: &Principal, initialize: &Message) -> Result<Opened, SessionError> {
-        let started = tokio::time::Instant::now();
-        let permit = self.session_place(principal)?;
+        let started = Instant::now();
+        let params = initialize.params().unwrap_or("{}");
+        if params.len() > MAX_INITIALIZE {
+            return Err(SessionError::InitializeTooLarge { limit: MAX_INITIALIZE });
+        }
+        let deadline = started + self.0.config.request_timeout.min(OPEN_WITHIN);
+        let permit = self.session_permit(principal)?;
         let get_stream = Arc::new(GetStream::default());
-        let started_child = self.start(principal, Arc::clone(&get_stream)).await?;
-        let bridge = started_child.bridge;
-        let answered = handshake::initialize(&bridge, initialize, self.0.config.start_timeout).await?;
+        let Started { bridge, number, permit: child_permit } =
+            self.start(principal, Arc::clone(&get_stream), deadline).await?;
+        let by = deadline.min(Instant::now() + self.0.config.start_timeout);
+        let answered = handshake::initialize(&bridge, initialize, by).await?;
         let Some(result) = answered.result else {
             return Ok(Opened { id: None, answer: answered.text });
         };
@@ -47,12 +61,13 @@ impl Registry {
         let admission = Admission {
             id: id.clone(),
             principal: principal.clone(),
-            params: initialize.params().unwrap_or("{}").to_owned(),
+            params: params.to_owned(),
             result,
             get_stream,
             bridge,
+            number,
             permit,
-            child_permit: started_child.permit,
+            child_permit,
         };
         // A task of its own: a client that hangs up now must not leave half a session.
         let registry = self.clone();
@@ -67,7 +82,7 @@ impl Registry {
     }
 
     async fn admit(&self, admission: Admission) -> Result<Arc<Session>, SessionError> {
-        let Admission { id, principal, params, result, get_stream, bridge, permit, child_permit } = admission;
+        let Admission { id, principal, params, result, get_stream, bridge, number, permit, child_permit } = admission;
         let now = self.0.clock.now();
         let record = SessionRecord {
             digest: id.digest(),
@@ -88,10 +103,16 @@ impl Registry {
             get_stream,
             last_used: now,
         };
-        let session =
-            Arc::new(Session::new(kept, Settings::of_new_session(), Child::Live(Arc::clone(&bridge)), permit));
+        let machine = Machine::live(self.0.config.respawn, number, Arc::clone(&bridge));
+        let session = Arc::new(Session::new(kept, Settings::of_new_session(), machine, permit));
         self.0.sessions.lock().insert(session.digest, Arc::clone(&session));
-        self.watch(&session, bridge, child_permit);
+        self.watch(&session, number, bridge, child_permit);
+        if self.0.closing.is_cancelled()
+            && let Effect::Stop(bridge) = session.step(Event::Closing)
+        {
+            // It was being opened when the shutdown looked for children to stop.
+            bridge.stop();
+        }
         // After the session is in the table: a revocation of its grant either finds it there, or came first and
         // makes this fail.
         if let Err(e) = self.0.records.insert(&record).await {
@@ -108,7 +129,7 @@ impl Registry {
     }
 
     /// A permit for one more session; a user at their cap loses their longest-idle session.
-    fn session_place(&self, principal: &Principal) -> Result<Permit, SessionError> {
+    fn session_permit(&self, principal: &Principal) -> Result<Permit, SessionError> {
         if self.0.closing.is_cancelled() {
             return Err(SessionError::ShuttingDown);
         }
@@ -149,6 +170,7 @@ struct Admission {
     result: InitializeResult,
     get_stream: Arc<GetStream>,
     bridge: Arc<Bridge>,
+    number: ChildNumber,
     permit: Permit,
     child_permit: Permit,
 }

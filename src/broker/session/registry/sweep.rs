@@ -3,25 +3,31 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use tracing::error;
+use tracing::{error, info};
 
+use crate::session::id;
+use crate::session::machine::{Effect, Event};
 use crate::session::registry::{Registry, Session};
 
 impl Registry {
     /// One sweep. Requests in flight and running answers count as activity; an open stream of the session alone does
-    /// not. Late requests are given up here too, so that an abandoned one does not keep a child alive for ever.
+    /// not.
     pub(crate) async fn sweep(&self) {
         let (config, now) = (&self.0.config, self.0.clock.now());
+        let idle_since = Instant::now().checked_sub(config.child_idle);
+        let unused_since = now.minus(config.session_idle);
         let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();
         for session in &sessions {
-            if let Some(bridge) = session.live() {
-                bridge.expire(config.request_timeout);
-                let idle = bridge.idle_since().map(|since| Instant::now().saturating_duration_since(since));
-                if idle.is_some_and(|idle| idle >= config.child_idle) {
-                    Self::stop_child(session, &bridge, "child-idle");
+            if let Some((number, bridge)) = session.child() {
+                bridge.tick();
+                if idle_since.is_some_and(|since| bridge.close_if_idle(since))
+                    && let Effect::Stop(bridge) = session.step(Event::Stopped(number))
+                {
+                    info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "child-idle", "child stopped");
+                    bridge.stop();
                 }
             }
-            if !session.is_busy() && now.since(session.last_used()) >= config.session_idle {
+            if session.is_unused_since(unused_since) {
                 self.end(session, "session-idle");
             }
         }
@@ -38,7 +44,7 @@ impl Registry {
         {
             error!(error = %error, "the last use of sessions could not be stored");
         }
-        let changed = |session: &Arc<Session>| Some((session.digest, session.settings.lock().take_unsaved()?));
+        let changed = |session: &Arc<Session>| Some((session.digest, session.unsaved_settings()?));
         let settings: Vec<_> = sessions.iter().filter_map(changed).collect();
         if !settings.is_empty()
             && let Err(error) = self.0.records.keep_settings(&settings).await

@@ -282,6 +282,7 @@ async fn registry(store: &Store, clock: &Clock) -> Registry {
         evict_after: second,
         start_timeout: second,
         request_timeout: second,
+        memory: crate::budget::BudgetCaps { total: 1 << 20, per_user: 1 << 20 },
         max_line: 1024,
         respawn: false,
     };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner, Stopper};
 use crate::tests::memory_pipe::{self, MemoryPipe};
@@ -18,17 +19,19 @@ pub(crate) struct FakeSpawner {
     hand_over: mpsc::UnboundedSender<FakeChild>,
     refuse: Mutex<Option<SpawnError>>,
     pub(crate) hangs: AtomicBool,
+    delay: Mutex<Duration>,
     pub(crate) spawned: AtomicUsize,
 }
 
 /// The child's side of the pipes.
 #[derive(Debug)]
 pub(crate) struct FakeChild {
-    stdin: Lines<BufReader<memory_pipe::Reader>>,
+    stdin: Option<Lines<BufReader<memory_pipe::Reader>>>,
     stdout: Option<DuplexStream>,
     pub(crate) stderr: Option<DuplexStream>,
     ended: Option<oneshot::Sender<Ended>>,
     pub(crate) order: SpawnRequest,
+    stop_asked: Arc<AtomicBool>,
 }
 
 struct Stop(Arc<AtomicBool>);
@@ -47,10 +50,16 @@ impl FakeSpawner {
                 hand_over,
                 refuse: Mutex::new(None),
                 hangs: AtomicBool::new(false),
+                delay: Mutex::default(),
                 spawned: AtomicUsize::new(0),
             }),
             children,
         )
+    }
+
+    /// Every spawn from now on takes so long.
+    pub(crate) fn delay(&self, delay: Duration) {
+        *self.delay.lock() = delay;
     }
 
     /// Every spawn from now on fails like this, until set to `None`.
@@ -68,6 +77,10 @@ impl Spawner for FakeSpawner {
             if self.hangs.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
+            let delay = *self.delay.lock();
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             self.spawned.fetch_add(1, Ordering::SeqCst);
             let (stdin, child_stdin) = MemoryPipe::ends(64 * 1024);
             let (child_stdout, stdout) = tokio::io::duplex(64 * 1024);
@@ -75,11 +88,12 @@ impl Spawner for FakeSpawner {
             let (tell, ended) = oneshot::channel();
             let stop_asked = Arc::new(AtomicBool::new(false));
             let child = FakeChild {
-                stdin: BufReader::new(child_stdin).lines(),
+                stdin: Some(BufReader::new(child_stdin).lines()),
                 stdout: Some(child_stdout),
                 stderr: Some(child_stderr),
                 ended: Some(tell),
                 order,
+                stop_asked: Arc::clone(&stop_asked),
             };
             let _ = self.hand_over.send(child);
             Ok(Backend {
@@ -98,7 +112,7 @@ impl Spawner for FakeSpawner {
 impl FakeChild {
     /// The next line on its standard input; `None` when the broker has closed it.
     pub(crate) async fn hears(&mut self) -> Option<Value> {
-        let line = self.stdin.next_line().await.expect("a readable pipe")?;
+        let line = self.stdin.as_mut().expect("open").next_line().await.expect("a readable pipe")?;
         Some(serde_json::from_str(&line).expect("the broker writes JSON"))
     }
 
@@ -109,6 +123,16 @@ impl FakeChild {
     pub(crate) async fn says_raw(&mut self, line: &str) {
         let stdout = self.stdout.as_mut().expect("open");
         stdout.write_all(format!("{line}\n").as_bytes()).await.expect("the broker reads");
+    }
+
+    /// Closes its standard input and lives on.
+    pub(crate) fn closes_its_input(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Whether the broker has asked for its stop.
+    pub(crate) fn is_asked_to_stop(&self) -> bool {
+        self.stop_asked.load(Ordering::SeqCst)
     }
 
     /// Hears `initialize` and accepts it; the request it heard.

@@ -75,7 +75,7 @@ async fn a_user_at_the_cap_of_children_loses_their_longest_idle_child_and_keeps_
     assert_eq!(body(calling.await.expect("no panic")).await["result"]["ok"], true);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_user_whose_children_are_all_busy_is_429() {
     let mut fixture = Fixture::new(forgejo_policy(|p| p.children = Caps { total: 9, per_user: 1 })).await;
     let alice = caller(1, "g1");

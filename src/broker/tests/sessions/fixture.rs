@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::auth::bearer::Challenge;
 use crate::auth::principal::{GrantId, Principal, PrincipalParts, Scopes};
+use crate::budget::BudgetCaps;
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::scope::Scope;
@@ -69,6 +70,7 @@ pub(crate) fn config() -> SessionConfig {
         evict_after: Duration::from_secs(60),
         start_timeout: Duration::from_secs(20),
         request_timeout: Duration::from_secs(300),
+        memory: BudgetCaps { total: 64 << 20, per_user: 16 << 20 },
         max_line: 1024 * 1024,
         respawn: false,
     }

@@ -111,7 +111,7 @@ async fn a_client_that_hangs_up_during_initialize_leaves_no_child() {
     assert_eq!(fixture.registry.counts().0, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_unreachable_supervisor_is_503_with_retry_after_and_heals_by_itself() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -124,7 +124,7 @@ async fn an_unreachable_supervisor_is_503_with_retry_after_and_heals_by_itself()
     fixture.open(&alice).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_supervisors_refusals_keep_their_meaning() {
     let fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

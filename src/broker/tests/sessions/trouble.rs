@@ -71,7 +71,8 @@ async fn a_supervisor_that_does_not_start_the_child_in_time_is_an_error_that_say
     fixture.spawner.hangs.store(true, Ordering::SeqCst);
     let answer = body(fixture.post(&caller(1, "g1"), None, initialize()).await).await;
     assert!(answer["error"]["message"].as_str().expect("text").contains("in time"), "{answer}");
-    assert_eq!(fixture.registry.counts(), (0, 0));
+    // The child may still come, so its place is taken until it has come and gone.
+    assert_eq!(fixture.registry.counts(), (0, 1));
 }
 
 #[tokio::test]
@@ -79,8 +80,8 @@ async fn a_burst_of_one_users_starts_beyond_the_queue_is_429() {
     let fixture = Fixture::new(config()).await;
     fixture.spawner.hangs.store(true, Ordering::SeqCst);
     let alice = caller(1, "g1");
-    let mut waiting: Vec<_> = (0..17).map(|_| fixture.posting(&alice, None, initialize())).collect();
-    // Sixteen wait; of the seventeen one comes back at once.
+    let mut waiting: Vec<_> = (0..101).map(|_| fixture.posting(&alice, None, initialize())).collect();
+    // A hundred wait; one more comes back at once.
     let refused = loop {
         if let Some(at) = waiting.iter().position(tokio::task::JoinHandle::is_finished) {
             break waiting.remove(at).await.expect("no panic");
@@ -94,7 +95,7 @@ async fn a_burst_of_one_users_starts_beyond_the_queue_is_429() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn at_the_cap_on_all_children_anybodys_idle_child_makes_room_and_a_busy_one_does_not() {
     let mut config = config();
     config.children = Caps { total: 1, per_user: 1 };

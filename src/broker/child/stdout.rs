@@ -1,0 +1,133 @@
+//! A child's standard output: read line by line, redacted, and routed to whoever waits for it.
+//!
+//! Nothing in it is trusted. What it costs in memory is held against the child's user; a child whose user has no memory
+//! left is kept waiting, and stopped if that does not end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+
+use crate::budget::counted;
+use crate::child::bridge::{Outcome, Shared};
+use crate::child::calls::Route;
+use crate::child::lines::{LineError, Lines, Overlong};
+use crate::child::spawner::{Ended, ReadEnd};
+
+/// How long after the end of its output a child's exit status is waited for, and the other way round.
+const EXIT_GRACE: Duration = Duration::from_millis(500);
+
+/// Reads one child's output.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+}
+
+impl Reader {
+    /// For the child of this bridge.
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Reads the child until it is gone, then answers what is pending and tells the outcome, in this order.
+    pub(crate) async fn keep(
+        self,
+        stdout: ReadEnd,
+        mut ended: tokio::sync::oneshot::Receiver<Ended>,
+        errors: tokio::task::JoinHandle<()>,
+        max_line: usize,
+        tell: watch::Sender<Option<Outcome>>,
+    ) {
+        let mut lines = Lines::counted(stdout, max_line, Overlong::Fail, self.shared.budget.clone());
+        let mut exit = None;
+        let misbehaved = loop {
+            let line = tokio::select! {
+                biased;
+                line = lines.next() => line,
+                () = self.shared.stdin.broken() => {
+                    warn!(reason = "input-closed", "the child closed its input and lives on; it is stopped");
+                    break Some("it closed its input");
+                }
+                end = &mut ended => {
+                    exit = Some(end.unwrap_or(Ended::SupervisorLost));
+                    // What it wrote before it ended is in the pipe; a descendant may hold the pipe open for ever.
+                    let rest = async { while let Ok(Some(line)) = lines.next().await { self.route(line); } };
+                    let _ = timeout(EXIT_GRACE, rest).await;
+                    break None;
+                }
+            };
+            match line {
+                Ok(Some(line)) => self.route(line),
+                Ok(None) => break Some("it closed its output"),
+                Err(LineError::TooLong(cap)) => {
+                    warn!(cap, reason = "line-too-long", "the child wrote a line beyond the cap and is stopped");
+                    break Some("it wrote a message beyond the size limit");
+                }
+                Err(LineError::OverBudget(over)) => {
+                    warn!(error = %over, reason = "over-budget", "the child writes what nobody reads and is stopped");
+                    break Some("what it wrote waited for so long that its user's memory was used up");
+                }
+                Err(error) => {
+                    warn!(error = %error, "the child's output cannot be read; it is stopped");
+                    break Some("its output could not be read");
+                }
+            }
+        };
+        let asked = self.shared.stop.is_cancelled();
+        if exit.is_none() {
+            exit = timeout(EXIT_GRACE, &mut ended).await.ok().map(|end| end.unwrap_or(Ended::SupervisorLost));
+        }
+        // Its standard error explains the end; it is read out first, but not waited for without bound.
+        let _ = timeout(EXIT_GRACE, errors).await;
+        let outcome = match (asked, exit, misbehaved) {
+            (true, _, _) => Outcome::Stopped,
+            (false, Some(Ended::SupervisorLost), _) => Outcome::SupervisorLost,
+            (false, Some(Ended::Exit(exit)), None | Some("it closed its output")) => Outcome::Exited(exit),
+            (false, _, Some(what)) => Outcome::Misbehaved(what),
+            (false, None, None) => Outcome::Misbehaved("it closed its output"),
+        };
+        self.shared.stop();
+        let failed = {
+            // Under the lock, so that no request enters the table after it was emptied.
+            let mut calls = self.shared.calls.lock();
+            tell.send_replace(Some(outcome));
+            calls.fail_all(&outcome.explain())
+        };
+        self.shared.notify_if_quiet();
+        info!(outcome = ?outcome, failed_requests = failed, "child ended");
+    }
+
+    /// The line without the token. A copy that this makes is held against the budget like the line itself.
+    fn redacted(&self, line: Bytes) -> Option<Bytes> {
+        let before = line.as_ptr();
+        let clean = self.shared.redactor.clean(line);
+        if clean.as_ptr() == before {
+            return Some(clean);
+        }
+        match self.shared.budget.hold(clean.len()) {
+            Ok(held) => Some(counted(clean, held)),
+            Err(over) => {
+                warn!(error = %over, reason = "over-budget", "a message that repeats the token was dropped");
+                None
+            }
+        }
+    }
+
+    fn route(&self, line: Bytes) {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        let Some(line) = self.redacted(line) else { return };
+        let route = self.shared.calls.lock().route(line, Instant::now());
+        self.shared.notify_if_quiet();
+        match route {
+            Route::Delivered => {}
+            Route::GetStream(message) => self.shared.get_stream.send(message),
+            // Not awaited: a child that floods pings without reading must not stop its own reader.
+            Route::Child(message) => self.shared.stdin.try_send(message),
+            Route::Dropped(reason) => debug!(reason, "a message of the child was dropped"),
+        }
+    }
+}
