@@ -17,6 +17,8 @@ mod quickstart;
 mod restarts;
 mod secrets;
 mod sessions;
+mod stops;
+mod hostile_children;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

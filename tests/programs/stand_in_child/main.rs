@@ -5,7 +5,7 @@
 //! not: it is no client of the forge beyond `whoami` and `list_my_repos`; every other of the 141 tools answers its name.
 //!
 //! ```text
-//! stand-in-child [--check-token] [--no-init TEXT] [--hang-init] [--ignore-term] [--fast] [--era VERSION]
+//! stand-in-child [--check-token] [--no-init TEXT] [--hang-init] [--slow-init MS] [--ignore-term] [--fast] [--era VERSION]
 //! ```
 
 #![expect(clippy::exit, reason = "the exit code is what this program is tested for")]
@@ -36,6 +36,7 @@ struct Habits {
     check_token: bool,
     no_init: Option<String>,
     hang_init: bool,
+    slow_init: u64,
     ignore_term: bool,
     fast: bool,
     era: Option<String>,
@@ -49,6 +50,10 @@ impl Habits {
                 "--check-token" => habits.check_token = true,
                 "--no-init" => habits.no_init = Some(args.next().ok_or("--no-init needs a text")?),
                 "--hang-init" => habits.hang_init = true,
+                "--slow-init" => {
+                    let ms = args.next().and_then(|ms| ms.parse().ok());
+                    habits.slow_init = ms.ok_or("--slow-init needs milliseconds")?;
+                }
                 "--ignore-term" => habits.ignore_term = true,
                 "--fast" => habits.fast = true,
                 "--era" => habits.era = Some(args.next().ok_or("--era needs a version")?),
@@ -211,6 +216,9 @@ fn heed(server: &Arc<Server>, line: &str) {
     }
     if method == "initialize" && server.habits.hang_init {
         return;
+    }
+    if method == "initialize" && server.habits.slow_init > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(server.habits.slow_init));
     }
     let params = message.get("params").cloned().unwrap_or_default();
     Server::send(&answer(&id, respond(server, method, &params)));

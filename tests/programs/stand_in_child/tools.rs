@@ -13,13 +13,15 @@ use super::Server;
 const GOERN_TOOLS: &str = include_str!("goern_tools.tsv");
 
 /// The tools of this program alone.
-const TEST_TOOLS: [&str; 15] = [
+const TEST_TOOLS: [&str; 17] = [
     "echo",
     "whoami",
     "env",
     "pid",
     "block",
     "sleep",
+    "close_input",
+    "flood",
     "big",
     "crash",
     "progress",
@@ -75,6 +77,24 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
         "sleep" => {
             std::thread::sleep(Duration::from_millis(number("ms")));
             Ok(text("slept"))
+        }
+        // With `--fast` in the thread that reads, so that nothing keeps the pipe open.
+        "close_input" => {
+            let _ = nix::unistd::close(0);
+            Ok(text("closed"))
+        }
+        // Messages without end or answer, each with so many bytes.
+        "flood" => {
+            let data = "x".repeat(usize::try_from(number("bytes")).unwrap_or(0));
+            let method = arguments.get("method").and_then(Value::as_str).unwrap_or("notifications/message");
+            for n in 0_u64.. {
+                let mut message = json!({"jsonrpc": "2.0", "method": method, "params": {"data": data}});
+                if !method.starts_with("notifications/") {
+                    message["id"] = n.into();
+                }
+                Server::send(&message);
+            }
+            Ok(text("never"))
         }
         "big" => Ok(text(&"x".repeat(usize::try_from(number("bytes")).unwrap_or(0)))),
         "crash" => std::process::exit(i32::try_from(number("code")).unwrap_or(1)),

@@ -1,0 +1,84 @@
+//! What a child does to its pipes and its user's memory harms nobody else, on real pipes.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{stand_in_deployment, token};
+use harness::deployment::Deployment;
+use harness::mcp_session::{Session, http, post};
+
+/// Far above what any of this takes when nothing is lost.
+const IN_TIME: Duration = Duration::from_secs(30);
+
+/// What the broker has in memory, in MiB.
+fn resident(deployment: &Deployment) -> u64 {
+    let pid = deployment.broker.as_ref().expect("runs").pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("readable");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the line");
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_child_gets_a_large_and_a_small_call_as_soon_as_it_reads_again() {
+    // With `--fast` the tool runs in the thread that reads.
+    let deployment = stand_in_deployment("busy-reader", &["--fast"], |_| {});
+    let session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+    let call = |name: &'static str, arguments: Value| {
+        let mut session = session.clone();
+        tokio::spawn(async move { timeout(IN_TIME, session.text(name, arguments)).await })
+    };
+    for _ in 0..3 {
+        let busy = call("sleep", json!({"ms": 1000}));
+        tokio::task::yield_now().await;
+        let large = call("echo", json!({"text": "x".repeat(300 * 1024)}));
+        let small = call("echo", json!({"text": "small"}));
+        assert_eq!(busy.await.expect("no panic").expect("in time").expect("an answer"), "slept");
+        assert_eq!(large.await.expect("no panic").expect("in time").expect("an answer").len(), 300 * 1024);
+        assert_eq!(small.await.expect("no panic").expect("in time").expect("an answer"), "small");
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_closes_its_input_is_stopped_and_its_next_request_gets_an_error() {
+    let deployment = stand_in_deployment("closed-input", &["--fast"], |_| {});
+    let mut session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+    let _ = session.text("close_input", json!({})).await;
+    // Whether the child is noticed before or by this request, there is an answer.
+    let answer = timeout(IN_TIME, session.send("tools/list", json!({}))).await.expect("in time");
+    if let Ok((status, answer)) = answer {
+        assert!(status.as_u16() == 404 || answer.get("error").is_some(), "{status} {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_child_floods_raises_the_brokers_memory_by_no_more_than_its_users_budget() {
+    let deployment = stand_in_deployment("flood", &[], |config| {
+        config.broker = "[sessions]\nmemory_per_user = \"48MiB\"\nmax_line = \"16MiB\"\n".to_owned();
+    });
+    let bob = Session::open(&deployment.url, &token(&deployment, "bob")).await.expect("a session");
+    let before = resident(&deployment);
+    for (method, bytes) in [
+        ("notifications/message", 8 << 20),
+        ("notifications/message", 10),
+        ("sampling/createMessage", 100),
+        ("sampling/createMessage", 1 << 20),
+        ("ping", 100),
+    ] {
+        let alice = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+        let flood = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+            "params": {"name": "flood", "arguments": {"method": method, "bytes": bytes}}});
+        let (client, url, token, id) = (http(), deployment.url.clone(), alice.token(), alice.id.clone());
+        let flooding = tokio::spawn(async move { post(&client, &url, &token, Some(&id), &flood).await });
+        // A neighbour is served all the while.
+        for n in 0..200 {
+            let echoed = timeout(IN_TIME, bob.clone().text("echo", json!({"text": n.to_string()}))).await;
+            assert_eq!(echoed.expect("in time").expect("an answer"), n.to_string());
+        }
+        let grown = resident(&deployment).saturating_sub(before);
+        assert!(grown < 48 + 48, "{method} of {bytes} bytes: {grown} MiB more");
+        alice.end().await.expect("an answer");
+        flooding.abort();
+    }
+}
