@@ -10,6 +10,7 @@ mod browser;
 mod chaos;
 mod clients;
 mod failing_children;
+mod hostile_children;
 mod isolation;
 mod login;
 mod operator;
@@ -18,7 +19,6 @@ mod restarts;
 mod secrets;
 mod sessions;
 mod stops;
-mod hostile_children;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

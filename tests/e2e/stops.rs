@@ -69,7 +69,8 @@ async fn one_endless_call_makes_a_restart_nobodys_outage() {
     let (alice, bob) = (token(&deployment, "alice"), token(&deployment, "bob"));
     let mut endless = Session::open(&deployment.url, &alice).await.expect("a session");
     let other = Session::open(&deployment.url, &bob).await.expect("a session");
-    let calling = tokio::spawn(async move { endless.send("tools/call", json!({"name": "block", "arguments": {}})).await });
+    let calling =
+        tokio::spawn(async move { endless.send("tools/call", json!({"name": "block", "arguments": {}})).await });
     // Answered, so the first is in flight by then.
     other.clone().text("echo", json!({"text": "x"})).await.expect("an answer");
     let broker = deployment.broker.as_ref().expect("runs");
