@@ -11,6 +11,7 @@ use crate::auth::rates::{self, Rates};
 use crate::forge::access::Access;
 use crate::forge::application::Application;
 use crate::forge::vault::KeyFile;
+use crate::http::accept::ConnectionCaps;
 use crate::mcp::endpoint::DEFAULT_MAX_BODY;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::tools::Tables;
@@ -51,8 +52,8 @@ pub(crate) struct Config {
     pub(crate) admin: PathBuf,
     /// Bytes in one message.
     pub(crate) max_body: usize,
-    /// Connections at once.
-    pub(crate) max_connections: usize,
+    /// What bounds connections.
+    pub(crate) connections: ConnectionCaps,
     /// Pages of these origins may use the endpoint.
     pub(crate) origins: Vec<String>,
     /// Sessions and children.
@@ -87,9 +88,11 @@ impl Config {
         admin.close();
         let mut http = root.section("http");
         let max_body = http.size("max_body", bytes(DEFAULT_MAX_BODY), 1024..=1 << 30);
-        let max_connections = http.integer("max_connections", 4096, 1..=1_000_000);
+        let total = http.integer("max_connections", 4096, 1..=1_000_000);
+        let per_address = http.integer("connections_per_address", 256, 1..=1_000_000);
         let mut origins = http.texts("allowed_origins", &[]);
         let proxies = rates::proxies(&mut http);
+        let connections = ConnectionCaps { total, per_address, proxies: proxies.clone() };
         let request_timeout = http.duration("request_timeout", Duration::from_mins(5), seconds(1, 86_400));
         http.close();
         let mut sessions = root.section("sessions");
@@ -123,7 +126,7 @@ impl Config {
             key_file,
             admin: admin_socket,
             max_body: usize::try_from(max_body).unwrap_or(DEFAULT_MAX_BODY),
-            max_connections,
+            connections,
             origins,
             sessions: session_config,
             unknown_session: unknown_session.unwrap_or_default(),

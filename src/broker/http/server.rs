@@ -208,7 +208,8 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     let ticking =
         [tokio::spawn(tick(registry.clone(), principals.clone())), tokio::spawn(tidy(oauth, store.clone(), clock))];
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
-    let connections = accept::Connections::new(config.max_connections);
+    let connections =
+        accept::Connections::new(config.connections.clone().within_descriptors(config.sessions.children.total));
     let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
     info!(listen = %address, public_url = %config.public_url, "ready");
     lifecycle::ready("serving");
