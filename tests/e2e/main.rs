@@ -7,6 +7,7 @@
 #![expect(clippy::print_stderr, reason = "what is skipped is said")]
 
 mod browser;
+mod bursts;
 mod chaos;
 mod clients;
 mod failing_children;

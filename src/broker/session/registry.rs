@@ -64,6 +64,8 @@ struct Inner {
     session_quota: Quota,
     child_quota: Quota,
     start_queue: StartQueue,
+    /// Held by who comes back to a supervisor that starts only so many children a second.
+    pace: Arc<tokio::sync::Mutex<()>>,
     budgets: Budgets,
     activity: Arc<Activity>,
     children_started: AtomicU64,
@@ -101,6 +103,7 @@ impl Registry {
         let inner = Arc::new(Inner {
             budgets: Budgets::new(config.memory),
             activity: Arc::default(),
+            pace: Arc::default(),
             children_started: AtomicU64::new(1),
             running: Mutex::default(),
             child_quota: Quota::new(config.children),

@@ -68,10 +68,12 @@ impl StartQueue {
 }
 
 impl StartPermit<'_> {
-    /// Waits for the common permit as well.
+    /// Waits for the common permit as well, unless it is held.
     pub(crate) async fn common(&mut self) {
         let [_, common] = &mut self.held;
-        *common = Arc::clone(&self.start_queue.common).acquire_owned().await.ok();
+        if common.is_none() {
+            *common = Arc::clone(&self.start_queue.common).acquire_owned().await.ok();
+        }
     }
 
     /// Gives the common permit back, while this start has to wait for something of its own.
@@ -129,6 +131,7 @@ mod tests {
         assert!(first.common().now_or_never().is_none(), "the common permit is the other's");
         drop(other);
         assert!(first.common().now_or_never().is_some());
+        assert!(first.common().now_or_never().is_some(), "it is asked for once");
         first.step_back();
         assert!(turn(&queue, tenant(2)).now_or_never().is_some());
     }

@@ -16,6 +16,7 @@ use crate::session::id;
 use crate::session::machine::{ChildNumber, Effect, Event};
 use crate::session::quota::Full;
 use crate::session::registry::{Inner, Permit, Principal, Registry, Session, SessionError};
+use wire::message::Refusal;
 
 /// A child that runs and has said nothing yet.
 pub(crate) struct Started {
@@ -37,6 +38,7 @@ impl Registry {
         let turn = timeout_at(deadline, inner.start_queue.own(principal.tenant)).await;
         let mut turn = turn.map_err(|_| SessionError::Deadline)?.map_err(|_| SessionError::StartsWaiting)?;
         let mut permit = self.child_permit(principal, deadline).await?;
+        let mut pace = None;
         let backend = loop {
             if inner.closing.is_cancelled() {
                 return Err(SessionError::ShuttingDown);
@@ -50,12 +52,22 @@ impl Registry {
             };
             let again = error.retry_after().and_then(|wait| Instant::now().checked_add(wait));
             let Some(again) = again.filter(|again| *again < deadline) else { return Err(SessionError::Spawn(error)) };
-            turn.step_back();
+            // The rate is everybody's: those whom it has refused once come back one by one, in the order of their asking.
+            // Any other refusal is about this user, so the others go on meanwhile.
+            let by_rate = matches!(error, SpawnError::Refused(Refusal::SpawnRate { .. }));
+            if by_rate && pace.is_none() {
+                let waiting = timeout_at(deadline, Arc::clone(&inner.pace).lock_owned()).await;
+                pace = Some(waiting.map_err(|_| SessionError::Spawn(error))?);
+            } else if !by_rate {
+                pace = None;
+                turn.step_back();
+            }
             tokio::select! {
                 () = sleep_until(again) => {}
                 () = inner.closing.cancelled() => return Err(SessionError::ShuttingDown),
             }
         };
+        drop(pace);
         let span = info_span!(
             "child", tenant = %principal.tenant, login = %principal.login, grant = %principal.grant,
             child_pid = backend.pid, uid = backend.uid
