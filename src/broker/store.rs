@@ -1,25 +1,36 @@
 //! What the broker must not forget, in SQLite. All SQL lives in this room; nothing else knows that there is a database.
 //!
-//! The file is trusted as far as its mode (0600) goes, and holds no secret in the clear. SQLite runs in WAL mode, so
-//! readers never wait for the writer, with `synchronous=FULL`: no call on a live session writes, and a power failure
-//! must undo neither a revocation nor a refresh token that Forgejo has just exchanged (SQLite, `PRAGMA synchronous`).
+//! The file is trusted as far as its mode (0600) goes, and holds no secret in the clear. One broker has it open, under
+//! a lock that the kernel ends with the process. SQLite runs in WAL mode, so readers never wait for the one writer
+//! (`src/broker/store/writer.rs`), with `synchronous=FULL`: no call on a live session writes, and a power failure must
+//! undo neither a revocation nor a refresh token that Forgejo has just exchanged (SQLite, `PRAGMA synchronous`).
 
 mod clients;
 mod codes;
 mod consents;
+mod copy;
 mod credentials;
 mod grants;
+mod lock;
 mod logins;
 mod sessions;
 mod tidy;
+mod upkeep;
+mod writer;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use parking_lot::Mutex;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Row, SqlitePool};
+use tracing::warn;
 
 pub(crate) use crate::store::clients::RegisteredClient;
 pub(crate) use crate::store::codes::{Code, NewPair};
@@ -30,10 +41,21 @@ pub(crate) use crate::store::logins::{Login, Visitor};
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
 
 use crate::auth::principal::GrantId;
+use crate::store::lock::StoreLock;
+use crate::store::writer::Writer;
 use wire::message::TenantId;
 
-/// Connections; SQLite has one writer anyway.
-const CONNECTIONS: u32 = 4;
+/// Connections that read. None of them can write, or wait for the one that does.
+const READERS: u32 = 4;
+/// How long a reader may wait for one of them.
+const READERS_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a statement waits for a lock that another program holds, such as an operator's `sqlite3`.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the WAL may keep of the disk when all of it was written back.
+const WAL_KEEPS: &str = "16777216";
+
+/// The tables, version by version.
+static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 
 /// The store failed. Names what was being done, never a value.
 #[derive(Debug, thiserror::Error)]
@@ -44,12 +66,35 @@ pub(crate) enum StoreError {
     /// The file cannot be made.
     #[error("the database {0} cannot be created")]
     Create(PathBuf, #[source] std::io::Error),
+    /// Another broker has it open.
+    #[error(
+        "the database {0} is in use by another broker: stop that one first, or give this one a database of its own"
+    )]
+    InUse(PathBuf),
+    /// Whether another broker has it open cannot be told.
+    #[error("{0} cannot be locked")]
+    Lock(PathBuf, #[source] std::io::Error),
+    /// How much room there is cannot be told.
+    #[error("how much room there is for the database {0} cannot be told")]
+    Room(PathBuf, #[source] std::io::Error),
+    /// There is no room left for it.
+    #[error("there is no room left for the database {0}: make some on its file system")]
+    Full(PathBuf),
+    /// The tables are not changed without a copy of what they hold.
+    #[error("the database cannot be copied to {0} before its tables change: make room there")]
+    Snapshot(PathBuf, #[source] Box<StoreError>),
     /// The tables cannot be brought up to date.
     #[error("the database cannot be brought up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// A statement failed.
     #[error("{0}: the database failed")]
     Query(&'static str, #[source] sqlx::Error),
+    /// It was not done within the time that a write may take.
+    #[error("{0}: the database was busy for too long")]
+    Busy(&'static str),
+    /// The store was closed.
+    #[error("{0}: the database is closed")]
+    Closed(&'static str),
     /// The grant was revoked in the meantime.
     #[error("the grant was revoked in the meantime")]
     GrantRevoked,
@@ -69,51 +114,105 @@ impl StoreError {
 
 /// The store. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Store(SqlitePool);
+pub(crate) struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    readers: SqlitePool,
+    writer: Writer,
+    /// Let go of when the store is closed.
+    lock: Mutex<Option<StoreLock>>,
+    /// Where a test's store lies.
+    #[cfg(test)]
+    dir: Option<tempfile::TempDir>,
+}
 
 impl Store {
-    /// Opens the database at `path`, makes it where it is missing, and brings it up to date.
+    /// Opens the database at `path`, makes it where it is missing, and brings it up to date. Before anything is
+    /// touched, another broker's database is refused.
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self(Arc::new(Inner::open(path, SqliteSynchronous::Full).await?)))
+    }
+
+    /// A database in memory: in a file, so that it is what it is in production, below where files are in memory, and
+    /// gone with the store.
+    #[cfg(test)]
+    pub(crate) async fn in_memory() -> Result<Self, StoreError> {
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let dir = dir.map_err(|e| StoreError::Create(memory.to_owned(), e))?;
+        let mut inner = Inner::open(&dir.path().join("broker.db"), SqliteSynchronous::Off).await?;
+        inner.dir = Some(dir);
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Writes a consistent copy into a new file of mode 0600, while everything goes on.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the operator's door calls it next"))]
+    pub(crate) async fn backup_to(&self, to: &Path) -> Result<(), StoreError> {
+        copy::backup(&reading(&self.0.path), to).await
+    }
+
+    /// Writes what is in the WAL back, closes the file and lets go of it.
+    pub(crate) async fn close(&self) {
+        // The writer last: only a connection that writes, and that is alone, writes the WAL back.
+        self.0.readers.close().await;
+        if let Err(error) = self.0.writer.close().await {
+            warn!(error = %error, "the database was not closed in order; what was answered is in its WAL");
+        }
+        drop(self.0.lock.lock().take());
+    }
+
+    fn readers(&self) -> &SqlitePool {
+        &self.0.readers
+    }
+
+    fn writer(&self) -> &Writer {
+        &self.0.writer
+    }
+}
+
+impl Inner {
+    async fn open(path: &Path, synchronous: SqliteSynchronous) -> Result<Self, StoreError> {
+        let failed = |e| StoreError::Open(path.to_owned(), e);
+        let lock = StoreLock::take(path)?;
         // Made here and not by SQLite, so that it never exists with another mode; its WAL takes the mode over.
         let created = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
         created.map_err(|e| StoreError::Create(path.to_owned(), e))?;
         let options = SqliteConnectOptions::new()
             .filename(path)
+            .auto_vacuum(SqliteAutoVacuum::Incremental)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(5))
-            .foreign_keys(true);
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_with(options).await;
-        let store = Self(pool.map_err(|e| StoreError::Open(path.to_owned(), e))?);
-        store.migrate().await?;
-        Ok(store)
+            .synchronous(synchronous)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true)
+            .pragma("journal_size_limit", WAL_KEEPS);
+        let mut writer = Writer::open(options).await.map_err(failed)?;
+        if let Some(connection) = writer.connection() {
+            upkeep::bring_up_to_date(connection, path, &MIGRATIONS).await?;
+        }
+        let readers = SqlitePoolOptions::new().max_connections(READERS).acquire_timeout(READERS_PATIENCE);
+        Ok(Self {
+            path: path.to_owned(),
+            readers: readers.connect_with(reading(path)).await.map_err(failed)?,
+            writer,
+            lock: Mutex::new(Some(lock)),
+            #[cfg(test)]
+            dir: None,
+        })
     }
+}
 
-    /// A database in memory.
-    #[cfg(test)]
-    pub(crate) async fn in_memory() -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
-        // One connection that never ends: each would have a database of its own.
-        let pool = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
-        let pool = pool.connect_with(options).await.map_err(|e| StoreError::Open(PathBuf::from(":memory:"), e))?;
-        let store = Self(pool);
-        store.migrate().await?;
-        Ok(store)
-    }
+/// How a connection is opened that cannot write.
+fn reading(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT)
+}
 
-    async fn migrate(&self) -> Result<(), StoreError> {
-        Ok(sqlx::migrate!("../../migrations").run(&self.0).await?)
-    }
-
-    /// Whether the database answers.
-    pub(crate) async fn is_alive(&self) -> bool {
-        sqlx::query("SELECT 1").execute(&self.0).await.is_ok()
-    }
-
-    /// Writes what is in the WAL back and closes the file.
-    pub(crate) async fn close(&self) {
-        self.0.close().await;
-    }
+/// The file beside `path` that has its name and an ending.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
 }
 
 /// A tenant as a column holds it.

@@ -1,5 +1,6 @@
 //! For load balancers and monitors: `/healthz` says that the process serves, `/readyz` that it can do its work.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +10,20 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
 
 use crate::child::supervisor_client::SupervisorSpawner;
 use crate::forge::api::Forgejo;
 use crate::store::Store;
 
-/// Strangers may ask as often as they like; Forgejo is asked no more often than this.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// Strangers may ask as often as they like; the disk is written, the supervisor and Forgejo are asked, no more often
+/// than this.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long one part may take to answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Readiness {
     store: bool,
     supervisor: bool,
@@ -28,7 +33,7 @@ struct Readiness {
 
 /// The routes; they need no token and tell no more than yes and no.
 pub(crate) fn routes(store: Store, supervisor: SupervisorSpawner, forgejo: Forgejo) -> Router {
-    let health = Arc::new(Health { store, supervisor, forgejo, forge_probe: Mutex::default() });
+    let health = Arc::new(Health { store, supervisor, forgejo, seen: Cached::default() });
     Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready)).with_state(health)
 }
 
@@ -37,30 +42,98 @@ struct Health {
     store: Store,
     supervisor: SupervisorSpawner,
     forgejo: Forgejo,
-    /// When Forgejo was last looked at, and whether it answered. Held over the look, so that many who ask are one look.
-    forge_probe: Mutex<Option<(Instant, bool)>>,
+    seen: Cached,
 }
 
-impl Health {
-    async fn forgejo(&self) -> bool {
-        let mut forge_probe = self.forge_probe.lock().await;
-        match *forge_probe {
-            Some((at, answered)) if at.elapsed() < PROBE_EVERY => answered,
+async fn ready(State(health): State<Arc<Health>>) -> (StatusCode, Json<Readiness>) {
+    // In a task of its own: whoever asked and goes away does not take the look along that others wait for.
+    let look = tokio::spawn(async move { health.seen.get(async || look(&health).await).await });
+    let nothing = Readiness { store: false, supervisor: false, forgejo: false };
+    answer(look.await.unwrap_or(nothing))
+}
+
+fn answer(readiness: Readiness) -> (StatusCode, Json<Readiness>) {
+    let good = readiness.store && readiness.supervisor && readiness.forgejo;
+    (if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(readiness))
+}
+
+/// Asks all three at once.
+async fn look(health: &Health) -> Readiness {
+    let store = async {
+        let probed = timeout(ANSWERS_WITHIN, health.store.probe()).await;
+        match probed {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                warn!(error = %error, cause = error.source().map(tracing::field::display), "the store is not ready");
+                false
+            }
+            Err(_) => {
+                warn!("the store is not ready: it did not answer in time");
+                false
+            }
+        }
+    };
+    let supervisor =
+        async { timeout(ANSWERS_WITHIN, health.supervisor.status()).await.is_ok_and(|status| status.is_ok()) };
+    let forgejo = async { timeout(ANSWERS_WITHIN, health.forgejo.answers()).await.unwrap_or(false) };
+    let (store, supervisor, forgejo) = tokio::join!(store, supervisor, forgejo);
+    Readiness { store, supervisor, forgejo }
+}
+
+/// What was last seen, and when. Held over the look, so that many who ask are one look.
+#[derive(Debug, Default)]
+struct Cached(Mutex<Option<(Instant, Readiness)>>);
+
+impl Cached {
+    async fn get(&self, look: impl AsyncFnOnce() -> Readiness) -> Readiness {
+        let mut seen = self.0.lock().await;
+        match *seen {
+            Some((at, readiness)) if at.elapsed() < LOOK_EVERY => readiness,
             _ => {
-                let answered = self.forgejo.answers().await;
-                *forge_probe = Some((Instant::now(), answered));
-                answered
+                let readiness = look().await;
+                *seen = Some((Instant::now(), readiness));
+                readiness
             }
         }
     }
 }
 
-async fn ready(State(health): State<Arc<Health>>) -> (StatusCode, Json<Readiness>) {
-    let readiness = Readiness {
-        store: health.store.is_alive().await,
-        supervisor: health.supervisor.status().await.is_ok(),
-        forgejo: health.forgejo().await,
-    };
-    let good = readiness.store && readiness.supervisor && readiness.forgejo;
-    (if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(readiness))
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const FINE: Readiness = Readiness { store: true, supervisor: true, forgejo: true };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hundred_who_ask_at_once_are_one_look_and_the_next_is_five_seconds_later() {
+        let (cached, looks) = (Cached::default(), AtomicUsize::new(0));
+        let ask = async || {
+            let look = async || {
+                looks.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                FINE
+            };
+            cached.get(look).await
+        };
+        let all = futures_util::future::join_all((0..100).map(|_| ask())).await;
+        assert!(all.iter().all(|seen| *seen == FINE));
+        assert_eq!(looks.load(Ordering::SeqCst), 1);
+        tokio::time::advance(LOOK_EVERY).await;
+        ask().await;
+        assert_eq!(looks.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn one_part_that_is_not_ready_is_503() {
+        assert_eq!(answer(FINE).0, StatusCode::OK);
+        for bad in [
+            Readiness { store: false, ..FINE },
+            Readiness { supervisor: false, ..FINE },
+            Readiness { forgejo: false, ..FINE },
+        ] {
+            assert_eq!(answer(bad).0, StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
 }

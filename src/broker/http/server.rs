@@ -138,10 +138,11 @@ fn causes(error: &dyn std::error::Error) -> String {
 
 /// Serves until asked to stop.
 pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerError> {
+    // First, because it refuses to be a second broker: nothing that another one holds is touched before.
+    let store = Store::open(&config.database).await?;
     let listener = listener(&mut inherited, &config)?;
     let mut signals = StopSignals::new().map_err(ServerError::Signals)?;
     let clock = Clock::system();
-    let store = Store::open(&config.database).await?;
     let vault = Arc::new(open_vault(&config)?);
     let forgejo = Forgejo::new(&config.forgejo_url)?;
     let supervisor = SupervisorSpawner::new(config.supervisor.clone());

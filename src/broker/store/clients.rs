@@ -40,7 +40,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         const WHAT: &str = "storing a registered client";
         let redirects = serde_json::to_string(&client.redirects).map_err(|_| StoreError::Damaged(WHAT))?;
-        sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO registered_clients (client_id, name, redirects, secret_hash, metadata_hash, created_at) \
              VALUES ($1, $2, $3, $4, $5, $6)",
         )
@@ -49,55 +49,49 @@ impl Store {
         .bind(redirects)
         .bind(client.secret.as_ref().map(|hash| hash.0.as_slice()))
         .bind(alike.as_slice())
-        .bind(now.secs())
-        .execute(&self.0)
-        .await
-        .map_err(StoreError::query(WHAT))?;
+        .bind(now.secs());
+        self.writer().execute(WHAT, statement).await?;
         Ok(())
     }
 
     /// A client by its id.
     pub(crate) async fn find_client(&self, client_id: &str) -> Result<Option<RegisteredClient>, StoreError> {
-        let row = sqlx::query(COLUMNS).bind(client_id).fetch_optional(&self.0).await;
+        let row = sqlx::query(COLUMNS).bind(client_id).fetch_optional(self.readers()).await;
         row.map_err(StoreError::query(READING))?.as_ref().map(client).transpose()
     }
 
     /// The public client that registered with the very same metadata.
     pub(crate) async fn find_client_alike(&self, alike: &[u8; 32]) -> Result<Option<RegisteredClient>, StoreError> {
-        let row = sqlx::query(ALIKE).bind(alike.as_slice()).fetch_optional(&self.0).await;
+        let row = sqlx::query(ALIKE).bind(alike.as_slice()).fetch_optional(self.readers()).await;
         row.map_err(StoreError::query(READING))?.as_ref().map(client).transpose()
     }
 
     /// Notes that an unused client has registered again: its time begins anew. At most every few minutes, because each
     /// write costs everybody and repeating a registration is not limited.
     pub(crate) async fn renew_client(&self, client_id: &str, now: UnixTime) -> Result<(), StoreError> {
-        sqlx::query(
+        let statement = sqlx::query(
             "UPDATE registered_clients SET created_at = $1 \
              WHERE client_id = $2 AND logged_in_at IS NULL AND created_at < $3",
         )
         .bind(now.secs())
         .bind(client_id)
-        .bind(now.minus(RENEWED_EVERY).secs())
-        .execute(&self.0)
-        .await
-        .map_err(StoreError::query("renewing a registered client"))?;
+        .bind(now.minus(RENEWED_EVERY).secs());
+        self.writer().execute("renewing a registered client", statement).await?;
         Ok(())
     }
 
     /// How many clients have never completed a login.
     pub(crate) async fn unused_clients(&self) -> Result<i64, StoreError> {
         let row = sqlx::query("SELECT COUNT(*) AS n FROM registered_clients WHERE logged_in_at IS NULL");
-        let row = row.fetch_one(&self.0).await.map_err(StoreError::query("counting clients"))?;
+        let row = row.fetch_one(self.readers()).await.map_err(StoreError::query("counting clients"))?;
         row.try_get("n").map_err(StoreError::query("counting clients"))
     }
 
     /// Removes clients that registered before `before` and never completed a login; how many.
     pub(crate) async fn forget_unused_clients(&self, before: UnixTime) -> Result<u64, StoreError> {
-        let done = sqlx::query("DELETE FROM registered_clients WHERE logged_in_at IS NULL AND created_at < $1")
-            .bind(before.secs())
-            .execute(&self.0)
-            .await;
-        Ok(done.map_err(StoreError::query("removing unused clients"))?.rows_affected())
+        let statement = sqlx::query("DELETE FROM registered_clients WHERE logged_in_at IS NULL AND created_at < $1")
+            .bind(before.secs());
+        Ok(self.writer().execute("removing unused clients", statement).await?.rows_affected())
     }
 }
 

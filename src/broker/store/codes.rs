@@ -1,10 +1,11 @@
 //! Authorization codes and refresh tokens: from a login to a grant, and from one pair of tokens to the next.
 
+use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
 
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::token::TokenHash;
+use crate::store::writer::Write;
 use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::TenantId;
@@ -70,12 +71,11 @@ pub(crate) struct RefreshRow {
 
 const CODE: &str = "reading a code";
 const REFRESH: &str = "reading a refresh token";
-const PAIR: &str = "storing a pair of tokens";
 
 impl Store {
     /// Writes a code.
     pub(crate) async fn insert_code(&self, code: &Code) -> Result<(), StoreError> {
-        sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO authorization_codes (code_hash, client_id, client_name, redirect_uri, challenge, tenant, \
              credential_id, scopes, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
@@ -87,17 +87,15 @@ impl Store {
         .bind(tenant_value(code.tenant)?)
         .bind(&code.credential_id)
         .bind(code.scopes.as_str())
-        .bind(code.created_at.secs())
-        .execute(&self.0)
-        .await
-        .map_err(StoreError::query("storing a code"))?;
+        .bind(code.created_at.secs());
+        self.writer().execute("storing a code", statement).await?;
         Ok(())
     }
 
     /// A code, also one that was redeemed.
     pub(crate) async fn find_code(&self, code: &TokenHash) -> Result<Option<Code>, StoreError> {
         let row = sqlx::query("SELECT * FROM authorization_codes WHERE code_hash = $1").bind(code.0.as_slice());
-        let row = row.fetch_optional(&self.0).await.map_err(StoreError::query(CODE))?;
+        let row = row.fetch_optional(self.readers()).await.map_err(StoreError::query(CODE))?;
         row.map(|row| code_row(*code, &row)).transpose()
     }
 
@@ -110,17 +108,13 @@ impl Store {
         now: UnixTime,
     ) -> Result<bool, StoreError> {
         const WHAT: &str = "redeeming a code";
-        let failed = || StoreError::query(WHAT);
-        let mut transaction = self.0.begin().await.map_err(failed())?;
-        let taken =
+        let mut write = self.writer().begin(WHAT).await?;
+        let take =
             sqlx::query("UPDATE authorization_codes SET grant_id = $1 WHERE code_hash = $2 AND grant_id IS NULL")
                 .bind(grant.as_str())
-                .bind(code.hash.0.as_slice())
-                .execute(&mut *transaction)
-                .await
-                .map_err(failed())?;
-        if taken.rows_affected() == 0 {
-            return Ok(false);
+                .bind(code.hash.0.as_slice());
+        if write.execute(take).await?.rows_affected() == 0 {
+            return write.abandon().await.map(|()| false);
         }
         let statements = [
             // From the first login that was completed a client is never forgotten.
@@ -148,10 +142,10 @@ impl Store {
             .bind(now.secs()),
         ];
         for statement in statements {
-            statement.execute(&mut *transaction).await.map_err(failed())?;
+            write.execute(statement).await?;
         }
-        insert_pair(&mut transaction, grant, pair, now).await?;
-        transaction.commit().await.map_err(failed())?;
+        insert_pair(&mut write, grant, pair, now).await?;
+        write.commit().await?;
         Ok(true)
     }
 
@@ -169,7 +163,7 @@ impl Store {
         .bind(tenant_value(tenant)?)
         .bind(client_id)
         .bind(i64::from(most))
-        .fetch_all(&self.0)
+        .fetch_all(self.readers())
         .await
         .map_err(StoreError::query("reading a client's grants"))?;
         grant_ids(&rows, "reading a client's grants")
@@ -182,7 +176,7 @@ impl Store {
              FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
         )
         .bind(token.0.as_slice())
-        .fetch_optional(&self.0)
+        .fetch_optional(self.readers())
         .await
         .map_err(StoreError::query(REFRESH))?;
         row.as_ref().map(refresh_row).transpose()
@@ -197,45 +191,30 @@ impl Store {
         now: UnixTime,
     ) -> Result<bool, StoreError> {
         const WHAT: &str = "exchanging a refresh token";
-        let failed = || StoreError::query(WHAT);
-        let mut transaction = self.0.begin().await.map_err(failed())?;
-        // A write first, so that a revocation is either seen below or waits until this is done.
-        sqlx::query("UPDATE refresh_tokens SET used_at = $1 WHERE token_hash = $2 AND used_at IS NULL")
-            .bind(now.secs())
-            .bind(token.0.as_slice())
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed())?;
-        let live = sqlx::query("SELECT id FROM grants WHERE id = $1 AND revoked_at IS NULL")
-            .bind(grant.as_str())
-            .fetch_optional(&mut *transaction)
-            .await
-            .map_err(failed())?;
-        if live.is_none() {
-            return Ok(false);
+        let mut write = self.writer().begin(WHAT).await?;
+        // A revocation is either seen here or waits until this is done.
+        let live = sqlx::query("SELECT id FROM grants WHERE id = $1 AND revoked_at IS NULL").bind(grant.as_str());
+        if write.fetch_all(live).await?.is_empty() {
+            return write.abandon().await.map(|()| false);
         }
-        insert_pair(&mut transaction, grant, pair, now).await?;
-        transaction.commit().await.map_err(failed())?;
+        let used = sqlx::query("UPDATE refresh_tokens SET used_at = $1 WHERE token_hash = $2 AND used_at IS NULL")
+            .bind(now.secs())
+            .bind(token.0.as_slice());
+        write.execute(used).await?;
+        insert_pair(&mut write, grant, pair, now).await?;
+        write.commit().await?;
         Ok(true)
     }
 
     /// Removes one access token; its grant lives on.
     pub(crate) async fn forget_access_token(&self, token: &TokenHash) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM access_tokens WHERE token_hash = $1")
-            .bind(token.0.as_slice())
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("removing an access token"))?;
+        let statement = sqlx::query("DELETE FROM access_tokens WHERE token_hash = $1").bind(token.0.as_slice());
+        self.writer().execute("removing an access token", statement).await?;
         Ok(())
     }
 }
 
-async fn insert_pair(
-    connection: &mut SqliteConnection,
-    grant: &GrantId,
-    pair: &NewPair,
-    now: UnixTime,
-) -> Result<(), StoreError> {
+async fn insert_pair(write: &mut Write<'_>, grant: &GrantId, pair: &NewPair, now: UnixTime) -> Result<(), StoreError> {
     let statements = [
         sqlx::query(
             "INSERT INTO access_tokens (token_hash, grant_id, created_at, expires_at, scopes) \
@@ -255,7 +234,7 @@ async fn insert_pair(
         .bind(pair.refresh_ends.secs()),
     ];
     for statement in statements {
-        statement.execute(&mut *connection).await.map_err(StoreError::query(PAIR))?;
+        write.execute(statement).await?;
     }
     Ok(())
 }

@@ -45,7 +45,7 @@ const CONNECTIONS: &str = "reading a user's connections";
 impl Store {
     /// Remembers an approval; a later one for the same client and place replaces it.
     pub(crate) async fn put_consent(&self, consent: &Consent, now: UnixTime) -> Result<(), StoreError> {
-        sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO consents (tenant, client_id, redirect, client_name, scopes, created_at) \
              VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, client_id, redirect) DO UPDATE SET \
              client_name = excluded.client_name, scopes = excluded.scopes, created_at = excluded.created_at",
@@ -55,10 +55,8 @@ impl Store {
         .bind(&consent.redirect)
         .bind(&consent.client_name)
         .bind(consent.scopes.as_str())
-        .bind(now.secs())
-        .execute(&self.0)
-        .await
-        .map_err(StoreError::query("storing a consent"))?;
+        .bind(now.secs());
+        self.writer().execute("storing a consent", statement).await?;
         Ok(())
     }
 
@@ -69,7 +67,7 @@ impl Store {
              ORDER BY created_at DESC, client_id, redirect",
         )
         .bind(tenant_value(tenant)?)
-        .fetch_all(&self.0)
+        .fetch_all(self.readers())
         .await
         .map_err(StoreError::query(READING))?;
         let consent = |row: &sqlx::sqlite::SqliteRow| {
@@ -96,7 +94,7 @@ impl Store {
             .bind(tenant_value(tenant)?)
             .bind(client_id)
             .bind(redirect)
-            .fetch_optional(&self.0)
+            .fetch_optional(self.readers())
             .await
             .map_err(StoreError::query(READING))?;
         let scopes = row.map(|row| row.try_get::<String, _>("scopes")).transpose();
@@ -105,12 +103,10 @@ impl Store {
 
     /// Forgets what a user has agreed to for a client.
     pub(crate) async fn forget_consents(&self, tenant: TenantId, client_id: &str) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM consents WHERE tenant = $1 AND client_id = $2")
+        let statement = sqlx::query("DELETE FROM consents WHERE tenant = $1 AND client_id = $2")
             .bind(tenant_value(tenant)?)
-            .bind(client_id)
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("forgetting a consent"))?;
+            .bind(client_id);
+        self.writer().execute("forgetting a consent", statement).await?;
         Ok(())
     }
 
@@ -122,7 +118,7 @@ impl Store {
              ORDER BY g.created_at DESC, g.id",
         )
         .bind(tenant_value(tenant)?)
-        .fetch_all(&self.0)
+        .fetch_all(self.readers())
         .await
         .map_err(StoreError::query(CONNECTIONS))?;
         let connection = |row: &sqlx::sqlite::SqliteRow| {

@@ -36,9 +36,6 @@ impl Store {
         login: &Label,
         now: UnixTime,
     ) -> Result<(), StoreError> {
-        const WHAT: &str = "storing a credential";
-        let failed = || StoreError::query(WHAT);
-        let mut transaction = self.0.begin().await.map_err(failed())?;
         let tenant = tenant_value(credential.tenant)?;
         let statements = [
             sqlx::query(
@@ -63,10 +60,7 @@ impl Store {
             .bind(credential.expires_at.map(UnixTime::secs))
             .bind(now.secs()),
         ];
-        for statement in statements {
-            statement.execute(&mut *transaction).await.map_err(failed())?;
-        }
-        transaction.commit().await.map_err(failed())
+        self.writer().execute_all("storing a credential", statements).await
     }
 
     /// Stores what a refresh gave, unless the credential is no longer the one that was refreshed; whether it was.
@@ -76,7 +70,7 @@ impl Store {
         fresh: &Credential,
         now: UnixTime,
     ) -> Result<bool, StoreError> {
-        let done = sqlx::query(
+        let statement = sqlx::query(
             "UPDATE upstream_credentials SET key_id = $1, access_sealed = $2, refresh_sealed = $3, \
              access_expires_at = $4, updated_at = $5 WHERE id = $6 AND refresh_sealed = $7",
         )
@@ -86,10 +80,8 @@ impl Store {
         .bind(fresh.expires_at.map(UnixTime::secs))
         .bind(now.secs())
         .bind(&old.id)
-        .bind(old.refresh.as_ref().map(|refresh| &refresh.bytes))
-        .execute(&self.0)
-        .await
-        .map_err(StoreError::query("replacing a credential"))?;
+        .bind(old.refresh.as_ref().map(|refresh| &refresh.bytes));
+        let done = self.writer().execute("replacing a credential", statement).await?;
         Ok(done.rows_affected() > 0)
     }
 
@@ -97,7 +89,7 @@ impl Store {
     pub(crate) async fn oauth_credential_of(&self, tenant: TenantId) -> Result<Option<String>, StoreError> {
         let row = sqlx::query("SELECT id FROM upstream_credentials WHERE tenant = $1 AND kind = 'oauth'")
             .bind(tenant_value(tenant)?)
-            .fetch_optional(&self.0)
+            .fetch_optional(self.readers())
             .await
             .map_err(StoreError::query(READING))?;
         row.map(|row| row.try_get("id")).transpose().map_err(StoreError::query(READING))
@@ -105,12 +97,10 @@ impl Store {
 
     /// Notes the scopes that Forgejo holds a user to.
     pub(crate) async fn note_granted_scopes(&self, credential: &str, scopes: &[String]) -> Result<(), StoreError> {
-        sqlx::query("UPDATE upstream_credentials SET granted_scopes = $1 WHERE id = $2")
+        let statement = sqlx::query("UPDATE upstream_credentials SET granted_scopes = $1 WHERE id = $2")
             .bind(scopes.join(" "))
-            .bind(credential)
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("noting Forgejo's scopes"))?;
+            .bind(credential);
+        self.writer().execute("noting Forgejo's scopes", statement).await?;
         Ok(())
     }
 
@@ -118,7 +108,7 @@ impl Store {
     pub(crate) async fn granted_scopes_of(&self, tenant: TenantId) -> Result<Option<Vec<String>>, StoreError> {
         let row = sqlx::query("SELECT granted_scopes FROM upstream_credentials WHERE tenant = $1 AND kind = 'oauth'")
             .bind(tenant_value(tenant)?)
-            .fetch_optional(&self.0)
+            .fetch_optional(self.readers())
             .await
             .map_err(StoreError::query(READING))?;
         let text: Option<Option<String>> =
@@ -133,7 +123,7 @@ impl Store {
              FROM upstream_credentials WHERE id = $1",
         )
         .bind(id)
-        .fetch_optional(&self.0)
+        .fetch_optional(self.readers())
         .await
         .map_err(StoreError::query(READING))?;
         row.as_ref().map(credential).transpose()
@@ -147,7 +137,7 @@ impl Store {
              (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)",
         )
         .bind(before.secs())
-        .fetch_all(&self.0)
+        .fetch_all(self.readers())
         .await
         .map_err(StoreError::query("reading the credentials"))?;
         rows.iter().map(credential).collect()
@@ -161,7 +151,7 @@ impl Store {
              (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) ORDER BY updated_at",
         )
         .bind(before.secs())
-        .fetch_all(&self.0)
+        .fetch_all(self.readers())
         .await
         .map_err(StoreError::query("reading the personal tokens"))?;
         rows.iter().map(credential).collect()
@@ -169,12 +159,10 @@ impl Store {
 
     /// Notes that the account behind a personal token was found good.
     pub(crate) async fn note_checked(&self, credential: &str, now: UnixTime) -> Result<(), StoreError> {
-        sqlx::query("UPDATE upstream_credentials SET updated_at = $1 WHERE id = $2")
+        let statement = sqlx::query("UPDATE upstream_credentials SET updated_at = $1 WHERE id = $2")
             .bind(now.secs())
-            .bind(credential)
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("noting a check"))?;
+            .bind(credential);
+        self.writer().execute("noting a check", statement).await?;
         Ok(())
     }
 
@@ -186,31 +174,26 @@ impl Store {
         now: UnixTime,
     ) -> Result<Vec<GrantId>, StoreError> {
         const WHAT: &str = "revoking a credential's grants";
-        let rows = sqlx::query(
+        let statement = sqlx::query(
             "UPDATE grants SET revoked_at = $1, revoked_reason = $2 WHERE credential_id = $3 AND revoked_at IS NULL \
              RETURNING id",
         )
         .bind(now.secs())
         .bind(reason)
-        .bind(credential)
-        .fetch_all(&self.0)
-        .await
-        .map_err(StoreError::query(WHAT))?;
-        grant_ids(&rows, WHAT)
+        .bind(credential);
+        grant_ids(&self.writer().fetch_all(WHAT, statement).await?, WHAT)
     }
 
     /// Erases Forgejo's tokens of a credential, unless it holds others by now. The row stays for what names it.
     pub(crate) async fn erase_credential(&self, held: &Credential) -> Result<(), StoreError> {
-        sqlx::query(
+        let statement = sqlx::query(
             "UPDATE upstream_credentials SET access_sealed = $1, refresh_sealed = NULL, access_expires_at = NULL \
              WHERE id = $2 AND access_sealed = $3",
         )
         .bind(Vec::<u8>::new())
         .bind(&held.id)
-        .bind(&held.access.bytes)
-        .execute(&self.0)
-        .await
-        .map_err(StoreError::query("erasing a credential"))?;
+        .bind(&held.access.bytes);
+        self.writer().execute("erasing a credential", statement).await?;
         Ok(())
     }
 
@@ -218,7 +201,7 @@ impl Store {
     pub(crate) async fn grants_on(&self, credential: &str) -> Result<Vec<GrantId>, StoreError> {
         let rows = sqlx::query("SELECT id FROM grants WHERE credential_id = $1 AND revoked_at IS NULL ORDER BY id")
             .bind(credential)
-            .fetch_all(&self.0)
+            .fetch_all(self.readers())
             .await
             .map_err(StoreError::query("reading a credential's grants"))?;
         grant_ids(&rows, "reading a credential's grants")

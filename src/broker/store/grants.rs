@@ -95,10 +95,8 @@ macro_rules! grant_rows {
 impl Store {
     /// Writes a grant with its user, client, credential and token, all or none.
     pub(crate) async fn insert_grant(&self, new: &NewGrant) -> Result<(), StoreError> {
-        let failed = || StoreError::query("storing a grant");
         let tenant = tenant_value(new.tenant)?;
         let now = new.created_at.secs();
-        let mut transaction = self.0.begin().await.map_err(failed())?;
         let statements = [
             sqlx::query(
                 "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
@@ -137,10 +135,7 @@ impl Store {
                 .bind(now)
                 .bind(new.expires_at.secs()),
         ];
-        for statement in statements {
-            statement.execute(&mut *transaction).await.map_err(failed())?;
-        }
-        transaction.commit().await.map_err(failed())
+        self.writer().execute_all("storing a grant", statements).await
     }
 
     /// What stands behind a token, and when the token ends.
@@ -150,7 +145,7 @@ impl Store {
             "JOIN access_tokens t ON t.grant_id = g.id WHERE t.token_hash = $1"
         ))
         .bind(token.0.as_slice())
-        .fetch_optional(&self.0)
+        .fetch_optional(self.readers())
         .await
         .map_err(StoreError::query("reading a token"))?;
         let Some(row) = row else { return Ok(None) };
@@ -162,7 +157,7 @@ impl Store {
     pub(crate) async fn find_grant(&self, grant: &GrantId) -> Result<Option<GrantRow>, StoreError> {
         let row = sqlx::query(grant_rows!("g.scopes", "WHERE g.id = $1"))
             .bind(grant.as_str())
-            .fetch_optional(&self.0)
+            .fetch_optional(self.readers())
             .await
             .map_err(StoreError::query(READING))?;
         row.as_ref().map(grant_row).transpose()
@@ -176,7 +171,7 @@ impl Store {
              (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id)) AS expires_at \
              FROM grants g JOIN users u ON u.tenant = g.tenant ORDER BY g.created_at DESC, g.id",
         )
-        .fetch_all(&self.0)
+        .fetch_all(self.readers())
         .await
         .map_err(StoreError::query("reading the grants"))?;
         rows.iter().map(grant).collect()
@@ -189,30 +184,22 @@ impl Store {
         reason: &'static str,
         now: UnixTime,
     ) -> Result<bool, StoreError> {
-        let done =
+        let statement =
             sqlx::query("UPDATE grants SET revoked_at = $1, revoked_reason = $2 WHERE id = $3 AND revoked_at IS NULL")
                 .bind(now.secs())
                 .bind(reason)
-                .bind(grant.as_str())
-                .execute(&self.0)
-                .await
-                .map_err(StoreError::query("revoking a grant"))?;
+                .bind(grant.as_str());
+        let done = self.writer().execute("revoking a grant", statement).await?;
         Ok(done.rows_affected() > 0)
     }
 
     /// Writes when grants were last used, all or none.
     pub(crate) async fn touch_grants(&self, uses: &[(GrantId, UnixTime)]) -> Result<(), StoreError> {
-        let failed = || StoreError::query("storing the last use of grants");
-        let mut transaction = self.0.begin().await.map_err(failed())?;
-        for (grant, at) in uses {
-            sqlx::query("UPDATE grants SET last_used_at = $1 WHERE id = $2")
-                .bind(at.secs())
-                .bind(grant.as_str())
-                .execute(&mut *transaction)
-                .await
-                .map_err(failed())?;
-        }
-        transaction.commit().await.map_err(failed())
+        let statements = uses.iter().map(|(grant, at)| {
+            sqlx::query("UPDATE grants SET last_used_at = $1 WHERE id = $2").bind(at.secs()).bind(grant.as_str())
+        });
+        let statements: Vec<_> = statements.collect();
+        self.writer().execute_all("storing the last use of grants", statements).await
     }
 }
 

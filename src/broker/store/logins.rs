@@ -39,31 +39,27 @@ const READING: &str = "reading a visit";
 impl Store {
     /// Writes a login that is sent to Forgejo now.
     pub(crate) async fn insert_login(&self, login: &Login) -> Result<(), StoreError> {
-        sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO logins (state_hash, browser_hash, request, consented, created_at) VALUES ($1, $2, $3, $4, $5)",
         )
         .bind(login.state.0.as_slice())
         .bind(login.browser.0.as_slice())
         .bind(&login.request)
         .bind(login.consented.map(Scopes::as_str))
-        .bind(login.created_at.secs())
-        .execute(&self.0)
-        .await
-        .map_err(StoreError::query("storing a login"))?;
+        .bind(login.created_at.secs());
+        self.writer().execute("storing a login", statement).await?;
         Ok(())
     }
 
     /// Takes the login that this state names, if this browser began it; it is there once only.
     pub(crate) async fn take_login(&self, state: &TokenHash, browser: &TokenHash) -> Result<Option<Login>, StoreError> {
-        let row = sqlx::query(
+        let statement = sqlx::query(
             "DELETE FROM logins WHERE state_hash = $1 AND browser_hash = $2 RETURNING request, consented, created_at",
         )
         .bind(state.0.as_slice())
-        .bind(browser.0.as_slice())
-        .fetch_optional(&self.0)
-        .await
-        .map_err(StoreError::query(TAKING))?;
-        let Some(row) = row else { return Ok(None) };
+        .bind(browser.0.as_slice());
+        let rows = self.writer().fetch_all(TAKING, statement).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
         let consented: Option<String> = row.try_get("consented").map_err(StoreError::query(TAKING))?;
         Ok(Some(Login {
             state: *state,
@@ -77,17 +73,14 @@ impl Store {
     /// How many logins that began after `since` are under way.
     pub(crate) async fn logins_under_way(&self, since: UnixTime) -> Result<i64, StoreError> {
         let count = sqlx::query("SELECT COUNT(*) AS n FROM logins WHERE created_at > $1").bind(since.secs());
-        let row = count.fetch_one(&self.0).await;
+        let row = count.fetch_one(self.readers()).await;
         row.and_then(|row| row.try_get("n")).map_err(StoreError::query("counting logins"))
     }
 
     /// Removes logins that began before `before`.
     pub(crate) async fn forget_logins(&self, before: UnixTime) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM logins WHERE created_at < $1")
-            .bind(before.secs())
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("removing old logins"))?;
+        let statement = sqlx::query("DELETE FROM logins WHERE created_at < $1").bind(before.secs());
+        self.writer().execute("removing old logins", statement).await?;
         Ok(())
     }
 
@@ -98,13 +91,11 @@ impl Store {
         tenant: TenantId,
         ends: UnixTime,
     ) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO visits (visit_hash, tenant, expires_at) VALUES ($1, $2, $3)")
+        let statement = sqlx::query("INSERT INTO visits (visit_hash, tenant, expires_at) VALUES ($1, $2, $3)")
             .bind(visit.0.as_slice())
             .bind(tenant_value(tenant)?)
-            .bind(ends.secs())
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("storing a visit"))?;
+            .bind(ends.secs());
+        self.writer().execute("storing a visit", statement).await?;
         Ok(())
     }
 
@@ -116,7 +107,7 @@ impl Store {
         )
         .bind(visit.0.as_slice())
         .bind(now.secs())
-        .fetch_optional(&self.0)
+        .fetch_optional(self.readers())
         .await
         .map_err(StoreError::query(READING))?;
         row.as_ref().map(visitor).transpose()
@@ -124,21 +115,15 @@ impl Store {
 
     /// Ends a visit.
     pub(crate) async fn end_visit(&self, visit: &TokenHash) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM visits WHERE visit_hash = $1")
-            .bind(visit.0.as_slice())
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("ending a visit"))?;
+        let statement = sqlx::query("DELETE FROM visits WHERE visit_hash = $1").bind(visit.0.as_slice());
+        self.writer().execute("ending a visit", statement).await?;
         Ok(())
     }
 
     /// Ends every visit of a user: Forgejo does not let them in any more.
     pub(crate) async fn end_visits_of(&self, tenant: TenantId) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM visits WHERE tenant = $1")
-            .bind(tenant_value(tenant)?)
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("ending a user's visits"))?;
+        let statement = sqlx::query("DELETE FROM visits WHERE tenant = $1").bind(tenant_value(tenant)?);
+        self.writer().execute("ending a user's visits", statement).await?;
         Ok(())
     }
 }

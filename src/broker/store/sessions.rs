@@ -61,7 +61,7 @@ impl Store {
     /// Writes a session that was just opened; refused when its grant was revoked meanwhile.
     pub(crate) async fn insert_session(&self, session: &SessionRecord) -> Result<(), StoreError> {
         let tenant = tenant_value(session.tenant)?;
-        sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO sessions (session_hash, grant_id, tenant, protocol_version, initialize, answer, created_at, \
              last_used_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8 \
              WHERE EXISTS (SELECT 1 FROM grants WHERE id = $2 AND revoked_at IS NULL)",
@@ -73,11 +73,9 @@ impl Store {
         .bind(&session.initialize)
         .bind(&session.answer)
         .bind(session.created_at.secs())
-        .bind(session.last_used_at.secs())
-        .execute(&self.0)
-        .await
-        .map_err(StoreError::query("storing a session"))
-        .and_then(|done| if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::GrantRevoked) })
+        .bind(session.last_used_at.secs());
+        let done = self.writer().execute("storing a session", statement).await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::GrantRevoked) }
     }
 
     /// A session that has not ended.
@@ -87,7 +85,7 @@ impl Store {
              FROM sessions WHERE session_hash = $1 AND ended_at IS NULL",
         )
         .bind(digest.0.as_slice())
-        .fetch_optional(&self.0)
+        .fetch_optional(self.readers())
         .await
         .map_err(StoreError::query("reading a session"))?;
         let Some(row) = row else { return Ok(None) };
@@ -113,63 +111,58 @@ impl Store {
             "SELECT s.session_hash, s.grant_id, s.tenant, s.protocol_version, s.last_used_at FROM sessions s \
              JOIN grants g ON g.id = s.grant_id WHERE s.ended_at IS NULL AND g.revoked_at IS NULL",
         )
-        .fetch_all(&self.0)
+        .fetch_all(self.readers())
         .await
         .map_err(StoreError::query("reading the sessions"))?;
         rows.iter().map(live).collect()
     }
 
-    /// Marks a session as ended; the first reason stays.
+    /// Marks a session as ended; the first reason stays. What only its children needed, and what a client may make as
+    /// large as it is allowed to, goes at once.
     pub(crate) async fn end_session(
         &self,
         digest: &SessionDigest,
         reason: &'static str,
         now: UnixTime,
     ) -> Result<(), StoreError> {
-        sqlx::query("UPDATE sessions SET ended_at = $1, end_reason = $2 WHERE session_hash = $3 AND ended_at IS NULL")
-            .bind(now.secs())
-            .bind(reason)
-            .bind(digest.0.as_slice())
-            .execute(&self.0)
-            .await
-            .map_err(StoreError::query("ending a session"))?;
+        let statement = sqlx::query(
+            "UPDATE sessions SET ended_at = $1, end_reason = $2, initialize = '', answer = '', settings = '{}' \
+             WHERE session_hash = $3 AND ended_at IS NULL",
+        )
+        .bind(now.secs())
+        .bind(reason)
+        .bind(digest.0.as_slice());
+        self.writer().execute("ending a session", statement).await?;
         Ok(())
     }
 
     /// Writes when sessions were last used, all or none.
     pub(crate) async fn touch_sessions(&self, uses: &[(SessionDigest, UnixTime)]) -> Result<(), StoreError> {
-        let failed = || StoreError::query("storing the last use of sessions");
-        let mut transaction = self.0.begin().await.map_err(failed())?;
-        for (digest, at) in uses {
+        let statements = uses.iter().map(|(digest, at)| {
             sqlx::query("UPDATE sessions SET last_used_at = $1 WHERE session_hash = $2")
                 .bind(at.secs())
                 .bind(digest.0.as_slice())
-                .execute(&mut *transaction)
-                .await
-                .map_err(failed())?;
-        }
-        transaction.commit().await.map_err(failed())
+        });
+        let statements: Vec<_> = statements.collect();
+        self.writer().execute_all("storing the last use of sessions", statements).await
     }
 
     /// Writes what clients have set beyond the handshake, all or none.
     pub(crate) async fn keep_session_settings(&self, settings: &[(SessionDigest, String)]) -> Result<(), StoreError> {
-        let failed = || StoreError::query("storing the settings of sessions");
-        let mut transaction = self.0.begin().await.map_err(failed())?;
-        for (digest, settings) in settings {
+        let statements = settings.iter().map(|(digest, settings)| {
             sqlx::query("UPDATE sessions SET settings = $1 WHERE session_hash = $2")
                 .bind(settings)
                 .bind(digest.0.as_slice())
-                .execute(&mut *transaction)
-                .await
-                .map_err(failed())?;
-        }
-        transaction.commit().await.map_err(failed())
+        });
+        let statements: Vec<_> = statements.collect();
+        self.writer().execute_all("storing the settings of sessions", statements).await
     }
 
     /// Removes sessions that ended before `before`; how many.
     pub(crate) async fn forget_sessions(&self, before: UnixTime) -> Result<u64, StoreError> {
-        let done = sqlx::query("DELETE FROM sessions WHERE ended_at < $1").bind(before.secs()).execute(&self.0).await;
-        Ok(done.map_err(StoreError::query("removing ended sessions"))?.rows_affected())
+        const WHAT: &str = "removing ended sessions";
+        let found = || sqlx::query("SELECT session_hash FROM sessions WHERE ended_at < $1").bind(before.secs());
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM sessions WHERE session_hash = $1").await
     }
 }
 

@@ -1,11 +1,23 @@
 //! What is over goes. What tells a thief from its owner (used refresh tokens, redeemed codes) stays until it would
 //! have expired anyway.
+//!
+//! Readers find what is over, and the writer removes it by its key, a few rows a transaction: whoever else writes waits
+//! for one of these at most, however much there is to remove.
 
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
+use sqlx::{AssertSqlSafe, Decode, Encode, Row, Sqlite, Type};
+
 use crate::auth::principal::GrantId;
+use crate::store::writer::Statement;
 use crate::store::{Store, StoreError, grant_ids};
 use wire::clock::UnixTime;
+
+/// Rows that one transaction changes: some milliseconds.
+pub(crate) const BATCH: usize = 500;
+/// Keys that are read at once: some hundred kilobytes.
+const FOUND: usize = 20 * BATCH;
 
 /// Access tokens stay for so long after their end, so that a client is told «expired» and not «unknown».
 const AFTER_THE_END: Duration = Duration::from_hours(24);
@@ -18,59 +30,209 @@ const REVOKED: Duration = Duration::from_hours(90 * 24);
 
 const WHAT: &str = "removing what has expired";
 
+/// A live grant whose last refresh token has expired, at `$1`; those of the operator have none.
+macro_rules! expired {
+    ($then:literal) => {
+        concat!(
+            "revoked_at IS NULL AND EXISTS (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = grants.id) AND NOT EXISTS \
+             (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = grants.id AND r.expires_at > $1) ",
+            $then
+        )
+    };
+}
+
+/// A credential that holds tokens which no live grant has needed since `$1`.
+macro_rules! unneeded {
+    () => {
+        "updated_at < $1 AND LENGTH(access_sealed) > 0 AND NOT EXISTS (SELECT 1 FROM grants g \
+         WHERE g.credential_id = upstream_credentials.id AND g.revoked_at IS NULL)"
+    };
+}
+
 impl Store {
     /// Revokes the grants whose last refresh token has expired, gives them back, and removes what is over.
     pub(crate) async fn tidy(&self, now: UnixTime) -> Result<Vec<GrantId>, StoreError> {
-        let failed = || StoreError::query(WHAT);
-        let mut transaction = self.0.begin().await.map_err(failed())?;
-        let ended = sqlx::query(
-            "UPDATE grants SET revoked_at = $1, revoked_reason = 'expired' WHERE revoked_at IS NULL \
-             AND EXISTS (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = grants.id) \
-             AND NOT EXISTS (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = grants.id AND r.expires_at > $1) \
-             RETURNING id",
-        )
-        .bind(now.secs())
-        .fetch_all(&mut *transaction)
-        .await
-        .map_err(failed())?;
-        let (ended_before, revoked_before) = (now.minus(AFTER_THE_END).secs(), now.minus(REVOKED).secs());
-        let statements = [
-            // Tokens made by the operator stay, for the operator's list.
+        let ended = self.revoke_expired(now).await?;
+        self.remove_tokens(now).await?;
+        let codes = now.minus(CODES).secs();
+        let found = || sqlx::query("SELECT code_hash FROM authorization_codes WHERE created_at < $1").bind(codes);
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM authorization_codes WHERE code_hash = $1").await?;
+        let found = || sqlx::query("SELECT visit_hash FROM visits WHERE expires_at < $1").bind(now.secs());
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM visits WHERE visit_hash = $1").await?;
+        self.erase_unneeded(now).await?;
+        self.remove_revoked(now).await?;
+        self.shrink().await?;
+        Ok(ended)
+    }
+
+    async fn revoke_expired(&self, now: UnixTime) -> Result<Vec<GrantId>, StoreError> {
+        let found = sqlx::query(concat!("SELECT id FROM grants WHERE ", expired!(""))).bind(now.secs());
+        let found = grant_ids(&found.fetch_all(self.readers()).await.map_err(StoreError::query(WHAT))?, WHAT)?;
+        let mut ended = Vec::new();
+        for batch in found.chunks(BATCH) {
+            let mut write = self.writer().begin(WHAT).await?;
+            for grant in batch {
+                // Asked again, because a refresh may have been faster.
+                let revoke = sqlx::query(concat!(
+                    "UPDATE grants SET revoked_at = $1, revoked_reason = 'expired' WHERE id = $2 AND ",
+                    expired!("RETURNING id")
+                ));
+                let revoked = write.fetch_all(revoke.bind(now.secs()).bind(grant.as_str())).await?;
+                ended.extend(grant_ids(&revoked, WHAT)?);
+            }
+            write.commit().await?;
+        }
+        Ok(ended)
+    }
+
+    async fn remove_tokens(&self, now: UnixTime) -> Result<(), StoreError> {
+        let ended_before = now.minus(AFTER_THE_END).secs();
+        // Tokens made by the operator stay, for the operator's list.
+        let found = || {
             sqlx::query(
-                "DELETE FROM access_tokens WHERE expires_at < $1 AND grant_id IN (SELECT g.id FROM grants g \
-                 JOIN upstream_credentials c ON c.id = g.credential_id WHERE c.kind = 'oauth')",
-            )
-            .bind(ended_before),
-            sqlx::query(
-                "DELETE FROM refresh_tokens WHERE expires_at < $1 AND EXISTS \
-                 (SELECT 1 FROM grants g WHERE g.id = refresh_tokens.grant_id AND \
-                 (g.revoked_at IS NOT NULL OR refresh_tokens.used_at IS NOT NULL OR EXISTS \
-                 (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = g.id AND r.expires_at > $2)))",
+                "SELECT t.token_hash FROM access_tokens t JOIN grants g ON g.id = t.grant_id \
+                 JOIN upstream_credentials c ON c.id = g.credential_id WHERE t.expires_at < $1 AND c.kind = 'oauth'",
             )
             .bind(ended_before)
-            .bind(now.secs()),
-            sqlx::query("DELETE FROM authorization_codes WHERE created_at < $1").bind(now.minus(CODES).secs()),
-            sqlx::query("DELETE FROM visits WHERE expires_at < $1").bind(now.secs()),
-            // What nobody needs any more cannot be stolen: the row stays for the grants that name it, empty.
+        };
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM access_tokens WHERE token_hash = $1").await?;
+        // The last one of a live grant stays: it tells that the grant has expired.
+        let found = || {
             sqlx::query(
-                "UPDATE upstream_credentials SET access_sealed = $1, refresh_sealed = NULL, access_expires_at = NULL \
-                 WHERE updated_at < $2 AND access_sealed <> $1 AND NOT EXISTS (SELECT 1 FROM grants g \
-                 WHERE g.credential_id = upstream_credentials.id AND g.revoked_at IS NULL)",
+                "SELECT t.token_hash FROM refresh_tokens t JOIN grants g ON g.id = t.grant_id WHERE t.expires_at < $1 \
+                 AND (g.revoked_at IS NOT NULL OR t.used_at IS NOT NULL OR EXISTS \
+                 (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = g.id AND r.expires_at > $2))",
             )
-            .bind(Vec::<u8>::new())
-            .bind(now.minus(UNNEEDED).secs()),
-            sqlx::query("DELETE FROM sessions WHERE grant_id IN (SELECT id FROM grants WHERE revoked_at < $1)")
-                .bind(revoked_before),
-            sqlx::query("DELETE FROM access_tokens WHERE grant_id IN (SELECT id FROM grants WHERE revoked_at < $1)")
-                .bind(revoked_before),
-            sqlx::query("DELETE FROM refresh_tokens WHERE grant_id IN (SELECT id FROM grants WHERE revoked_at < $1)")
-                .bind(revoked_before),
-            sqlx::query("DELETE FROM grants WHERE revoked_at < $1").bind(revoked_before),
-        ];
-        for statement in statements {
-            statement.execute(&mut *transaction).await.map_err(failed())?;
+            .bind(ended_before)
+            .bind(now.secs())
+        };
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM refresh_tokens WHERE token_hash = $1").await?;
+        Ok(())
+    }
+
+    /// What nobody needs any more cannot be stolen: the row stays for the grants that name it, empty.
+    async fn erase_unneeded(&self, now: UnixTime) -> Result<(), StoreError> {
+        let before = now.minus(UNNEEDED).secs();
+        let found = sqlx::query(concat!("SELECT id FROM upstream_credentials WHERE ", unneeded!())).bind(before);
+        let found = found.fetch_all(self.readers()).await.map_err(StoreError::query(WHAT))?;
+        for batch in found.chunks(BATCH) {
+            let ids: Result<Vec<String>, _> = batch.iter().map(|row| row.try_get("id")).collect();
+            let ids = ids.map_err(StoreError::query(WHAT))?;
+            // Asked again, because a login may have been faster.
+            let erase = ids.iter().map(|id| {
+                let erase = sqlx::query(concat!(
+                    "UPDATE upstream_credentials SET access_sealed = $2, refresh_sealed = NULL, \
+                     access_expires_at = NULL WHERE id = $3 AND ",
+                    unneeded!()
+                ));
+                erase.bind(before).bind(Vec::<u8>::new()).bind(id)
+            });
+            let erase: Vec<_> = erase.collect();
+            self.writer().execute_all(WHAT, erase).await?;
         }
-        transaction.commit().await.map_err(failed())?;
-        grant_ids(&ended, WHAT)
+        Ok(())
+    }
+
+    async fn remove_revoked(&self, now: UnixTime) -> Result<(), StoreError> {
+        let before = now.minus(REVOKED).secs();
+        for (key, table) in
+            [("session_hash", "sessions"), ("token_hash", "access_tokens"), ("token_hash", "refresh_tokens")]
+        {
+            let found = || {
+                let of = "grant_id IN (SELECT id FROM grants WHERE revoked_at < $1)";
+                sqlx::query(AssertSqlSafe(format!("SELECT {key} FROM {table} WHERE {of}"))).bind(before)
+            };
+            self.remove::<Vec<u8>>(WHAT, found, &format!("DELETE FROM {table} WHERE {key} = $1")).await?;
+        }
+        let found = || sqlx::query("SELECT id FROM grants WHERE revoked_at < $1").bind(before);
+        self.remove::<String>(WHAT, found, "DELETE FROM grants WHERE id = $1").await?;
+        Ok(())
+    }
+
+    /// Removes the rows whose keys `found` selects, by `remove`; how many. Nothing that is found may come to be needed
+    /// again.
+    pub(super) async fn remove<K>(
+        &self,
+        what: &'static str,
+        found: impl Fn() -> Statement<'static>,
+        remove: &str,
+    ) -> Result<u64, StoreError>
+    where
+        K: for<'r> Decode<'r, Sqlite> + for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Send,
+    {
+        let mut removed = 0;
+        loop {
+            let keys = self.keys::<K>(what, found()).await?;
+            let more = keys.len() == FOUND;
+            let mut keys = keys.into_iter().peekable();
+            while keys.peek().is_some() {
+                let mut write = self.writer().begin(what).await?;
+                for key in keys.by_ref().take(BATCH) {
+                    let statement = sqlx::query(AssertSqlSafe(remove.to_owned())).bind(key);
+                    removed += write.execute(statement).await?.rows_affected();
+                }
+                write.commit().await?;
+            }
+            if !more {
+                return Ok(removed);
+            }
+        }
+    }
+
+    /// The first keys that are found.
+    async fn keys<K>(&self, what: &'static str, found: Statement<'static>) -> Result<Vec<K>, StoreError>
+    where
+        K: for<'r> Decode<'r, Sqlite> + Type<Sqlite>,
+    {
+        let mut rows = found.fetch(self.readers());
+        let mut keys = Vec::new();
+        while keys.len() < FOUND
+            && let Some(row) = rows.try_next().await.map_err(StoreError::query(what))?
+        {
+            keys.push(row.try_get(0).map_err(StoreError::query(what))?);
+        }
+        Ok(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::identity::fixture::{START, fixture};
+
+    const ROWS: i64 = 200_000;
+
+    async fn left(store: &Store) -> i64 {
+        sqlx::query_scalar("SELECT COUNT(*) FROM refresh_tokens").fetch_one(store.readers()).await.expect("counted")
+    }
+
+    /// Who writes again and again gets a turn after each of the tidying's transactions, however many there are.
+    #[tokio::test]
+    async fn a_write_waits_for_one_batch_only_while_two_hundred_thousand_rows_are_removed() {
+        let fixture = fixture().await;
+        let store = fixture.store.clone();
+        let expired = sqlx::query(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1) INSERT INTO refresh_tokens \
+             (token_hash, grant_id, created_at, expires_at, used_at) SELECT randomblob(32), $2, 1, 2, 1 FROM n",
+        );
+        let expired = expired.bind(ROWS).bind(fixture.grant.as_str());
+        store.writer().execute("testing", expired).await.expect("written");
+        let tidying = tokio::spawn({
+            let store = store.clone();
+            async move { store.tidy(START).await }
+        });
+        let batch = i64::try_from(BATCH).expect("small");
+        let mut before = ROWS;
+        while before > ROWS - 20 * batch {
+            assert!(!tidying.is_finished(), "not in one go");
+            let mut write = store.writer().begin("testing").await.expect("its turn");
+            let count = sqlx::query("SELECT COUNT(*) FROM refresh_tokens");
+            let left: i64 = write.fetch_all(count).await.expect("counted")[0].get(0);
+            write.commit().await.expect("done");
+            assert!(before - left <= batch, "{} rows were removed before its turn", before - left);
+            before = left;
+        }
+        tidying.await.expect("no panic").expect("tidied");
+        assert_eq!(left(&store).await, 0);
     }
 }

@@ -2,5 +2,6 @@
 
 mod at_rest;
 mod bearer;
-mod fixture;
+pub(crate) mod fixture;
+mod full_disk;
 mod records;

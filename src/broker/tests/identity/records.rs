@@ -46,7 +46,7 @@ async fn the_sessions_of_a_revoked_grant_do_not_come_back_after_a_restart() {
     let late = fixture.store.insert_session(&record(&fixture, 2)).await;
     assert!(matches!(late, Err(StoreError::GrantRevoked)), "nor is one opened that came too late: {late:?}");
     assert!(fixture.store.live_sessions().await.expect("readable").is_empty());
-    assert!(fixture.store.is_alive().await);
+    fixture.store.probe().await.expect("it goes on");
 }
 
 #[tokio::test]
@@ -57,4 +57,23 @@ async fn what_a_client_has_set_is_kept_with_its_session() {
     fixture.store.keep_session_settings(&kept).await.expect("stored");
     let found = fixture.store.find_session(&SessionDigest([1; 32])).await.expect("read").expect("there");
     assert_eq!(found.settings, r#"{"level":"x"}"#);
+}
+
+#[tokio::test]
+async fn what_a_client_opened_its_session_with_leaves_the_file_when_the_session_ends() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("broker.db");
+    let store = crate::store::Store::open(&path).await.expect("a store");
+    let (new, _) = crate::tests::identity::fixture::grant(&crate::tests::identity::fixture::vault(), "grant-1", 1);
+    store.insert_grant(&new).await.expect("stored");
+    let fixture = fixture().await;
+    for n in 0..10 {
+        let opened = SessionRecord { initialize: "x".repeat(15 * 1024 * 1024), ..record(&fixture, n) };
+        store.insert_session(&opened).await.expect("stored");
+        store.end_session(&opened.digest, "client-ended", START).await.expect("ended");
+    }
+    store.tidy(START).await.expect("tidied");
+    store.close().await;
+    let size = path.metadata().expect("there").len();
+    assert!(size < 4 * 1024 * 1024, "{size} bytes are left");
 }
