@@ -33,7 +33,7 @@ use sqlx::{Row, SqlitePool};
 use tracing::warn;
 
 pub(crate) use crate::store::clients::RegisteredClient;
-pub(crate) use crate::store::codes::{Code, NewPair};
+pub(crate) use crate::store::codes::{Code, NewPair, USED_ONES_STAY, Used};
 pub(crate) use crate::store::consents::Consent;
 pub(crate) use crate::store::credentials::Credential;
 pub(crate) use crate::store::grants::{GrantRow, NewGrant};

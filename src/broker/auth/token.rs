@@ -3,16 +3,23 @@
 //! A prefix + 43 base62 digits of 32 random bytes + `_` + 6 base62 digits of the CRC-32 of all before. The prefix
 //! and the checksum let a secret scanner find one with certainty (`fjb_(at|rt|cs)_[0-9A-Za-z]{43}_[0-9A-Za-z]{6}`),
 //! and let junk be refused without a look into the store; neither makes one easier to guess (256 bits).
+//!
+//! The bytes of a refresh token are not all its own: 9 name its family, 3 say when it ends, and 20 are random (160
+//! bits, RFC 6749 section 10.10). So a used one is known as one of its family without being kept: whoever shows the
+//! right family with the wrong rest has seen a token of it, and is taken for who shows a used one.
 
 use std::marker::PhantomData;
 
 use rand::TryCryptoRng;
 use sha2::{Digest, Sha256};
+use wire::clock::UnixTime;
 use zeroize::Zeroizing;
 
 /// Base62, digits first.
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const RANDOM_BYTES: usize = 32;
+/// Of a refresh token, for its family. Who guesses one can end it, and no more.
+const FAMILY_BYTES: usize = 9;
 /// 62^43 > 2^256.
 const BODY: usize = 43;
 /// 62^6 > 2^32.
@@ -80,13 +87,17 @@ impl<K: Kind> Token<K> {
     pub(crate) fn mint(rng: &mut impl TryCryptoRng) -> Result<Self, NoRandomness> {
         let mut bytes = Zeroizing::new([0; RANDOM_BYTES]);
         rng.try_fill_bytes(bytes.as_mut()).map_err(|_| NoRandomness)?;
+        Ok(Self::of(&bytes))
+    }
+
+    fn of(bytes: &[u8; RANDOM_BYTES]) -> Self {
         let mut text = Zeroizing::new(String::with_capacity(K::PREFIX.len() + BODY + 1 + CHECKSUM));
         text.push_str(K::PREFIX);
         push_base62(&mut text, bytes.as_slice(), BODY);
         let checksum = crc32fast::hash(text.as_bytes());
         text.push('_');
         push_base62(&mut text, &checksum.to_be_bytes(), CHECKSUM);
-        Ok(Self(text, PhantomData))
+        Self(text, PhantomData)
     }
 
     /// A presented text; `None` where no token of this kind minted here looks like that.
@@ -113,6 +124,69 @@ impl<K: Kind> Token<K> {
     }
 }
 
+/// What all refresh tokens of a grant share. As secret as they are: who knows it can end the grant.
+#[derive(Clone, Copy)]
+pub(crate) struct Family([u8; FAMILY_BYTES]);
+
+impl Family {
+    /// A new one.
+    pub(crate) fn mint(rng: &mut impl TryCryptoRng) -> Result<Self, NoRandomness> {
+        let mut bytes = [0; FAMILY_BYTES];
+        rng.try_fill_bytes(&mut bytes).map_err(|_| NoRandomness)?;
+        Ok(Self(bytes))
+    }
+
+    /// The form that is kept.
+    pub(crate) fn hash(&self) -> TokenHash {
+        TokenHash(Sha256::digest(self.0).into())
+    }
+}
+
+/// All that a refresh token says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RefreshName {
+    /// Its own.
+    pub(crate) hash: TokenHash,
+    /// Its family's.
+    pub(crate) family: TokenHash,
+    /// When it ends, to the hour. Not to be trusted while the token itself is kept.
+    pub(crate) ends: UnixTime,
+}
+
+impl RefreshToken {
+    /// A new token of this family that ends then.
+    pub(crate) fn mint_in(family: &Family, ends: UnixTime, rng: &mut impl TryCryptoRng) -> Result<Self, NoRandomness> {
+        let mut bytes = Zeroizing::new([0; RANDOM_BYTES]);
+        rng.try_fill_bytes(bytes.as_mut()).map_err(|_| NoRandomness)?;
+        // The hour after which it has ended; three bytes last until the year 3883.
+        let hour = u32::try_from(ends.secs() / 3600 + 1).unwrap_or_default();
+        let [_, hour @ ..] = hour.to_be_bytes();
+        for (byte, own) in bytes.iter_mut().zip(family.0.iter().chain(&hour)) {
+            *byte = *own;
+        }
+        Ok(Self::of(&bytes))
+    }
+
+    /// Its family. One that was minted before there were families gives the family of its successors.
+    pub(crate) fn family(&self) -> Family {
+        let mut family = [0; FAMILY_BYTES];
+        family.iter_mut().zip(self.bytes().iter()).for_each(|(to, from)| *to = *from);
+        Family(family)
+    }
+
+    /// What it is looked for by.
+    pub(crate) fn name(&self) -> RefreshName {
+        let hour = self.bytes().iter().skip(FAMILY_BYTES).take(3).fold(0, |hour, byte| hour << 8 | i64::from(*byte));
+        RefreshName { hash: self.hash(), family: self.family().hash(), ends: UnixTime::from_secs(hour * 3600) }
+    }
+
+    /// None of those that are minted here where the digits are more than 32 bytes can hold.
+    fn bytes(&self) -> Zeroizing<[u8; RANDOM_BYTES]> {
+        let body = self.0.strip_prefix(Refresh::PREFIX).and_then(|rest| rest.get(..BODY));
+        body.and_then(read_base62).unwrap_or_default()
+    }
+}
+
 impl<K: Kind> std::fmt::Debug for Token<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(K::NAME)
@@ -136,10 +210,51 @@ fn push_base62(text: &mut String, number: &[u8], digits: usize) {
     text.extend(reversed.iter().rev().map(|&digit| char::from(digit)));
 }
 
+/// Reads a number in base62; `None` where it is too large.
+fn read_base62(text: &str) -> Option<Zeroizing<[u8; RANDOM_BYTES]>> {
+    let mut number = Zeroizing::new([0_u8; RANDOM_BYTES]);
+    for digit in text.bytes() {
+        let digit = ALPHABET.iter().position(|known| *known == digit)?;
+        let mut carry = u16::try_from(digit).ok()?;
+        for byte in number.iter_mut().rev() {
+            let [high, low] = (u16::from(*byte) * 62 + carry).to_be_bytes();
+            (*byte, carry) = (low, u16::from(high));
+        }
+        if carry > 0 {
+            return None;
+        }
+    }
+    Some(number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rand::rngs::SysRng;
+
+    #[test]
+    fn a_refresh_token_names_its_family_and_its_end() {
+        let ends = UnixTime::from_secs(1_800_000_000);
+        let family = Family::mint(&mut SysRng).expect("a family");
+        let token = RefreshToken::mint_in(&family, ends, &mut SysRng).expect("a token");
+        let next = RefreshToken::mint_in(&token.family(), ends, &mut SysRng).expect("a token");
+        let parsed = RefreshToken::parse(next.expose()).expect("a token").name();
+        assert_eq!(parsed.family, family.hash());
+        assert!(parsed.ends >= ends && parsed.ends.secs() <= ends.secs() + 3600, "{parsed:?}");
+        assert_ne!(token.hash(), next.hash());
+        let other = RefreshToken::mint(&mut SysRng).expect("a token");
+        assert_ne!(other.name().family, family.hash());
+    }
+
+    #[test]
+    fn base62_is_read_as_it_is_written_and_not_beyond_its_bytes() {
+        for bytes in [[0; 32], [255; 32], std::array::from_fn(|n| u8::try_from(n).expect("small"))] {
+            let mut text = String::new();
+            push_base62(&mut text, &bytes, BODY);
+            assert_eq!(read_base62(&text).as_deref(), Some(&bytes));
+        }
+        assert!(read_base62(&"z".repeat(BODY)).is_none());
+    }
 
     #[test]
     fn a_minted_token_parses_back_and_has_the_published_form() {

@@ -20,12 +20,12 @@ use subtle::ConstantTimeEq;
 use tracing::{info, warn};
 
 use crate::auth::principal::{GrantId, Scopes};
-use crate::auth::token::{AccessToken, AuthorizationCode, RefreshToken, TokenHash};
+use crate::auth::token::{AccessToken, AuthorizationCode, Family, RefreshToken, TokenHash};
 use crate::hex;
 use crate::oauth::error::{OAuthError, uncached};
 use crate::oauth::params::Params;
 use crate::oauth::{Context, body};
-use crate::store::{Code, NewPair};
+use crate::store::{Code, NewPair, USED_ONES_STAY, Used};
 
 /// Connections of one user through one client, such as on several machines; a further one ends the one that was not
 /// used for longest.
@@ -35,6 +35,7 @@ pub(crate) const CODE_TTL: Duration = Duration::from_mins(1);
 /// How long a refresh token that was used gives a sibling: clients send one twice when an answer was lost or two of
 /// their processes refresh at once. Later it is a thief's, or the thief was first.
 const REUSE_WINDOW: Duration = Duration::from_mins(1);
+const _: () = assert!(USED_ONES_STAY.as_secs() > REUSE_WINDOW.as_secs(), "the store knows when a token was used");
 
 /// A good answer (RFC 6749 section 5.1).
 #[derive(Serialize)]
@@ -172,7 +173,7 @@ async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<G
         return Err(WORTHLESS);
     }
     let grant = GrantId::new(hex::random_id(&mut SysRng)?);
-    let (pair, granted) = mint(context, code.scopes, None)?;
+    let (pair, granted) = mint(context, &Family::mint(&mut SysRng)?, code.scopes, None)?;
     if !context.store.redeem_code(&code, &grant, &pair, now).await? {
         // Somebody was faster by a moment; which of the two is the thief, nobody knows.
         if let Some(code) = context.store.find_code(&code.hash).await?
@@ -219,13 +220,18 @@ async fn refresh(context: &Context, params: &Params, caller: &Caller) -> Result<
     if !params.resource_is(&context.resource) {
         return Err(OAuthError::Bad("invalid_target", "resource is not this service"));
     }
-    let token = RefreshToken::parse(given).ok_or(WORTHLESS)?.hash();
-    let row = context.store.find_refresh_token(&token).await?.ok_or(WORTHLESS)?;
+    let token = RefreshToken::parse(given).ok_or(WORTHLESS)?;
     let now = context.clock.now();
+    let row = context.store.find_refresh_token(&token.name(), now).await?.ok_or(WORTHLESS)?;
     if row.client_id != caller.id || row.revoked {
         return Err(WORTHLESS);
     }
-    if row.used_at.is_some_and(|used| now.since(used) >= REUSE_WINDOW) {
+    let used_before = match row.used {
+        Used::Never => false,
+        Used::At(used) => now.since(used) >= REUSE_WINDOW,
+        Used::LongAgo => true,
+    };
+    if used_before {
         warn!(
             grant = %row.grant, tenant = %row.tenant, client = %row.client_id, reason = "refresh-token-reused",
             "a used refresh token came back"
@@ -238,8 +244,8 @@ async fn refresh(context: &Context, params: &Params, caller: &Caller) -> Result<
     }
     context.limits.refreshes.count(&row.grant).map_err(OAuthError::TooMany)?;
     let narrowed = params.get("scope").and_then(|asked| narrowed(asked, row.scopes));
-    let (pair, granted) = mint(context, row.scopes, narrowed)?;
-    if !context.store.exchange_refresh_token(&token, &row.grant, &pair, now).await? {
+    let (pair, granted) = mint(context, &token.family(), row.scopes, narrowed)?;
+    if !context.store.exchange_refresh_token(&token.hash(), &row.grant, &pair, now).await? {
         return Err(WORTHLESS);
     }
     Ok(granted)
@@ -253,15 +259,23 @@ fn narrowed(asked: &str, granted: Scopes) -> Option<Scopes> {
     (granted.write && reads && !asked.write).then_some(asked)
 }
 
-fn mint(context: &Context, scopes: Scopes, narrowed: Option<Scopes>) -> Result<(NewPair, Granted), OAuthError> {
-    let (access, refresh) = (AccessToken::mint(&mut SysRng)?, RefreshToken::mint(&mut SysRng)?);
+fn mint(
+    context: &Context,
+    family: &Family,
+    scopes: Scopes,
+    narrowed: Option<Scopes>,
+) -> Result<(NewPair, Granted), OAuthError> {
     let now = context.clock.now();
+    let refresh_ends = now.plus(context.policy.refresh_ttl);
+    let access = AccessToken::mint(&mut SysRng)?;
+    let refresh = RefreshToken::mint_in(family, refresh_ends, &mut SysRng)?;
     let pair = NewPair {
         access: access.hash(),
         access_ends: now.plus(context.policy.access_ttl),
         access_scopes: narrowed,
         refresh: refresh.hash(),
-        refresh_ends: now.plus(context.policy.refresh_ttl),
+        family: family.hash(),
+        refresh_ends,
     };
     let granted = Granted {
         access_token: access.expose().to_owned(),
@@ -279,7 +293,7 @@ async fn revoked(context: &Context, params: &Params, caller: &Caller) -> Result<
     const FOREIGN: OAuthError = OAuthError::Bad("unauthorized_client", "the token is not this client's");
     let given = params.get("token").ok_or(OAuthError::invalid_request("token is missing"))?;
     if let Some(token) = RefreshToken::parse(given)
-        && let Some(row) = context.store.find_refresh_token(&token.hash()).await?
+        && let Some(row) = context.store.find_refresh_token(&token.name(), context.clock.now()).await?
     {
         if row.client_id != caller.id {
             return Err(FOREIGN);

@@ -1,10 +1,13 @@
 //! Authorization codes and refresh tokens: from a login to a grant, and from one pair of tokens to the next.
 
+use std::time::Duration;
+
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::{GrantId, Scopes};
-use crate::auth::token::TokenHash;
+use crate::auth::token::{RefreshName, TokenHash};
+use crate::store::tidy::AFTER_THE_END;
 use crate::store::writer::Write;
 use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use wire::clock::UnixTime;
@@ -46,6 +49,8 @@ pub(crate) struct NewPair {
     pub(crate) access_scopes: Option<Scopes>,
     /// The refresh token.
     pub(crate) refresh: TokenHash,
+    /// Its family.
+    pub(crate) family: TokenHash,
     /// Its end.
     pub(crate) refresh_ends: UnixTime,
 }
@@ -66,8 +71,23 @@ pub(crate) struct RefreshRow {
     /// Its end.
     pub(crate) expires_at: UnixTime,
     /// Its first exchange.
-    pub(crate) used_at: Option<UnixTime>,
+    pub(crate) used: Used,
 }
+
+/// When a refresh token was first exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Used {
+    /// It was not.
+    Never,
+    /// Then.
+    At(UnixTime),
+    /// So long ago that it is not kept any more; its family and its end are known from itself.
+    LongAgo,
+}
+
+/// Used refresh tokens are kept for so long, while what becomes of one depends on when it was used. Later they are known
+/// by their family alone: a client that refreshes every hour has two rows, not one for each hour of a month.
+pub(crate) const USED_ONES_STAY: Duration = Duration::from_mins(5);
 
 const CODE: &str = "reading a code";
 const REFRESH: &str = "reading a refresh token";
@@ -131,15 +151,16 @@ impl Store {
             .bind(&code.client_name)
             .bind(now.secs()),
             sqlx::query(
-                "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6)",
+                "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at, family_hash) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
             )
             .bind(grant.as_str())
             .bind(&code.client_id)
             .bind(tenant_value(code.tenant)?)
             .bind(&code.credential_id)
             .bind(code.scopes.as_str())
-            .bind(now.secs()),
+            .bind(now.secs())
+            .bind(pair.family.0.as_slice()),
         ];
         for statement in statements {
             write.execute(statement).await?;
@@ -169,17 +190,38 @@ impl Store {
         grant_ids(&rows, "reading a client's grants")
     }
 
-    /// A refresh token, also one that was used.
-    pub(crate) async fn find_refresh_token(&self, token: &TokenHash) -> Result<Option<RefreshRow>, StoreError> {
+    /// A refresh token, also one that was used, for as long as it would have lived and a day more.
+    pub(crate) async fn find_refresh_token(
+        &self,
+        token: &RefreshName,
+        now: UnixTime,
+    ) -> Result<Option<RefreshRow>, StoreError> {
         let row = sqlx::query(
             "SELECT r.grant_id, r.expires_at, r.used_at, g.client_id, g.tenant, g.scopes, g.revoked_at \
              FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
         )
-        .bind(token.0.as_slice())
+        .bind(token.hash.0.as_slice())
         .fetch_optional(self.readers())
         .await
         .map_err(StoreError::query(REFRESH))?;
-        row.as_ref().map(refresh_row).transpose()
+        if let Some(row) = row {
+            let time = |name: &str| row.try_get::<Option<i64>, _>(name).map_err(StoreError::query(REFRESH));
+            let used = time("used_at")?.map_or(Used::Never, |at| Used::At(UnixTime::from_secs(at)));
+            let ends = time("expires_at")?.ok_or(StoreError::Damaged(REFRESH))?;
+            return refresh_row(&row, UnixTime::from_secs(ends), used).map(Some);
+        }
+        if token.ends <= now.minus(AFTER_THE_END) {
+            return Ok(None);
+        }
+        let row = sqlx::query(
+            "SELECT g.id AS grant_id, g.client_id, g.tenant, g.scopes, g.revoked_at FROM grants g \
+             WHERE g.family_hash = $1",
+        )
+        .bind(token.family.0.as_slice())
+        .fetch_optional(self.readers())
+        .await
+        .map_err(StoreError::query(REFRESH))?;
+        row.map(|row| refresh_row(&row, token.ends, Used::LongAgo)).transpose()
     }
 
     /// Exchanges a refresh token for a new pair, all or nothing; `false` where the grant was revoked meanwhile.
@@ -192,8 +234,13 @@ impl Store {
     ) -> Result<bool, StoreError> {
         const WHAT: &str = "exchanging a refresh token";
         let mut write = self.writer().begin(WHAT).await?;
-        // A revocation is either seen here or waits until this is done.
-        let live = sqlx::query("SELECT id FROM grants WHERE id = $1 AND revoked_at IS NULL").bind(grant.as_str());
+        // A revocation is either seen here or waits until this is done. A token that is not kept is never exchanged.
+        let live = sqlx::query(
+            "SELECT g.id FROM grants g JOIN refresh_tokens r ON r.grant_id = g.id \
+             WHERE g.id = $1 AND g.revoked_at IS NULL AND r.token_hash = $2",
+        )
+        .bind(grant.as_str())
+        .bind(token.0.as_slice());
         if write.fetch_all(live).await?.is_empty() {
             return write.abandon().await.map(|()| false);
         }
@@ -201,6 +248,15 @@ impl Store {
             .bind(now.secs())
             .bind(token.0.as_slice());
         write.execute(used).await?;
+        // Grants of before there were families get theirs now.
+        let family = sqlx::query("UPDATE grants SET family_hash = $1 WHERE id = $2 AND family_hash IS NULL")
+            .bind(pair.family.0.as_slice())
+            .bind(grant.as_str());
+        write.execute(family).await?;
+        let used_up = sqlx::query("DELETE FROM refresh_tokens WHERE grant_id = $1 AND in_family = 1 AND used_at < $2")
+            .bind(grant.as_str())
+            .bind(now.minus(USED_ONES_STAY).secs());
+        write.execute(used_up).await?;
         insert_pair(&mut write, grant, pair, now).await?;
         write.commit().await?;
         Ok(true)
@@ -226,12 +282,14 @@ async fn insert_pair(write: &mut Write<'_>, grant: &GrantId, pair: &NewPair, now
         .bind(pair.access_ends.secs())
         .bind(pair.access_scopes.map(Scopes::as_str)),
         sqlx::query(
-            "INSERT INTO refresh_tokens (token_hash, grant_id, created_at, expires_at) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO refresh_tokens (token_hash, grant_id, created_at, expires_at, in_family) \
+             SELECT $1, $2, $3, $4, COUNT(*) FROM grants WHERE id = $2 AND family_hash = $5",
         )
         .bind(pair.refresh.0.to_vec())
         .bind(grant.as_str())
         .bind(now.secs())
-        .bind(pair.refresh_ends.secs()),
+        .bind(pair.refresh_ends.secs())
+        .bind(pair.family.0.to_vec()),
     ];
     for statement in statements {
         write.execute(statement).await?;
@@ -256,16 +314,30 @@ fn code_row(code: TokenHash, row: &SqliteRow) -> Result<Code, StoreError> {
     })
 }
 
-fn refresh_row(row: &SqliteRow) -> Result<RefreshRow, StoreError> {
+fn refresh_row(row: &SqliteRow, expires_at: UnixTime, used: Used) -> Result<RefreshRow, StoreError> {
     let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(REFRESH));
-    let time = |name: &str| row.try_get::<Option<i64>, _>(name).map_err(StoreError::query(REFRESH));
+    let revoked: Option<i64> = row.try_get("revoked_at").map_err(StoreError::query(REFRESH))?;
     Ok(RefreshRow {
         grant: GrantId::new(text("grant_id")?),
         client_id: text("client_id")?,
         tenant: tenant_of(row, REFRESH)?,
         scopes: Scopes::parse(&text("scopes")?),
-        revoked: time("revoked_at")?.is_some(),
-        expires_at: UnixTime::from_secs(time("expires_at")?.ok_or(StoreError::Damaged(REFRESH))?),
-        used_at: time("used_at")?.map(UnixTime::from_secs),
+        revoked: revoked.is_some(),
+        expires_at,
+        used,
     })
+}
+
+#[cfg(test)]
+impl Store {
+    /// How many refresh tokens have a row.
+    pub(crate) async fn refresh_tokens_kept(&self) -> i64 {
+        sqlx::query_scalar("SELECT COUNT(*) FROM refresh_tokens").fetch_one(self.readers()).await.expect("counted")
+    }
+
+    /// Makes all grants and their tokens as they were before there were families.
+    pub(crate) async fn forget_families(&self) {
+        let statements = ["UPDATE grants SET family_hash = NULL", "UPDATE refresh_tokens SET in_family = 0"];
+        self.writer().execute_all("testing", statements.map(sqlx::query)).await.expect("written");
+    }
 }

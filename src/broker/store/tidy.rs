@@ -1,5 +1,5 @@
-//! What is over goes. What tells a thief from its owner (used refresh tokens, redeemed codes) stays until it would
-//! have expired anyway.
+//! What is over goes. What tells a thief from its owner (used refresh tokens of no family, redeemed codes) stays until
+//! it would have expired anyway.
 //!
 //! Readers find what is over, and the writer removes it by its key, a few rows a transaction: whoever else writes waits
 //! for one of these at most, however much there is to remove.
@@ -20,7 +20,7 @@ pub(crate) const BATCH: usize = 500;
 const FOUND: usize = 20 * BATCH;
 
 /// Access tokens stay for so long after their end, so that a client is told «expired» and not «unknown».
-const AFTER_THE_END: Duration = Duration::from_hours(24);
+pub(super) const AFTER_THE_END: Duration = Duration::from_hours(24);
 /// Codes stay for so long, so that a second redemption is noticed.
 const CODES: Duration = Duration::from_hours(24);
 /// Forgejo's tokens that no live grant needs stay for so long: a code that is on its way may make one.

@@ -4,6 +4,7 @@ mod account;
 mod attacks;
 mod discovery;
 mod documents;
+mod families;
 mod fixture;
 mod flow;
 mod trouble;

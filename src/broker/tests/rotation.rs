@@ -46,6 +46,7 @@ fn token(text: &serde_json::Value) -> UpstreamToken {
 /// A client that the user has connected, by the store's own steps; its access token.
 async fn connect(store: &Store, tenant: TenantId, now: UnixTime) -> AccessToken {
     let (code, refresh) = (AuthorizationCode::mint(&mut SysRng), RefreshToken::mint(&mut SysRng));
+    let refresh = refresh.expect("a token");
     let access = AccessToken::mint(&mut SysRng).expect("a token");
     let code = Code {
         hash: code.expect("a code").hash(),
@@ -64,7 +65,8 @@ async fn connect(store: &Store, tenant: TenantId, now: UnixTime) -> AccessToken 
         access: access.hash(),
         access_ends: ends,
         access_scopes: None,
-        refresh: refresh.expect("a token").hash(),
+        refresh: refresh.hash(),
+        family: refresh.family().hash(),
         refresh_ends: ends,
     };
     store.insert_code(&code).await.expect("stored");

@@ -6,11 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::auth::principal::{GrantId, Scopes};
-use crate::auth::token::TokenHash;
+use crate::auth::token::{RefreshName, TokenHash};
 use crate::forge::vault::Sealed;
 use crate::store::{
     Code, Consent, Credential, Login, NewGrant, NewPair, RegisteredClient, SessionDigest, SessionRecord, Store,
-    StoreError,
+    StoreError, Used,
 };
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -98,6 +98,7 @@ fn pair(round: u8, access: &str, refresh: &str) -> NewPair {
         access_ends: ends,
         access_scopes: None,
         refresh: hash(round, refresh),
+        family: hash(round, &refresh.replace("refresh", "family")),
         refresh_ends: ends,
     }
 }
@@ -222,8 +223,10 @@ async fn is_there(store: &Store, answered: &Answered) -> Result<bool, StoreError
             redeemed && store.find_token(access).await?.is_some()
         }
         Answered::Refreshed(old, new) => {
-            let used = store.find_refresh_token(old).await?.is_some_and(|row| row.used_at.is_some());
-            used && store.find_refresh_token(new).await?.is_some()
+            let name = |hash: &TokenHash| RefreshName { hash: *hash, family: *hash, ends: START };
+            let used =
+                store.find_refresh_token(&name(old), START).await?.is_some_and(|row| row.used == Used::At(LATER));
+            used && store.find_refresh_token(&name(new), START).await?.is_some()
         }
         Answered::Revoked(grant) => store.find_grant(grant).await?.is_some_and(|row| row.revoked),
         Answered::Opened(digest) => record(digest).await?.is_some(),
