@@ -17,6 +17,7 @@ mod login;
 mod operator;
 mod quickstart;
 mod restarts;
+mod second_broker;
 mod secrets;
 mod sessions;
 mod stops;
