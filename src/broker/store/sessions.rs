@@ -162,7 +162,7 @@ impl Store {
     pub(crate) async fn forget_sessions(&self, before: UnixTime) -> Result<u64, StoreError> {
         const WHAT: &str = "removing ended sessions";
         let found = || sqlx::query("SELECT session_hash FROM sessions WHERE ended_at < $1").bind(before.secs());
-        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM sessions WHERE session_hash = $1").await
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM sessions WHERE session_hash IN (").await
     }
 }
 

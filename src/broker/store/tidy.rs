@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use sqlx::{AssertSqlSafe, Decode, Encode, Row, Sqlite, Type};
+use sqlx::{AssertSqlSafe, Decode, Encode, QueryBuilder, Row, Sqlite, Type};
 
 use crate::auth::principal::GrantId;
 use crate::store::writer::Statement;
@@ -56,9 +56,9 @@ impl Store {
         self.remove_tokens(now).await?;
         let codes = now.minus(CODES).secs();
         let found = || sqlx::query("SELECT code_hash FROM authorization_codes WHERE created_at < $1").bind(codes);
-        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM authorization_codes WHERE code_hash = $1").await?;
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM authorization_codes WHERE code_hash IN (").await?;
         let found = || sqlx::query("SELECT visit_hash FROM visits WHERE expires_at < $1").bind(now.secs());
-        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM visits WHERE visit_hash = $1").await?;
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM visits WHERE visit_hash IN (").await?;
         self.erase_unneeded(now).await?;
         self.remove_revoked(now).await?;
         self.shrink().await?;
@@ -95,7 +95,7 @@ impl Store {
             )
             .bind(ended_before)
         };
-        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM access_tokens WHERE token_hash = $1").await?;
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM access_tokens WHERE token_hash IN (").await?;
         // The last one of a live grant stays: it tells that the grant has expired.
         let found = || {
             sqlx::query(
@@ -106,7 +106,7 @@ impl Store {
             .bind(ended_before)
             .bind(now.secs())
         };
-        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM refresh_tokens WHERE token_hash = $1").await?;
+        self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM refresh_tokens WHERE token_hash IN (").await?;
         Ok(())
     }
 
@@ -142,15 +142,15 @@ impl Store {
                 let of = "grant_id IN (SELECT id FROM grants WHERE revoked_at < $1)";
                 sqlx::query(AssertSqlSafe(format!("SELECT {key} FROM {table} WHERE {of}"))).bind(before)
             };
-            self.remove::<Vec<u8>>(WHAT, found, &format!("DELETE FROM {table} WHERE {key} = $1")).await?;
+            self.remove::<Vec<u8>>(WHAT, found, &format!("DELETE FROM {table} WHERE {key} IN (")).await?;
         }
         let found = || sqlx::query("SELECT id FROM grants WHERE revoked_at < $1").bind(before);
-        self.remove::<String>(WHAT, found, "DELETE FROM grants WHERE id = $1").await?;
+        self.remove::<String>(WHAT, found, "DELETE FROM grants WHERE id IN (").await?;
         Ok(())
     }
 
-    /// Removes the rows whose keys `found` selects, by `remove`; how many. Nothing that is found may come to be needed
-    /// again.
+    /// Removes the rows whose keys `found` selects, by `remove`, which ends where the list of keys begins; how many.
+    /// Nothing that is found may come to be needed again.
     pub(super) async fn remove<K>(
         &self,
         what: &'static str,
@@ -167,10 +167,13 @@ impl Store {
             let mut keys = keys.into_iter().peekable();
             while keys.peek().is_some() {
                 let mut write = self.writer().begin(what).await?;
+                let mut statement = QueryBuilder::new(remove);
+                let mut list = statement.separated(", ");
                 for key in keys.by_ref().take(BATCH) {
-                    let statement = sqlx::query(AssertSqlSafe(remove.to_owned())).bind(key);
-                    removed += write.execute(statement).await?.rows_affected();
+                    list.push_bind(key);
                 }
+                statement.push(")");
+                removed += write.execute(statement.build()).await?.rows_affected();
                 write.commit().await?;
             }
             if !more {
