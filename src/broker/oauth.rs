@@ -182,9 +182,16 @@ impl Context {
 
     async fn tidied(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
-        for grant in self.store.tidy(now).await? {
-            self.revocation.end(&grant, "expired");
+        loop {
+            let expired = self.store.expire_grants(now).await?;
+            if expired.is_empty() {
+                break;
+            }
+            for grant in expired {
+                self.revocation.end(&grant, "expired");
+            }
         }
+        self.store.tidy(now).await?;
         self.store.forget_logins(now.minus(LOGIN_TTL)).await?;
         self.store.forget_unused_clients(now.minus(self.policy.keep_unused)).await?;
         Ok(())

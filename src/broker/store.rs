@@ -30,6 +30,7 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Row, SqlitePool};
+use tokio::time::timeout;
 use tracing::warn;
 
 pub(crate) use crate::store::clients::RegisteredClient;
@@ -51,6 +52,8 @@ const READERS: u32 = 4;
 const READERS_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a statement waits for a lock that another program holds, such as an operator's `sqlite3`.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long closing may take: longer than whoever is in the middle of something is waited for.
+const CLOSED_WITHIN: Duration = Duration::from_secs(15);
 /// What the WAL may keep of the disk when all of it was written back.
 const WAL_KEEPS: &str = "16777216";
 
@@ -155,10 +158,17 @@ impl Store {
 
     /// Writes what is in the WAL back, closes the file and lets go of it.
     pub(crate) async fn close(&self) {
-        // The writer last: only a connection that writes, and that is alone, writes the WAL back.
-        self.0.readers.close().await;
-        if let Err(error) = self.0.writer.close().await {
-            warn!(error = %error, "the database was not closed in order; what was answered is in its WAL");
+        let closed = async {
+            // The writer last: only a connection that writes, and that is alone, writes the WAL back.
+            self.0.readers.close().await;
+            self.0.writer.close().await
+        };
+        match timeout(CLOSED_WITHIN, closed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!(error = %error, "the database was not closed in order; what was answered is in its WAL");
+            }
+            Err(_) => warn!("the database could not be closed in time; what was answered is in its WAL"),
         }
         drop(self.0.lock.lock().take());
     }

@@ -6,6 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::token::TokenHash;
 use crate::forge::vault::Sealed;
+use crate::store::tidy::BATCH;
 use crate::store::{Store, StoreError, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -193,13 +194,16 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Writes when grants were last used, all or none.
+    /// Writes when grants were last used, a batch at a time: after a failure, the same may be written once more.
     pub(crate) async fn touch_grants(&self, uses: &[(GrantId, UnixTime)]) -> Result<(), StoreError> {
-        let statements = uses.iter().map(|(grant, at)| {
-            sqlx::query("UPDATE grants SET last_used_at = $1 WHERE id = $2").bind(at.secs()).bind(grant.as_str())
-        });
-        let statements: Vec<_> = statements.collect();
-        self.writer().execute_all("storing the last use of grants", statements).await
+        for uses in uses.chunks(BATCH) {
+            let statements = uses.iter().map(|(grant, at)| {
+                sqlx::query("UPDATE grants SET last_used_at = $1 WHERE id = $2").bind(at.secs()).bind(grant.as_str())
+            });
+            let statements: Vec<_> = statements.collect();
+            self.writer().execute_all("storing the last use of grants", statements).await?;
+        }
+        Ok(())
     }
 }
 

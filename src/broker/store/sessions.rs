@@ -5,6 +5,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::GrantId;
 use crate::hex;
+use crate::store::tidy::BATCH;
 use crate::store::{Store, StoreError, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::TenantId;
@@ -136,26 +137,33 @@ impl Store {
         Ok(())
     }
 
-    /// Writes when sessions were last used, all or none.
+    /// Writes when sessions were last used, a batch at a time: after a failure, the same may be written once more.
     pub(crate) async fn touch_sessions(&self, uses: &[(SessionDigest, UnixTime)]) -> Result<(), StoreError> {
-        let statements = uses.iter().map(|(digest, at)| {
-            sqlx::query("UPDATE sessions SET last_used_at = $1 WHERE session_hash = $2")
-                .bind(at.secs())
-                .bind(digest.0.as_slice())
-        });
-        let statements: Vec<_> = statements.collect();
-        self.writer().execute_all("storing the last use of sessions", statements).await
+        for uses in uses.chunks(BATCH) {
+            let statements = uses.iter().map(|(digest, at)| {
+                sqlx::query("UPDATE sessions SET last_used_at = $1 WHERE session_hash = $2")
+                    .bind(at.secs())
+                    .bind(digest.0.as_slice())
+            });
+            let statements: Vec<_> = statements.collect();
+            self.writer().execute_all("storing the last use of sessions", statements).await?;
+        }
+        Ok(())
     }
 
-    /// Writes what clients have set beyond the handshake, all or none.
+    /// Writes what clients have set beyond the handshake, a batch at a time: after a failure, the same may be written
+    /// once more.
     pub(crate) async fn keep_session_settings(&self, settings: &[(SessionDigest, String)]) -> Result<(), StoreError> {
-        let statements = settings.iter().map(|(digest, settings)| {
-            sqlx::query("UPDATE sessions SET settings = $1 WHERE session_hash = $2")
-                .bind(settings)
-                .bind(digest.0.as_slice())
-        });
-        let statements: Vec<_> = statements.collect();
-        self.writer().execute_all("storing the settings of sessions", statements).await
+        for settings in settings.chunks(BATCH) {
+            let statements = settings.iter().map(|(digest, settings)| {
+                sqlx::query("UPDATE sessions SET settings = $1 WHERE session_hash = $2 AND ended_at IS NULL")
+                    .bind(settings)
+                    .bind(digest.0.as_slice())
+            });
+            let statements: Vec<_> = statements.collect();
+            self.writer().execute_all("storing the settings of sessions", statements).await?;
+        }
+        Ok(())
     }
 
     /// Removes sessions that ended before `before`; how many.

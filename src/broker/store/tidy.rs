@@ -50,9 +50,35 @@ macro_rules! unneeded {
 }
 
 impl Store {
-    /// Revokes the grants whose last refresh token has expired, gives them back, and removes what is over.
-    pub(crate) async fn tidy(&self, now: UnixTime) -> Result<Vec<GrantId>, StoreError> {
-        let ended = self.revoke_expired(now).await?;
+    /// Revokes grants whose last refresh token has expired, all or none, and gives them back: a batch of them, and none
+    /// when there are no more.
+    pub(crate) async fn expire_grants(&self, now: UnixTime) -> Result<Vec<GrantId>, StoreError> {
+        const WHAT: &str = "revoking expired grants";
+        let batch = i64::try_from(BATCH).unwrap_or(i64::MAX);
+        let found =
+            sqlx::query(concat!("SELECT id FROM grants WHERE ", expired!("LIMIT $2"))).bind(now.secs()).bind(batch);
+        let found = grant_ids(&found.fetch_all(self.readers()).await.map_err(StoreError::query(WHAT))?, WHAT)?;
+        if found.is_empty() {
+            return Ok(found);
+        }
+        let mut ended = Vec::new();
+        let mut write = self.writer().begin(WHAT).await?;
+        for grant in found {
+            // Asked again, because a refresh may have been faster.
+            let revoke = sqlx::query(concat!(
+                "UPDATE grants SET revoked_at = $1, revoked_reason = 'expired' WHERE id = $2 AND ",
+                expired!("")
+            ));
+            if write.execute(revoke.bind(now.secs()).bind(grant.as_str())).await?.rows_affected() > 0 {
+                ended.push(grant);
+            }
+        }
+        write.commit().await?;
+        Ok(ended)
+    }
+
+    /// Removes what is over.
+    pub(crate) async fn tidy(&self, now: UnixTime) -> Result<(), StoreError> {
         self.remove_tokens(now).await?;
         let codes = now.minus(CODES).secs();
         let found = || sqlx::query("SELECT code_hash FROM authorization_codes WHERE created_at < $1").bind(codes);
@@ -61,28 +87,7 @@ impl Store {
         self.remove::<Vec<u8>>(WHAT, found, "DELETE FROM visits WHERE visit_hash IN (").await?;
         self.erase_unneeded(now).await?;
         self.remove_revoked(now).await?;
-        self.shrink().await?;
-        Ok(ended)
-    }
-
-    async fn revoke_expired(&self, now: UnixTime) -> Result<Vec<GrantId>, StoreError> {
-        let found = sqlx::query(concat!("SELECT id FROM grants WHERE ", expired!(""))).bind(now.secs());
-        let found = grant_ids(&found.fetch_all(self.readers()).await.map_err(StoreError::query(WHAT))?, WHAT)?;
-        let mut ended = Vec::new();
-        for batch in found.chunks(BATCH) {
-            let mut write = self.writer().begin(WHAT).await?;
-            for grant in batch {
-                // Asked again, because a refresh may have been faster.
-                let revoke = sqlx::query(concat!(
-                    "UPDATE grants SET revoked_at = $1, revoked_reason = 'expired' WHERE id = $2 AND ",
-                    expired!("RETURNING id")
-                ));
-                let revoked = write.fetch_all(revoke.bind(now.secs()).bind(grant.as_str())).await?;
-                ended.extend(grant_ids(&revoked, WHAT)?);
-            }
-            write.commit().await?;
-        }
-        Ok(ended)
+        self.shrink().await
     }
 
     async fn remove_tokens(&self, now: UnixTime) -> Result<(), StoreError> {
@@ -205,10 +210,6 @@ mod tests {
 
     const ROWS: i64 = 200_000;
 
-    async fn left(store: &Store) -> i64 {
-        sqlx::query_scalar("SELECT COUNT(*) FROM refresh_tokens").fetch_one(store.readers()).await.expect("counted")
-    }
-
     /// Who writes again and again gets a turn after each of the tidying's transactions, however many there are.
     #[tokio::test]
     async fn a_write_waits_for_one_batch_only_while_two_hundred_thousand_rows_are_removed() {
@@ -236,6 +237,59 @@ mod tests {
             before = left;
         }
         tidying.await.expect("no panic").expect("tidied");
-        assert_eq!(left(&store).await, 0);
+        assert_eq!(count(&store, "SELECT COUNT(*) FROM refresh_tokens").await, 0);
+    }
+
+    async fn count(store: &Store, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(store.readers()).await.expect("counted")
+    }
+
+    /// So many grants of clients with one refresh token each, which ends then.
+    async fn grants(store: &Store, grants: i64, ends: i64) {
+        let n = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1)";
+        for what in [
+            "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
+             SELECT 'g' || i || '-' || $2, 'cli', 1, 'credential-grant-1', 's', 1 FROM n",
+            "INSERT INTO refresh_tokens (token_hash, grant_id, created_at, expires_at) \
+             SELECT randomblob(32), 'g' || i || '-' || $2, 1, $2 FROM n",
+            "INSERT INTO access_tokens (token_hash, grant_id, created_at, expires_at) \
+             SELECT randomblob(32), 'g' || i || '-' || $2, 1, $2 FROM n",
+        ] {
+            let statement = sqlx::query(AssertSqlSafe(format!("{n} {what}"))).bind(grants).bind(ends);
+            store.writer().execute("testing", statement).await.expect("written");
+        }
+    }
+
+    #[tokio::test]
+    async fn expired_grants_are_revoked_batch_by_batch_and_gone_after_ninety_days_with_all_that_was_theirs() {
+        let fixture = fixture().await;
+        let store = &fixture.store;
+        let batch = i64::try_from(BATCH).expect("small");
+        grants(store, 2 * batch + 7, START.secs() - 1).await;
+        let later = START.plus(REVOKED * 3);
+        grants(store, 3, later.secs()).await;
+        let mut ended = Vec::new();
+        for expected in [BATCH, BATCH, 7, 0] {
+            let batch = store.expire_grants(START).await.expect("revoked");
+            assert_eq!(batch.len(), expected);
+            ended.extend(batch);
+        }
+        ended.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        ended.dedup_by(|a, b| a.as_str() == b.as_str());
+        assert_eq!(ended.len(), 2 * BATCH + 7, "each is told once");
+        for grant in ended.iter().take(3) {
+            let session = sqlx::query(
+                "INSERT INTO sessions (session_hash, grant_id, tenant, protocol_version, initialize, answer, \
+                 created_at, last_used_at) VALUES (randomblob(32), $1, 1, 'v', '{}', '{}', 1, 1)",
+            );
+            store.writer().execute("testing", session.bind(grant.as_str())).await.expect("written");
+        }
+        store.tidy(START.plus(REVOKED)).await.expect("tidied");
+        assert_eq!(count(store, "SELECT COUNT(*) FROM grants").await, 2 * batch + 7 + 3 + 1, "not yet");
+        store.tidy(START.plus(REVOKED + Duration::from_secs(1))).await.expect("tidied");
+        assert_eq!(count(store, "SELECT COUNT(*) FROM grants").await, 3 + 1, "the live ones, and the operator's");
+        assert_eq!(count(store, "SELECT COUNT(*) FROM refresh_tokens").await, 3);
+        assert_eq!(count(store, "SELECT COUNT(*) FROM access_tokens").await, 3 + 1);
+        assert_eq!(count(store, "SELECT COUNT(*) FROM sessions").await, 0);
     }
 }
