@@ -149,4 +149,37 @@ mod tests {
         assert!(matches!(store.backup_to(&copy).await, Err(StoreError::Create(..))));
         assert!(matches!(store.backup_to(&dir.path().join("no/where")).await, Err(StoreError::Create(..))));
     }
+
+    #[tokio::test]
+    async fn a_store_of_before_families_opens_with_all_that_was_in_it_but_what_ended_sessions_held() {
+        const BEFORE: i64 = 20_261_126_000_000;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("db");
+        let mut connection = open(&path).await;
+        let of_then = MIGRATIONS.iter().filter(|migration| migration.version <= BEFORE).cloned().collect();
+        Migrator::with_migrations(of_then).run(&mut connection).await.expect("tables");
+        for statement in [
+            "INSERT INTO users VALUES (1, 'alice', 1)",
+            "INSERT INTO clients VALUES ('client', 'Client', 1)",
+            "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, updated_at) \
+             VALUES ('c', 1, 'oauth', 'k', x'01', 1)",
+            "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
+             VALUES ('g', 'client', 1, 'c', 's', 1)",
+            "INSERT INTO refresh_tokens VALUES (x'02', 'g', 1, 9, 5), (x'03', 'g', 5, 9, NULL)",
+            "INSERT INTO sessions (session_hash, grant_id, tenant, protocol_version, initialize, answer, created_at, \
+             last_used_at, ended_at) VALUES (x'04', 'g', 1, 'v', 'long', 'long', 1, 1, 2), \
+             (x'05', 'g', 1, 'v', 'live', 'live', 1, 1, NULL)",
+        ] {
+            sqlx::query(statement).execute(&mut connection).await.expect(statement);
+        }
+        connection.close().await.expect("closed");
+        let store = Store::open(&path).await.expect("a store");
+        assert_eq!(names(dir.path()), [format!("db.schema-{BEFORE}")]);
+        assert_eq!(store.refresh_tokens_kept().await, 2);
+        let kept: Vec<String> = sqlx::query_scalar("SELECT initialize FROM sessions ORDER BY session_hash")
+            .fetch_all(store.readers())
+            .await
+            .expect("read");
+        assert_eq!(kept, ["", "live"]);
+    }
 }
