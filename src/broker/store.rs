@@ -5,6 +5,7 @@
 //! (`src/broker/store/writer.rs`), with `synchronous=FULL`: no call on a live session writes, and a power failure must
 //! undo neither a revocation nor a refresh token that Forgejo has just exchanged (SQLite, `PRAGMA synchronous`).
 
+mod accounts;
 mod clients;
 mod codes;
 mod consents;

@@ -22,6 +22,8 @@ pub mod message_id {
     pub const CHILD_ENDED: &str = "d7a9b1c3e5f74a8b9c0d1e2f3a4b5c6d";
     /// Something of the isolation is missing here.
     pub const NOT_ISOLATED: &str = "5e8d2c4b6a7f4e3d9c1b0a8f7e6d5c4b";
+    /// A credential is another account's than the one it is kept for.
+    pub const FOREIGN_ACCOUNT: &str = "8c4f1d0e7b2a4c9d9e6f3a5b1c8d7e20";
     /// Processes under a uid did not go away.
     pub const UID_QUARANTINED: &str = "92f1e3d5c7b94a6b8d0e2f4a6c8b0d1e";
 }

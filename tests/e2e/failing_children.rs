@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use crate::{stand_in_deployment, token};
 use harness::deployment::Deployment;
-use harness::mcp_session::Session;
+use harness::mcp_session::{Session, http, initialize, post};
 
 async fn no_child_is_left(deployment: &Deployment) {
     let gone = async {
@@ -28,15 +28,17 @@ async fn a_child_that_exits_before_it_answers_initialize_is_explained_in_its_own
 }
 
 #[tokio::test]
-async fn a_child_that_refuses_the_token_is_explained_without_the_token() {
+async fn a_child_that_repeats_a_token_that_forgejo_refuses_tells_it_to_nobody() {
     let deployment = stand_in_deployment("bad_token", &["--check-token"], |_| {});
     let forgejo_token = deployment.forge_token("alice").expect("a Forgejo token");
     let broker_token = deployment.broker_token("alice", &forgejo_token, &[]).expect("a token");
     // The user is gone upstream after the broker's token was made.
     deployment.stub_delete("/stub/users/alice").expect("deleted");
-    let error = Session::open(&deployment.url, &broker_token).await.expect_err("no session").to_string();
-    assert!(error.contains("exit status 1"), "{error}");
-    assert!(!error.contains(&forgejo_token), "{error}");
+    let response = post(&http(), &deployment.url, &broker_token, None, &initialize()).await.expect("an answer");
+    assert_eq!(response.status().as_u16(), 401);
+    assert!(response.text().await.expect("a body").is_empty());
+    let output = deployment.output();
+    assert!(output.contains("[redacted]") && !output.contains(&forgejo_token), "{output}");
 }
 
 #[tokio::test]
@@ -82,4 +84,41 @@ async fn a_crash_ends_one_session_and_answers_its_requests() {
     let (status, _) = crashing.send("tools/list", json!({})).await.expect("an answer");
     assert_eq!(status.as_u16(), 404);
     assert_eq!(other.text("echo", json!({"text": "still here"})).await.expect("an answer"), "still here");
+}
+
+#[tokio::test]
+async fn a_child_that_dies_because_forgejo_does_not_take_the_token_any_more_sends_its_client_to_log_in_again() {
+    let deployment = stand_in_deployment("dead-token", &["--check-token"], |_| {});
+    let token = token(&deployment, "alice");
+    deployment.activate("alice", false).expect("locked");
+    let response = post(&http(), &deployment.url, &token, None, &initialize()).await.expect("an answer");
+    assert_eq!(response.status().as_u16(), 401);
+    let challenge =
+        response.headers().get("www-authenticate").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    assert!(challenge.contains("invalid_token"), "{challenge}");
+    assert!(response.text().await.expect("a body").is_empty());
+    let again = post(&http(), &deployment.url, &token, None, &initialize()).await.expect("an answer");
+    assert_eq!(again.status().as_u16(), 401, "the grant is over");
+    no_child_is_left(&deployment).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_another_forge_is_not_started_with_until_the_operator_says_what_it_is() {
+    let mut deployment = stand_in_deployment("other-forge", &[], |_| {});
+    token(&deployment, "alice");
+    let known = deployment.forgejo.clone();
+    tokio::task::block_in_place(|| deployment.broker.as_mut().expect("runs").stop().expect("it ends"));
+    // The same forge by another name is another forge, as far as the broker can tell.
+    deployment.forgejo = known.replace("127.0.0.1", "localhost");
+    let refused = tokio::task::block_in_place(|| deployment.start_broker().expect_err("refused").to_string());
+    assert!(
+        refused.contains(&known) && refused.contains(&deployment.forgejo) && refused.contains("moved_from"),
+        "{refused}"
+    );
+    deployment.config.broker = format!("[forgejo]\nmoved_from = \"{known}\"\n");
+    tokio::task::block_in_place(|| deployment.start_broker().expect("it starts"));
+    // From then on it belongs to the new address.
+    tokio::task::block_in_place(|| deployment.broker.as_mut().expect("runs").stop().expect("it ends"));
+    deployment.config.broker.clear();
+    tokio::task::block_in_place(|| deployment.start_broker().expect("it starts"));
 }

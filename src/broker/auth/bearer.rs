@@ -193,7 +193,8 @@ impl Principals {
 
     async fn principal(&self, row: GrantRow) -> Result<Principal, LookupError> {
         let (upstream, upstream_ends) = match &self.0.rotation {
-            Some(rotation) if rotation.is_due(row.credential_ends) => {
+            // Also one that Forgejo has not said whose it is: a refresh is just bringing it, or could not be looked at.
+            Some(rotation) if rotation.is_due(row.credential_ends) || !row.credential_checked => {
                 let fresh = rotation.fresh(&row.credential_id).await?;
                 (fresh.token, fresh.ends)
             }
@@ -211,6 +212,18 @@ impl Principals {
             scopes: row.scopes,
             grant: row.grant,
         }))
+    }
+
+    /// A child with the caller's token died at its start: whether Forgejo still lets the account in. Where it does not, the
+    /// grant has been ended, and this is the answer for its client.
+    pub(crate) async fn refusal_of(&self, caller: &Principal) -> Option<Response> {
+        let rotation = self.0.rotation.as_ref()?;
+        let row = self.0.store.find_grant(&caller.grant).await.ok()??;
+        let let_in = !row.revoked && rotation.is_still_let_in(&row.credential_id).await.unwrap_or(true);
+        (!let_in).then(|| {
+            self.forget_grant(&caller.grant);
+            self.refuse(Denied::Revoked)
+        })
     }
 
     /// Forgets the tokens of a grant, and does not let a look-up that is under way bring them back. Call it after the

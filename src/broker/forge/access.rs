@@ -168,7 +168,7 @@ mod tests {
 
     fn user(login: &str) -> ForgejoUser {
         let (id, login) = (TenantId::new(1).expect("an id"), Label::parse(login).expect("a login"));
-        ForgejoUser { id, login, restricted: false, locked: false }
+        ForgejoUser { id, login, created: None, restricted: false, locked: false }
     }
 
     fn list(entries: &[&str]) -> Vec<Subject> {

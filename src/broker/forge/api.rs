@@ -8,8 +8,11 @@ use std::time::Duration;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use url::form_urlencoded;
 
+use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
 use wire::secret::UpstreamToken;
 
@@ -61,6 +64,9 @@ pub(crate) struct ForgejoUser {
     pub(crate) id: TenantId,
     /// May change.
     pub(crate) login: Label,
+    /// When the account was created: with the number, what tells an account from one that has its
+    /// number after it (a forge that was reset or restored).
+    pub(crate) created: Option<UnixTime>,
     /// Sees only what they were given explicitly.
     pub(crate) restricted: bool,
     /// Deactivated, or not allowed to log in. Forgejo's API refuses them already; this is the second lock.
@@ -101,6 +107,7 @@ impl Forgejo {
         struct User {
             id: u64,
             login: String,
+            created: Option<String>,
             #[serde(default)]
             restricted: bool,
             active: Option<bool>,
@@ -112,6 +119,11 @@ impl Forgejo {
         Ok(ForgejoUser {
             id: TenantId::new(user.id).map_err(|_| UpstreamError::NotUnderstood)?,
             login: Label::parse(user.login).map_err(|_| UpstreamError::NotUnderstood)?,
+            // With the server's own offset from UTC, which changes with the seasons: only the moment tells accounts apart.
+            created: user.created.and_then(|text| {
+                let created = OffsetDateTime::parse(&text, &Rfc3339).ok()?;
+                Some(UnixTime::from_secs(created.unix_timestamp()))
+            }),
             restricted: user.restricted,
             locked: user.prohibit_login || user.active == Some(false),
         })

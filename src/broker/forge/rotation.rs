@@ -33,6 +33,7 @@ use crate::store::{Credential, Store, StoreError};
 use wire::clock::{Clock, UnixTime};
 use wire::message::TenantId;
 use wire::secret::UpstreamToken;
+use wire::telemetry::message_id;
 
 /// Between tries after a failure.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(5));
@@ -109,6 +110,12 @@ struct Inner {
 enum Verdict {
     LetIn,
     ShutOut,
+    /// The token is another account's than the one that it is kept for.
+    Foreign,
+    /// The token is the account's, but the lists cannot be applied: because of Forgejo as a whole, or of this account.
+    Known {
+        away: bool,
+    },
     /// Neither: the answer about this account cannot be used.
     None,
     /// Neither: Forgejo does not answer now.
@@ -226,11 +233,17 @@ impl Rotation {
         let inner = &self.0;
         let credential = inner.store.find_credential(credential_id).await?.ok_or(RotationError::LoginAgain)?;
         let (Some(sealed), true) = (&credential.refresh, self.is_due(credential.expires_at)) else {
-            return self.held(&credential);
+            let held = self.held(&credential)?;
+            return if credential.checked_at.is_some() {
+                Ok(held)
+            } else {
+                self.checked(&credential, held, change).await
+            };
         };
         let now = inner.clock.now();
         let still_good = credential.expires_at.is_some_and(|end| end > now);
-        let not_now = || if still_good { self.held(&credential) } else { Err(RotationError::NotNow) };
+        let usable = still_good && credential.checked_at.is_some();
+        let not_now = || if usable { self.held(&credential) } else { Err(RotationError::NotNow) };
         if pause.until.is_some_and(|until| until > now) {
             return not_now();
         }
@@ -290,15 +303,68 @@ impl Rotation {
         {
             return Ok(newer);
         }
-        if self.verdict(&pair.access).await == Verdict::ShutOut {
-            warn!(tenant = %tenant, reason = "account-refused", "the account is not let in any more");
-            *change = Some(self.revoke(&credential.id, "account-refused").await?);
-            inner.store.end_visits_of(tenant).await?;
-            return Err(RotationError::LoginAgain);
-        }
         info!(tenant = %tenant, "token refreshed");
-        *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
-        Ok(Fresh { token: pair.access, ends: fresh.expires_at })
+        // Not used before Forgejo has said whose it is; everybody who needs it waits for that.
+        let outcome = self.checked(&fresh, Fresh { token: pair.access, ends: fresh.expires_at }, change).await;
+        if change.is_none() {
+            *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
+        }
+        outcome
+    }
+
+    /// The token, if Forgejo says that it is its user's and that they are let in. Without an answer it is not used.
+    async fn checked(
+        &self,
+        credential: &Credential,
+        token: Fresh,
+        change: &mut Option<Change>,
+    ) -> Result<Fresh, RotationError> {
+        match self.verdict(credential, &token.token).await {
+            Verdict::LetIn | Verdict::Known { .. } => Ok(token),
+            Verdict::ShutOut => {
+                *change = Some(self.shut_out(credential, "account-refused").await?);
+                Err(RotationError::LoginAgain)
+            }
+            Verdict::Foreign => {
+                *change = Some(self.shut_out(credential, "foreign-account").await?);
+                Err(RotationError::LoginAgain)
+            }
+            Verdict::None | Verdict::Away => Err(RotationError::NotNow),
+        }
+    }
+
+    /// Ends everything that stands on a credential, and forgets the token that is another's.
+    async fn shut_out(&self, credential: &Credential, reason: &'static str) -> Result<Change, StoreError> {
+        let (inner, tenant) = (&self.0, credential.tenant);
+        if reason == "foreign-account" {
+            error!(
+                MESSAGE_ID = message_id::FOREIGN_ACCOUNT, tenant = %tenant, reason,
+                "ALARM: Forgejo's token of a user is another account's; the user is shut out and must log in again"
+            );
+        } else {
+            warn!(tenant = %tenant, reason, "the account is not let in any more");
+        }
+        let change = self.revoke(&credential.id, reason).await?;
+        inner.store.end_visits_of(tenant).await?;
+        if reason == "foreign-account" {
+            inner.store.erase_credential(credential).await?;
+        }
+        Ok(change)
+    }
+
+    /// Asks Forgejo once more about the account behind a credential, because a child that has its token died at its start.
+    /// `false` where the account is not let in any more: then everything that stands on the credential has been ended.
+    /// Trouble on the way is no verdict.
+    pub(crate) async fn is_still_let_in(&self, credential_id: &str) -> Result<bool, RotationError> {
+        let inner = &self.0;
+        let Some(credential) = inner.store.find_credential(credential_id).await? else { return Ok(false) };
+        let mut change = None;
+        let token = self.held(&credential)?;
+        let outcome = self.checked(&credential, token, &mut change).await;
+        if let Some(change) = change {
+            let _ = inner.changes.send(change).await;
+        }
+        Ok(!matches!(outcome, Err(RotationError::LoginAgain)))
     }
 
     /// The token that a credential holds.
@@ -319,20 +385,41 @@ impl Rotation {
         stored.filter(|stored| stored.refresh != old.refresh).map(|stored| self.held(&stored)).transpose()
     }
 
-    /// Forgejo's refresh does not notice a deactivated account, nor a changed membership; its API does. Trouble on the
-    /// way is no verdict.
-    async fn verdict(&self, access: &UpstreamToken) -> Verdict {
+    /// Whose the token is, and whether they are let in: Forgejo's refresh notices neither a deactivated account nor a
+    /// changed membership, and says nothing of whose pair it gives; its API does. Trouble on the way is no verdict.
+    async fn verdict(&self, credential: &Credential, access: &UpstreamToken) -> Verdict {
         let inner = &self.0;
-        match inner.forgejo.whoami(access).await {
-            Ok(user) => match inner.access.verify(&inner.forgejo, &user, access).await {
-                Ok(()) => Verdict::LetIn,
-                Err(AccessError::NotAdmitted(_)) => Verdict::ShutOut,
-                Err(AccessError::Memberships(e)) if e.is_an_outage() => Verdict::Away,
-                Err(AccessError::Memberships(_)) => Verdict::None,
-            },
-            Err(UpstreamError::BadToken | UpstreamError::Forbidden) => Verdict::ShutOut,
-            Err(e) if e.is_an_outage() => Verdict::Away,
-            Err(_) => Verdict::None,
+        let user = match inner.forgejo.whoami(access).await {
+            Ok(user) => user,
+            Err(UpstreamError::BadToken | UpstreamError::Forbidden) => return Verdict::ShutOut,
+            Err(e) if e.is_an_outage() => return Verdict::Away,
+            Err(_) => return Verdict::None,
+        };
+        let known = match inner.store.account_created(credential.tenant).await {
+            Ok(known) => known,
+            Err(e) => {
+                error!(tenant = %credential.tenant, error = %e, "an account cannot be compared with the one that is known");
+                return Verdict::None;
+            }
+        };
+        let another = known.is_some() && known != user.created;
+        if user.id != credential.tenant || another {
+            return Verdict::Foreign;
+        }
+        let (verdict, looked_at) = match inner.access.verify(&inner.forgejo, &user, access).await {
+            Ok(()) => (Verdict::LetIn, inner.clock.now()),
+            Err(AccessError::NotAdmitted(_)) => return Verdict::ShutOut,
+            // Whose it is is known, but the look is due again at once.
+            Err(AccessError::Memberships(e)) => {
+                (Verdict::Known { away: e.is_an_outage() }, inner.clock.now().minus(recheck::EVERY))
+            }
+        };
+        match inner.store.note_account(&credential.id, credential.tenant, user.created, looked_at).await {
+            Ok(()) => verdict,
+            Err(e) => {
+                error!(tenant = %credential.tenant, error = %e, "that an account is good could not be noted");
+                Verdict::None
+            }
         }
     }
 
@@ -342,6 +429,7 @@ impl Rotation {
             access: inner.vault.seal(&pair.access, &vault::access_place(&id), &mut SysRng)?,
             refresh: Some(inner.vault.seal(&pair.refresh, &vault::refresh_place(&id), &mut SysRng)?),
             expires_at: Some(inner.clock.now().plus(pair.expires_in)),
+            checked_at: None,
             id,
             tenant,
         })

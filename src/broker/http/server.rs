@@ -38,7 +38,7 @@ use crate::oauth::document::DocumentCacheError;
 use crate::oauth::{Dependencies, OAuth};
 use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
-use wire::clock::Clock;
+use wire::clock::{Clock, UnixTime};
 use wire::config_file::Section;
 use wire::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
 use wire::{lifecycle, telemetry};
@@ -86,6 +86,18 @@ pub(crate) enum ServerError {
     /// The operator's socket cannot be made.
     #[error("the operator's door does not open")]
     Admin(#[from] AdminError),
+    /// The database belongs to another forge.
+    #[error(
+        "the database belongs to the forge at {known} and the configuration names {named}: every user, grant and number in \
+         it is of the first. If the forge has moved, say so with `moved_from = \"{known}\"` in [forgejo]; if it is another \
+         forge, name another database in [store]"
+    )]
+    OtherForge {
+        /// The forge whose users are in the database.
+        known: String,
+        /// The one in the configuration.
+        named: String,
+    },
     /// The HTTP client cannot be made.
     #[error("Forgejo cannot be asked")]
     Client(#[from] ClientError),
@@ -144,15 +156,10 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     let mut signals = StopSignals::new().map_err(ServerError::Signals)?;
     let clock = Clock::system();
     let vault = Arc::new(open_vault(&config)?);
+    settle_forge(&store, &config, clock.now()).await?;
     let forgejo = Forgejo::new(&config.forgejo_url)?;
     let supervisor = SupervisorSpawner::new(config.supervisor.clone());
-    let application = config.application.as_ref();
-    let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);
-    let challenge = Challenge {
-        // Where nobody can log in there is none.
-        resource_metadata: application.map(metadata),
-        scope: application.map_or(Scopes { write: true }, Application::offers).as_str(),
-    };
+    let challenge = challenge(&config);
     let (rotation, changes) = Rotation::new(
         store.clone(),
         Arc::clone(&vault),
@@ -167,8 +174,14 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     let spawner = Arc::new(supervisor.clone());
     let registry = Registry::load(config.sessions.clone(), spawner, Arc::new(store.clone()), clock.clone()).await?;
     let scope = Scope::new(config.tools.clone(), &challenge);
-    let endpoint =
-        Endpoint::new(registry.clone(), config.max_body, config.unknown_session, config.origins.clone(), scope);
+    let endpoint = Endpoint::new(
+        registry.clone(),
+        config.max_body,
+        config.unknown_session,
+        config.origins.clone(),
+        scope,
+        Some(principals.clone()),
+    );
     let revocation = Revocation {
         store: store.clone(),
         principals: principals.clone(),
@@ -260,6 +273,34 @@ fn cors(origins: &[String]) -> CorsLayer {
             "last-event-id",
         ]))
         .expose_headers(named(&["www-authenticate", "mcp-session-id", "mcp-protocol-version", "retry-after"]))
+}
+
+/// What a client without a good token is told.
+fn challenge(config: &Config) -> Challenge {
+    let application = config.application.as_ref();
+    let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);
+    Challenge {
+        // Where nobody can log in there is none.
+        resource_metadata: application.map(metadata),
+        scope: application.map_or(Scopes { write: true }, Application::offers).as_str(),
+    }
+}
+
+/// Sees to it that the database is about the configured forge: numbers of another's users would be somebody else's.
+async fn settle_forge(store: &Store, config: &Config, now: UnixTime) -> Result<(), ServerError> {
+    let named = &config.forgejo_url;
+    match store.forge_url().await? {
+        Some(known) if known == *named => Ok(()),
+        Some(known) if config.forgejo_moved_from.as_ref() != Some(&known) => {
+            Err(ServerError::OtherForge { known, named: named.clone() })
+        }
+        known => {
+            if let Some(known) = known {
+                warn!(from = %known, to = %named, reason = "forge-moved", "the database goes on with the forge at its new address");
+            }
+            Ok(store.adopt_forge(named, now).await?)
+        }
+    }
 }
 
 fn open_vault(config: &Config) -> Result<Vault, VaultError> {

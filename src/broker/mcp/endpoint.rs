@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
 use tokio::time::{Instant, timeout_at};
 
+use crate::auth::bearer::Principals;
 use crate::auth::principal::Principal;
 use crate::child::bridge::SendError;
 use crate::child::handshake::HandshakeError;
@@ -45,6 +46,8 @@ struct Parts {
     unknown: UnknownSession,
     origins: Vec<String>,
     scope: Scope,
+    /// Asked about a caller whose child died at its start; none where nobody's account can be asked about.
+    principals: Option<Principals>,
 }
 
 impl Endpoint {
@@ -55,8 +58,20 @@ impl Endpoint {
         unknown: UnknownSession,
         origins: Vec<String>,
         scope: Scope,
+        principals: Option<Principals>,
     ) -> Self {
-        Self(Arc::new(Parts { registry, max_body, unknown, origins, scope }))
+        Self(Arc::new(Parts { registry, max_body, unknown, origins, scope, principals }))
+    }
+
+    /// What the caller is told where their child died at its start: a token that Forgejo does not take any more is 401, so
+    /// that the client logs in again; anything else is the program's own doing.
+    async fn start_failed(&self, error: &SessionError, caller: &Principal, revision: Revision) -> Refusal {
+        if let (SessionError::Start(_), Some(principals)) = (error, &self.0.principals)
+            && let Some(response) = principals.refusal_of(caller).await
+        {
+            return Refusal::unauthorized(response);
+        }
+        self.refuse(error, revision)
     }
 
     /// The handlers of `/mcp`; they expect a [`Principal`] in the request's extensions.
@@ -163,8 +178,10 @@ async fn dispatch(endpoint: &Endpoint, headers: &HeaderMap, said: Said) -> Resul
 }
 
 async fn open(endpoint: &Endpoint, said: &Said) -> Result<Response, Refusal> {
-    let opened = endpoint.0.registry.open(&said.caller, &said.message).await;
-    let opened = opened.map_err(|error| endpoint.refuse(&error, said.revision))?;
+    let opened = match endpoint.0.registry.open(&said.caller, &said.message).await {
+        Ok(opened) => opened,
+        Err(error) => return Err(endpoint.start_failed(&error, &said.caller, said.revision).await),
+    };
     let mut response = if said.accept.json { answer::json(opened.answer) } else { answer::single_event(opened.answer) };
     if let Some(value) = opened.id.and_then(|id| HeaderValue::from_str(id.as_str()).ok()) {
         response.headers_mut().insert(SESSION_ID, value);
@@ -178,7 +195,10 @@ async fn send(endpoint: &Endpoint, session: &Arc<Session>, said: &Said, id: &Raw
     let refuse = |error: SessionError| endpoint.refuse(&error, said.revision);
     let Said { caller, accept, message, need, deadline, .. } = said;
     loop {
-        let bridge = endpoint.0.registry.bridge(session, caller, *deadline).await.map_err(refuse)?;
+        let bridge = match endpoint.0.registry.bridge(session, caller, *deadline).await {
+            Ok(bridge) => bridge,
+            Err(error) => return Err(endpoint.start_failed(&error, caller, said.revision).await),
+        };
         if !endpoint.0.scope.allows(need, &bridge).await {
             return Err(endpoint.0.scope.insufficient());
         }

@@ -43,11 +43,21 @@ pub(crate) struct Refusal {
     retry_after: Option<Duration>,
     challenge: Option<HeaderValue>,
     id: Option<RawId>,
+    /// The bearer layer's own answer, instead of one made here.
+    unauthorized: Option<Box<Response>>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: i32, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, challenge: None, id: None }
+        Self { status, code, message: message.into(), retry_after: None, challenge: None, id: None, unauthorized: None }
+    }
+
+    /// The caller's grant is over: what the bearer layer answers then.
+    pub(crate) fn unauthorized(response: Response) -> Self {
+        let message = "Unauthorized: Forgejo does not let this account in any more; log in again";
+        let mut refusal = Self::new(StatusCode::UNAUTHORIZED, code::BAD_TRANSPORT, message);
+        refusal.unauthorized = Some(Box::new(response));
+        refusal
     }
 
     /// The body is not `application/json`.
@@ -195,6 +205,9 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
+        if let Some(response) = self.unauthorized {
+            return *response;
+        }
         let body = jsonrpc::error_text(self.id.as_ref(), self.code, &self.message);
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;

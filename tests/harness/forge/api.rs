@@ -148,7 +148,7 @@ fn user_json(root: &str, user: &User) -> Value {
     json!({
         "id": user.id, "login": login, "login_name": "", "source_id": 0, "full_name": "", "email": user.email(),
         "avatar_url": format!("{root}/avatars/{}", user.id), "html_url": format!("{root}/{login}"), "language": "",
-        "is_admin": user.admin, "last_login": "1970-01-01T00:00:00Z", "created": "2026-01-01T00:00:00Z",
+        "is_admin": user.admin, "last_login": "1970-01-01T00:00:00Z", "created": user.created,
         "restricted": user.restricted, "active": user.active, "prohibit_login": user.prohibit_login, "location": "",
         "pronouns": "", "website": "", "description": "", "visibility": "public", "followers_count": 0,
         "following_count": 0, "starred_repos_count": 0, "username": login,

@@ -49,6 +49,8 @@ pub struct State {
     pub mode: Mode,
     pub requests: Vec<Seen>,
     serial: u64,
+    /// Accounts that were ever made: each has a time of its own.
+    accounts: u32,
 }
 
 /// A user. `id` never changes, the rest can.
@@ -62,6 +64,8 @@ pub struct User {
     pub prohibit_login: bool,
     pub must_change_password: bool,
     pub restricted: bool,
+    /// When the account was made, as the API tells it: with the server's own offset from UTC.
+    pub created: String,
     /// Organisation and team.
     pub teams: Vec<(String, String)>,
 }
@@ -183,6 +187,7 @@ impl Forge {
             mode: Mode::default(),
             requests: Vec::new(),
             serial: 0,
+            accounts: 0,
         };
         Self { inner: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()) }
     }
@@ -235,6 +240,7 @@ impl State {
     pub fn add_user(&mut self, login: &str, password: &str, admin: bool) -> i64 {
         let id = self.users.last().map_or(1, |user| user.id + 1);
         let (login, password) = (login.to_owned(), password.to_owned());
+        let created = self.next_account();
         self.users.push(User {
             id,
             login,
@@ -244,9 +250,24 @@ impl State {
             prohibit_login: false,
             must_change_password: false,
             restricted: false,
+            created,
             teams: Vec::new(),
         });
         id
+    }
+
+    fn next_account(&mut self) -> String {
+        self.accounts += 1;
+        let made = self.accounts;
+        format!("2026-01-01T{:02}:{:02}:{:02}+01:00", made / 3600 % 24, made / 60 % 60, made % 60)
+    }
+
+    /// Another account takes the number and the login of a user, as in a forge that was reset and filled again.
+    pub fn replace_account(&mut self, login: &str) {
+        let created = self.next_account();
+        if let Some(user) = self.users.iter_mut().find(|user| user.login == login) {
+            user.created = created;
+        }
     }
 
     /// Adds a personal access token with space-separated scopes; none means all.

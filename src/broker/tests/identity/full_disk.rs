@@ -73,6 +73,7 @@ fn credential(round: u8, filling: u8) -> Credential {
         access: sealed(filling),
         refresh: Some(sealed(filling)),
         expires_at: Some(START.plus(Duration::from_hours(1))),
+        checked_at: None,
     }
 }
 

@@ -98,7 +98,7 @@ impl Fixture {
             scope: "forgejo:read forgejo:write",
         };
         let scope = Scope::new(tables, &challenge);
-        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, UnknownSession::Auto, origins, scope);
+        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, UnknownSession::Auto, origins, scope, None);
         Self { registry, spawner, children, clock, records, endpoint }
     }
 
