@@ -41,7 +41,7 @@ pub(crate) struct Refusal {
     code: i32,
     message: String,
     retry_after: Option<Duration>,
-    challenge: Option<HeaderValue>,
+    challenge: Option<Box<HeaderValue>>,
     id: Option<RawId>,
     /// The bearer layer's own answer, instead of one made here.
     unauthorized: Option<Box<Response>>,
@@ -135,7 +135,7 @@ impl Refusal {
     pub(crate) fn insufficient_scope(challenge: HeaderValue) -> Self {
         let message = "Forbidden: this needs the scope forgejo:write, which the user has not given to this client";
         let mut refusal = Self::new(StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message);
-        refusal.challenge = Some(challenge);
+        refusal.challenge = Some(Box::new(challenge));
         refusal
     }
 
@@ -219,7 +219,7 @@ impl IntoResponse for Refusal {
             headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
         }
         if let Some(challenge) = self.challenge {
-            headers.insert(WWW_AUTHENTICATE, challenge);
+            headers.insert(WWW_AUTHENTICATE, *challenge);
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("POST, DELETE"));
