@@ -21,7 +21,7 @@ fn deployment(test: &str) -> Deployment {
     stand_in_deployment(test, &[], |config| {
         config.inherited = Some(listener);
         config.first_uid = FIRST_UID;
-        config.supervisor = "[uids]\ncount = 400\n".to_owned();
+        "[uids]\ncount = 400\n".clone_into(&mut config.supervisor);
     })
 }
 

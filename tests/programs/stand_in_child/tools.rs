@@ -90,11 +90,12 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
             let data = "x".repeat(usize::try_from(number("bytes")).unwrap_or(0));
             let method = arguments.get("method").and_then(Value::as_str).unwrap_or("notifications/message");
             for n in 0_u64.. {
-                let mut message = json!({"jsonrpc": "2.0", "method": method, "params": {"data": data}});
-                if !method.starts_with("notifications/") {
-                    message["id"] = n.into();
-                }
-                Server::send(&message);
+                let params = json!({"data": data});
+                Server::send(&if method.starts_with("notifications/") {
+                    json!({"jsonrpc": "2.0", "method": method, "params": params})
+                } else {
+                    json!({"jsonrpc": "2.0", "id": n, "method": method, "params": params})
+                });
             }
             Ok(text("never"))
         }
