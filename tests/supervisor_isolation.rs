@@ -8,7 +8,7 @@ use std::process::Command;
 
 use harness::supervised::{Client, Supervised, TOKEN, gone, own_range, root_or_skip, runs};
 use nix::sys::signal::Signal;
-use wire::message::{Exit, Refusal};
+use wire::message::{Exit, Refusal, Reply};
 
 /// Answers until its input ends.
 const CAT: &str = "echo ready; exec cat";
@@ -248,7 +248,8 @@ async fn sigterm_stops_all_children_and_leaves_nothing() {
     let status = supervised.kill(Signal::SIGTERM);
     assert!(status.success(), "{status}");
     assert!(kids.iter().all(|kid| !runs(kid.pid)));
-    assert_eq!(client.exit_of(&kids[0]).await, Exit::Signal(15));
+    client.await_reply(|reply| matches!(reply, Reply::Draining).then_some(())).await;
+    assert_eq!(client.exit_of(&kids[0]).await, Exit::Signal(15), "told after the announcement, never before");
     assert!(!supervised.socket().exists());
 }
 
@@ -268,7 +269,9 @@ async fn a_cgroup_holds_each_child_and_all_that_it_starts_and_is_removed() {
     let policy = format!("[cgroup]\nroot = \"{}\"\n", own.0.display());
     let mut supervised = Supervised::start(script, &policy);
     let mut client = Client::connect(&supervised).await;
-    assert!(client.isolation.cgroup);
+    let enabled = std::fs::read_to_string(own.0.join("cgroup.subtree_control")).expect("a cgroup2");
+    let bounded = ["memory", "pids"].iter().all(|name| enabled.split_whitespace().any(|have| have == *name));
+    assert_eq!(client.isolation.cgroup, bounded, "said to be there when it bounds something: `{enabled}`");
     let mut one = client.try_spawn(1).await.expect("a child");
     let mut two = client.try_spawn(1).await.expect("another of the same user");
     let left: u32 = one.line().await.parse().expect("a pid");

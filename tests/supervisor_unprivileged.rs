@@ -1,10 +1,13 @@
 //! Without root the supervisor does the same work, minus the isolation, and says so.
 
 #[cfg(test)]
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use harness::supervised::{Client, Supervised, say};
-use wire::message::{Exit, Refusal, Reply, Request, Ticket};
+use harness::supervised::{Client, Supervised, Surroundings};
+use nix::sys::signal::Signal;
+use wire::message::{Exit, Farewell, Refusal, Reply, StartStep};
 
 #[tokio::test]
 async fn it_says_that_children_share_a_uid() {
@@ -32,9 +35,7 @@ async fn the_caps_hold_and_the_status_counts() {
     let mut client = Client::connect(&supervised).await;
     let _kids = (client.spawn(1).await, client.spawn(2).await);
     assert_eq!(client.try_spawn(3).await.err(), Some(Refusal::ChildrenTotal { retry_after_ms: 1000 }));
-    say(&client.socket, &Request::Status { ticket: Ticket(50) }).await;
-    let (status, _) =
-        client.await_reply(|r| if let Reply::Status { status, .. } = r { Some(*status) } else { None }).await;
+    let status = client.status().await;
     assert_eq!((status.children, status.max_children, status.tenants), (2, 2, 2));
 }
 
@@ -64,4 +65,145 @@ fn a_policy_that_others_can_write_is_refused() {
     let output = command.arg("--check").arg("--config").arg(&file).output().expect("run");
     assert!(String::from_utf8_lossy(&output.stderr).contains("must be"), "{output:?}");
     assert_eq!(output.status.code(), Some(78));
+}
+
+#[tokio::test]
+async fn the_watchdog_is_told_also_when_no_descriptor_is_left() {
+    let surroundings = Surroundings { descriptors: Some((64, 64)), watchdog: Some(Duration::from_millis(200)) };
+    let supervised = Supervised::start_in(surroundings, "echo ready; exec cat", "");
+    let mut client = Client::connect(&supervised).await;
+    let _kid = client.spawn(1).await;
+    // Down to the lowest that is free, which is what the next one would be.
+    let is_free = |fd: &u32| !Path::new(&format!("/proc/{}/fd/{fd}", supervised.pid())).is_symlink();
+    supervised.limit_descriptors((0..64).find(is_free).expect("a free one"));
+    let refused = client.try_spawn(1).await.expect_err("no pipe can be made");
+    assert!(matches!(refused, Refusal::StartFailed { .. }), "{refused:?}");
+    // More than can have been on their way before.
+    for _ in 0..20 {
+        supervised.told("WATCHDOG=1");
+    }
+    assert_eq!(client.status().await.children, 1);
+}
+
+#[tokio::test]
+async fn the_soft_limit_on_descriptors_is_raised_and_a_child_gets_its_own() {
+    let surroundings = Surroundings { descriptors: Some((64, 512)), watchdog: None };
+    let supervised = Supervised::start_in(surroundings, "echo ready; exec cat", "[limits]\nopen_files = 99\n");
+    let mut client = Client::connect(&supervised).await;
+    let kid = client.spawn(1).await;
+    let limits = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("readable");
+    let open_files = |pid: u32| {
+        let limits = limits(pid);
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("the limit");
+        line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(open_files(supervised.pid()), ["512", "512"]);
+    assert_eq!(open_files(kid.pid), ["99", "99"]);
+}
+
+#[tokio::test]
+async fn sighup_reads_the_policy_again_for_the_next_children_and_a_bad_one_changes_nothing() {
+    let surroundings = Surroundings { descriptors: None, watchdog: Some(Duration::from_secs(60)) };
+    let policy = "[caps]\nchildren = 2\n[child.environment]\nCOLOUR = \"red\"\n";
+    let mut supervised = Supervised::start_in(surroundings, "echo $COLOUR; exec cat", policy);
+    let mut client = Client::connect(&supervised).await;
+    let mut old = client.try_spawn(1).await.expect("a child");
+    assert_eq!(old.line().await, "red");
+
+    let good = std::fs::read_to_string(supervised.policy()).expect("the policy");
+    let bad = good.replace("children = 2", "children = \"many\"\nchlidren = 2");
+    std::fs::write(supervised.policy(), bad).expect("written");
+    supervised.signal(Signal::SIGHUP);
+    assert!(supervised.told("RELOADING=1").contains("MONOTONIC_USEC="));
+    supervised.told("READY=1");
+    let logged = supervised.logged();
+    for problem in ["caps.children: must be", "caps.chlidren: is not a known key"] {
+        assert!(logged.contains(problem), "{problem} is not told: {logged}");
+    }
+    assert_eq!(client.status().await.max_children, 2);
+
+    let new = good.replace("children = 2", "children = 3").replace("\"red\"", "\"blue\"");
+    std::fs::write(supervised.policy(), new).expect("written");
+    supervised.signal(Signal::SIGHUP);
+    supervised.told("RELOADING=1");
+    supervised.told("READY=1");
+    assert_eq!(client.status().await.max_children, 3);
+    let mut new = client.try_spawn(1).await.expect("a child");
+    assert_eq!(new.line().await, "blue");
+    old.tell("still here").await;
+    assert_eq!(old.line().await, "still here", "what runs goes on");
+
+    // The supervisor has seen them by the time it answers: they were pending before.
+    for harmless in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT] {
+        supervised.signal(harmless);
+        assert_eq!(client.status().await.children, 2, "{harmless}");
+    }
+    assert!(supervised.kill(Signal::SIGTERM).success());
+}
+
+#[tokio::test]
+async fn the_numbers_are_told_to_systemd_as_they_change() {
+    let surroundings = Surroundings { descriptors: None, watchdog: Some(Duration::from_secs(60)) };
+    let supervised = Supervised::start_in(surroundings, "echo ready; exec cat", "[caps]\nchildren = 5\n");
+    let mut client = Client::connect(&supervised).await;
+    let _kid = client.spawn(1).await;
+    loop {
+        let told = supervised.told("STATUS=");
+        if told == "STATUS=1 of at most 5 children, of 1 users" {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_installed_is_told_and_found_when_it_is_back() {
+    let program = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(program.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+    let path = program.path().join("child");
+    let policy = "[caps]\nchildren = 4\n";
+    let supervised = Supervised::start_program(&path, "echo ready; exec cat", policy);
+    let mut client = Client::connect(&supervised).await;
+    let missing = Refusal::StartFailed { step: StartStep::Program, errno: 2 };
+    assert_eq!(client.try_spawn(1).await.err(), Some(missing));
+    assert!(supervised.logged().contains(&format!("{} is not installed", path.display())), "{}", supervised.logged());
+    std::fs::copy("/bin/sh", &path).expect("installed");
+    let first = client.spawn(1).await;
+    // As a package manager does it: another file of the same name.
+    std::fs::copy("/bin/sh", program.path().join("new")).expect("copied");
+    std::fs::rename(program.path().join("new"), &path).expect("replaced");
+    let second = client.spawn(1).await;
+    assert_ne!(first.pid, second.pid);
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod");
+    let unusable = Refusal::StartFailed { step: StartStep::Program, errno: 13 };
+    assert_eq!(client.try_spawn(1).await.err(), Some(unusable));
+}
+
+#[tokio::test]
+async fn calls_may_go_on_for_the_grace_and_nothing_new_is_started() {
+    let policy = "[stop]\ndrain = \"20s\"\n";
+    let mut supervised = Supervised::start_unprivileged("echo ready; exec cat", policy);
+    let mut client = Client::connect(&supervised).await;
+    let mut kids = [client.spawn(1).await, client.spawn(2).await];
+    supervised.signal(Signal::SIGTERM);
+    client.await_reply(|reply| matches!(reply, Reply::Draining).then_some(())).await;
+    assert_eq!(client.try_spawn(3).await.err(), Some(Refusal::ShuttingDown));
+    for kid in &mut kids {
+        kid.tell("a call").await;
+        assert_eq!(kid.line().await, "a call");
+        // Whoever has its answer is stopped by the broker; so the grace ends early.
+        client.stop(kid).await;
+    }
+    client.await_reply(|r| matches!(r, Reply::Goodbye { reason: Farewell::ShuttingDown }).then_some(())).await;
+    assert!(supervised.wait().success());
+}
+
+#[tokio::test]
+async fn a_second_sigterm_ends_the_grace() {
+    let mut supervised = Supervised::start_unprivileged("echo ready; exec cat", "[stop]\ndrain = \"60s\"\n");
+    let mut client = Client::connect(&supervised).await;
+    let kid = client.spawn(1).await;
+    supervised.signal(Signal::SIGTERM);
+    client.await_reply(|reply| matches!(reply, Reply::Draining).then_some(())).await;
+    assert!(supervised.kill(Signal::SIGTERM).success());
+    assert!(matches!(client.exit_of(&kid).await, Exit::Signal(_)));
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use wire::codec::MAX_FRAME;
 use wire::codec::{CodecError, decode, encode};
 use wire::message::{
-    ChildId, Exit, Farewell, Isolation, Label, Refusal, Reply, Request, StartStep, Status, TenantId, Ticket,
+    ChildId, Exit, Farewell, Isolation, Label, PROTOCOL, Refusal, Reply, Request, StartStep, Status, TenantId, Ticket,
 };
 use wire::secret::UpstreamToken;
 
@@ -27,7 +27,7 @@ fn spawn() -> Request {
 
 fn requests() -> Vec<(Request, &'static str)> {
     vec![
-        (Request::Hello { protocol: 1 }, "00000000 01000000"),
+        (Request::Hello { protocol: PROTOCOL }, "00000000 02000000"),
         (
             spawn(),
             "01000000 0700000000000000 2a00000000000000 0500000000000000 616c696365 0600000000000000 733363726574",
@@ -53,7 +53,7 @@ fn replies() -> Vec<(Reply, &'static str)> {
     let status =
         Status { isolation: ISOLATION, children: 1, max_children: 2, tenants: 3, uids_free: 4, uids_unclean: 5 };
     vec![
-        (Reply::Welcome { protocol: 1, isolation: ISOLATION }, "00000000 01000000 01000100"),
+        (Reply::Welcome { protocol: PROTOCOL, isolation: ISOLATION }, "00000000 02000000 01000100"),
         (
             Reply::Spawned { ticket: Ticket(1), child: ChildId(2), pid: 3, uid: 73_728 },
             "01000000 0100000000000000 0200000000000000 03000000 00200100",
@@ -67,6 +67,8 @@ fn replies() -> Vec<(Reply, &'static str)> {
         (failed(StartStep::Pipes, 24), "03000000 0100000000000000 05000000 00000000 18000000"),
         (failed(StartStep::Cgroup, 0), "03000000 0100000000000000 05000000 01000000 00000000"),
         (failed(StartStep::Exec, -1), "03000000 0100000000000000 05000000 02000000 ffffffff"),
+        (failed(StartStep::Program, 2), "03000000 0100000000000000 05000000 03000000 02000000"),
+        (failed(StartStep::Sandbox, 12), "03000000 0100000000000000 05000000 04000000 0c000000"),
         (refused(Refusal::ShuttingDown), "03000000 0100000000000000 06000000"),
         (Reply::Exited { child: ChildId(2), exit: Exit::Code(1) }, "04000000 0200000000000000 00000000 01000000"),
         (Reply::Exited { child: ChildId(2), exit: Exit::Signal(9) }, "04000000 0200000000000000 01000000 09000000"),
@@ -83,6 +85,7 @@ fn replies() -> Vec<(Reply, &'static str)> {
         (goodbye(Farewell::UnexpectedDescriptors), "06000000 06000000"),
         (goodbye(Farewell::NotReading), "06000000 07000000"),
         (goodbye(Farewell::ShuttingDown), "06000000 08000000"),
+        (Reply::Draining, "07000000"),
     ]
 }
 
@@ -106,10 +109,10 @@ fn the_golden_list_has_every_variant() {
     let discriminants = |frames: Vec<Vec<u8>>| frames.iter().map(|f| f[0]).collect::<BTreeSet<_>>();
     let requests = discriminants(requests().iter().map(|(m, _)| encode(m).expect("fits").to_vec()).collect());
     let replies = discriminants(replies().iter().map(|(m, _)| encode(m).expect("fits").to_vec()).collect());
-    assert_eq!((requests.len(), replies.len()), (4, 7));
+    assert_eq!((requests.len(), replies.len()), (4, 8));
     let next = [4_u8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(decode::<Request>(&next), Err(CodecError::Undecodable));
-    let next = [7_u8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+    let next = [8_u8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(decode::<Reply>(&next), Err(CodecError::Undecodable));
 }
 

@@ -65,6 +65,12 @@ impl Cgroups {
         &self.controllers
     }
 
+    /// Whether memory and processes are really bounded. What the kernel has switched on counts, not that there are
+    /// directories: without controllers they only help to kill.
+    pub(crate) fn bounds_tenants(&self) -> bool {
+        ["memory", "pids"].iter().all(|name| self.controllers.iter().any(|have| have == name))
+    }
+
     /// Makes the child's directory, and the tenant's with its limits.
     pub(crate) fn leaf(&self, tenant: TenantId, child: ChildId, limits: &ChildLimits) -> io::Result<Leaf> {
         let dir = self.tenant(tenant);
@@ -82,6 +88,19 @@ impl Cgroups {
         let leaf = Leaf { dir: dir.join(format!("child-{}", child.0)) };
         make_dir(&leaf.dir)?;
         Ok(leaf)
+    }
+
+    /// The processes that the tenant's cgroup holds, all below it included; `None` where it cannot be asked.
+    pub(crate) fn held(&self, tenant: TenantId) -> Option<Vec<Pid>> {
+        let dir = self.tenant(tenant);
+        let events = fs::read_to_string(dir.join("cgroup.events")).ok()?;
+        if events.lines().find_map(|line| line.strip_prefix("populated "))? == "0" {
+            return Some(Vec::new());
+        }
+        let all = std::iter::once(dir.clone()).chain(children_of(&dir));
+        let held: Vec<_> = all.flat_map(|dir| procs_in(&dir)).collect();
+        // Populated by what is in no list (a thread that is just ending): /proc has the last word.
+        (!held.is_empty()).then_some(held)
     }
 
     /// Removes the tenant's directory with all below it, as far as no process is left there.
@@ -109,10 +128,10 @@ impl Leaf {
     /// Kills all that is in it at once, also what left the child's process group. Names what was there, so that its
     /// end can be awaited.
     pub(crate) fn kill(&self) -> Vec<Pid> {
-        let procs = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        let procs = procs_in(&self.dir);
         // Fails only before Linux 5.14; then the uid's cleaning is what kills.
         let _ = fs::write(self.dir.join("cgroup.kill"), "1");
-        procs.lines().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+        procs
     }
 }
 
@@ -121,6 +140,11 @@ impl Drop for Leaf {
         // Refused while a process is left; the tenant's directory is removed with all below it later.
         let _ = fs::remove_dir(&self.dir);
     }
+}
+
+fn procs_in(dir: &Path) -> Vec<Pid> {
+    let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {

@@ -1,17 +1,19 @@
 //! The supervisor's policy: everything that the broker cannot say.
 //!
-//! The files belong to root: run as root, a file that somebody else owns or may write is refused, and so is such a
-//! program. What stands in them is trusted, but still parsed here into types, and every problem is told at once.
+//! The files belong to root: run as root, a file that somebody else owns or may write is refused. What stands in them is
+//! trusted, but still parsed here into types, and every problem is told at once. What would make the start fail is a
+//! problem here already, so that `--check` and the start say the same.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::{Uid, User};
 use toml::Value;
 
 use crate::profile;
 use crate::profile::Profile;
+use crate::program;
 use crate::rlimit::{ChildLimits, LimitsTable};
 use crate::uid::UidRange;
 use wire::config_file::{ConfigError, Section};
@@ -25,6 +27,21 @@ const SECOND: Duration = Duration::from_secs(1);
 const EOF_GRACE: Duration = Duration::from_millis(250);
 const TERM_GRACE: Duration = Duration::from_millis(500);
 const _: () = assert!(EOF_GRACE.as_millis() + TERM_GRACE.as_millis() < 1000);
+/// Most calls end within it, and whoever restarts the supervisor does not wait long for those that do not.
+const DRAIN: Duration = Duration::from_secs(5);
+/// All the graces of a stop together. Below the hard bound (`STOP_BOUND`), so that none of them is cut.
+const GRACES: Duration = Duration::from_secs(75);
+
+/// What a policy is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To tell what is wrong with it, and with the machine that it is for.
+    Check,
+    /// To start with it. A child program that is not there today is no problem of the start.
+    Start,
+    /// To go on with it. The range is the one that children run under already, so nobody else is looked for in it.
+    Reload,
+}
 
 /// The whole policy.
 #[derive(Debug)]
@@ -50,19 +67,21 @@ pub(crate) struct Config {
 /// How many.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caps {
-    /// Children at once.
+    /// Children at once, running or being stopped.
     pub(crate) children: u32,
     /// Children of one tenant at once.
     pub(crate) children_per_tenant: u32,
-    /// Starts a second in the long run.
+    /// Starts a second in the long run; at least 1.
     pub(crate) spawns_per_second: u32,
-    /// Starts at once after a quiet time.
+    /// Starts at once after a quiet time; at least 1.
     pub(crate) spawn_burst: u32,
 }
 
-/// The waits of the stop ladder.
+/// The waits of a stop.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StopLadder {
+    /// How long calls may go on when the supervisor stops, before its children are stopped.
+    pub(crate) drain: Duration,
     /// Between the end of standard input and SIGTERM.
     pub(crate) eof_grace: Duration,
     /// Between SIGTERM and SIGKILL.
@@ -82,58 +101,79 @@ pub(crate) struct SandboxPolicy {
 
 impl Config {
     /// Reads the files in order, later ones laid over earlier ones.
-    pub(crate) fn load(files: &[PathBuf], unprivileged: bool) -> Result<Self, ConfigError> {
+    pub(crate) fn load(files: &[PathBuf], unprivileged: bool, purpose: Purpose) -> Result<Self, ConfigError> {
         let root = Section::open(files);
         if !unprivileged {
             for file in files {
-                if let Err(what) = owned_by_root(file) {
+                // A file that cannot be read was complained about when it was opened.
+                let Ok(meta) = std::fs::metadata(file) else { continue };
+                if let Err(what) = program::root_owns(&meta) {
                     root.complain("", format!("{}: {what}", file.display()));
                 }
             }
         }
-        Self::read(root, unprivileged)
+        Self::read(root, unprivileged, purpose)
     }
 
-    /// Reads an opened configuration; what the machine must have (users, the program) is looked up.
-    pub(crate) fn read(mut root: Section, unprivileged: bool) -> Result<Self, ConfigError> {
+    /// Reads an opened configuration; what the machine must have (users, directories) is looked up.
+    fn read(mut root: Section, unprivileged: bool, purpose: Purpose) -> Result<Self, ConfigError> {
+        let named = root.has("broker_user");
         let broker = root.value("broker_user", user);
-        if broker.is_none() && !unprivileged {
+        if !named && !unprivileged {
             root.complain("broker_user", "is missing: the user (name or uid) that may connect");
         }
         let profile = profile::read(&mut root);
-        if let Err(what) = executable(&profile.program, unprivileged) {
-            root.complain("child.program", format!("{}: {what}", profile.program.display()));
+        if purpose == Purpose::Check
+            && !profile.program.as_os_str().is_empty()
+            && let Err(what) = program::look_at(&profile.program, !unprivileged)
+        {
+            root.complain("child.program", format!("{} {what}", profile.program.display()));
         }
-        let uids = uids(&mut root);
+        let uids = uids(&mut root).filter(|_| !unprivileged);
+        if let (Some(broker), Some(range)) = (broker, uids) {
+            complain_of_broker(&root, broker, range);
+        }
+        if let Some(range) = uids.filter(|_| purpose != Purpose::Reload)
+            && let Some(what) = uid_in_use(range)
+        {
+            root.complain("uids", format!("the range is not free: {what}"));
+        }
         let caps = caps(&mut root);
-        let limits = LimitsTable::read(&mut root, profile.least_address_space);
-        let mut stop = root.section("stop");
-        let ladder = StopLadder {
-            eof_grace: stop.duration("eof_grace", EOF_GRACE, Duration::ZERO..=60 * SECOND),
-            term_grace: stop.duration("term_grace", TERM_GRACE, Duration::ZERO..=60 * SECOND),
-        };
-        stop.close();
+        let limits = LimitsTable::read(&mut root, &profile);
+        let ladder = ladder(&mut root);
         let mut sandbox = root.section("sandbox");
         let policy = SandboxPolicy {
             landlock: sandbox.flag("landlock", true),
             seccomp: sandbox.flag("seccomp", true),
-            read: absolute_paths(&mut sandbox, "read"),
+            read: existing_paths(&mut sandbox, "read"),
         };
         sandbox.close();
         let mut cgroup = root.section("cgroup");
         let cgroup_root = cgroup.optional_path("root");
+        if let Some(dir) = &cgroup_root {
+            match statfs(dir) {
+                Ok(found) if found.filesystem_type() == CGROUP2_SUPER_MAGIC => {}
+                Ok(_) => cgroup.complain("root", format!("{} is no cgroup2 directory", dir.display())),
+                Err(e) => cgroup.complain("root", format!("{} cannot be looked at: {}", dir.display(), e.desc())),
+            }
+        }
         cgroup.close();
         root.finish()?;
         Ok(Self {
             broker: broker.unwrap_or_else(Uid::current),
             profile,
-            uids: uids.filter(|_| !unprivileged),
+            uids,
             caps,
             limits,
             stop: ladder,
             sandbox: policy,
             cgroup_root,
         })
+    }
+
+    /// Whether the child program can be run now.
+    pub(crate) fn look_at_program(&self) -> Result<(), program::ProgramError> {
+        program::look_at(&self.profile.program, self.uids.is_some())
     }
 
     /// The limits that hold for children of this Forgejo user.
@@ -144,14 +184,49 @@ impl Config {
 
 fn caps(root: &mut Section) -> Caps {
     let mut caps = root.section("caps");
+    let children = caps.integer("children", 256, 1..=16_384);
+    let children_per_tenant = caps.integer("children_per_tenant", children.min(8), 1..=1024);
+    if children_per_tenant > children {
+        let what = format!("one user cannot have {children_per_tenant} of {children} children (`children`)");
+        caps.complain("children_per_tenant", what);
+    }
     let read = Caps {
-        children: caps.integer("children", 256, 1..=16_384),
-        children_per_tenant: caps.integer("children_per_tenant", 8, 1..=1024),
+        children,
+        children_per_tenant,
         spawns_per_second: caps.integer("spawns_per_second", 20, 1..=1000),
         spawn_burst: caps.integer("spawn_burst", 40, 1..=10_000),
     };
     caps.close();
     read
+}
+
+fn ladder(root: &mut Section) -> StopLadder {
+    let mut stop = root.section("stop");
+    let ladder = StopLadder {
+        drain: stop.duration("drain", DRAIN, Duration::ZERO..=60 * SECOND),
+        eof_grace: stop.duration("eof_grace", EOF_GRACE, Duration::ZERO..=60 * SECOND),
+        term_grace: stop.duration("term_grace", TERM_GRACE, Duration::ZERO..=60 * SECOND),
+    };
+    if ladder.drain + ladder.eof_grace + ladder.term_grace > GRACES {
+        let most = GRACES.as_secs();
+        stop.complain("drain", format!("and eof_grace and term_grace must not be above {most} seconds together"));
+    }
+    stop.close();
+    ladder
+}
+
+/// Who may connect must be nobody whose processes the supervisor kills, and nobody who needs no supervisor.
+fn complain_of_broker(root: &Section, broker: Uid, range: UidRange) {
+    if broker.is_root() {
+        root.complain("broker_user", "must not be root: the broker runs as a user of its own, without privileges");
+    } else if range.get(broker.as_raw()).is_some() {
+        let (first, last) = (range.first(), range.sweeper().get());
+        let what = format!(
+            "has uid {broker}, which lies in the range of [uids] ({first} to {last}): a child would run as the broker, \
+             and be able to read its database"
+        );
+        root.complain("broker_user", what);
+    }
 }
 
 fn uids(root: &mut Section) -> Option<UidRange> {
@@ -167,7 +242,7 @@ fn uids(root: &mut Section) -> Option<UidRange> {
 ///
 /// All of `/etc/passwd` and `/etc/subuid` is compared. Of the other sources of NSS only the ends and the middle of
 /// the range are asked for: asking for each uid would be 16384 round trips to a directory server.
-pub(crate) fn uid_in_use(range: UidRange) -> Option<String> {
+fn uid_in_use(range: UidRange) -> Option<String> {
     let lines = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     for line in lines("/etc/passwd").lines() {
         let mut fields = line.split(':');
@@ -209,34 +284,14 @@ fn user(value: Value) -> Result<Uid, String> {
     }
 }
 
-fn absolute_paths(section: &mut Section, key: &str) -> Vec<PathBuf> {
+fn existing_paths(section: &mut Section, key: &str) -> Vec<PathBuf> {
     let paths: Vec<PathBuf> = section.texts(key, &[]).into_iter().map(PathBuf::from).collect();
-    for path in paths.iter().filter(|path| path.is_relative()) {
-        section.complain(key, format!("must hold absolute paths, not `{}`", path.display()));
+    for path in &paths {
+        if path.is_relative() {
+            section.complain(key, format!("must hold absolute paths, not `{}`", path.display()));
+        } else if let Err(e) = std::fs::metadata(path) {
+            section.complain(key, format!("{}: {e}", path.display()));
+        }
     }
     paths
-}
-
-/// A file that decides what root does must be root's alone.
-fn owned_by_root(path: &Path) -> Result<(), String> {
-    // A file that cannot be read was complained about when it was opened.
-    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
-    if meta.uid() != 0 {
-        return Err(format!("must be owned by root and is owned by uid {}", meta.uid()));
-    }
-    if meta.mode() & 0o022 != 0 {
-        return Err(format!("must be writable by root alone, but has mode {:04o}", meta.mode() & 0o7777));
-    }
-    Ok(())
-}
-
-fn executable(path: &Path, unprivileged: bool) -> Result<(), String> {
-    if path.as_os_str().is_empty() {
-        return Ok(()); // already complained about
-    }
-    let meta = std::fs::metadata(path).map_err(|e| format!("cannot be looked at: {e}"))?;
-    if !meta.is_file() || meta.mode() & 0o111 == 0 {
-        return Err("is not an executable file".to_owned());
-    }
-    if unprivileged { Ok(()) } else { owned_by_root(path) }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 
+use crate::config::Caps;
 use crate::uid::{ChildUid, Pool};
 use wire::message::{
     ChildId, Exit, Farewell, Isolation, Label, PROTOCOL, Refusal, Reply, Request, StartStep, Status, TenantId, Ticket,
@@ -33,14 +34,8 @@ pub(crate) struct Policy {
     pub(crate) own: Uid,
     /// Connections at once.
     pub(crate) connections: usize,
-    /// Children at once, running or being stopped.
-    pub(crate) children: u32,
-    /// Of these, children of one tenant.
-    pub(crate) children_per_tenant: u32,
-    /// Starts a second in the long run; at least 1.
-    pub(crate) spawns_per_second: u32,
-    /// Starts at once after a quiet time; at least 1.
-    pub(crate) spawn_burst: u32,
+    /// How many children, and how often they are started.
+    pub(crate) caps: Caps,
     /// What is really done to separate children; reported as it is.
     pub(crate) isolation: Isolation,
 }
@@ -70,8 +65,10 @@ pub(crate) enum Event {
     Ended(ChildId, Exit),
     /// The cleaning of [`Effect::Vacate`] or [`Effect::Clean`] is over; `true` if nothing is left under the uid.
     Cleaned(ChildUid, bool),
-    /// The supervisor is to stop.
+    /// The supervisor is to stop: say so, and let what runs go on for the grace.
     Drain,
+    /// The grace is over.
+    GraceOver,
 }
 
 /// Which step of the stop ladder comes first.
@@ -187,13 +184,19 @@ impl Core {
                 }
                 self.when_drained()
             }
-            Event::Drain => {
-                self.draining = true;
+            Event::Drain => self.drain(),
+            Event::GraceOver => {
                 let mut effects = self.stop_all(StopStep::Term, |_| true);
                 effects.extend(self.when_drained());
                 effects
             }
         }
+    }
+
+    /// Goes on with other caps, and with what separates children from now on. What runs already is not touched.
+    pub(crate) fn change_policy(&mut self, caps: Caps, isolation: Isolation) {
+        self.policy.caps = caps;
+        self.policy.isolation = isolation;
     }
 
     /// Notes at start that something runs under a uid of the range; returns the effect that cleans it.
@@ -215,7 +218,7 @@ impl Core {
         Status {
             isolation: self.policy.isolation,
             children: count(self.children.len()),
-            max_children: self.policy.children,
+            max_children: self.policy.caps.children,
             tenants: count(tenants.len()),
             uids_free: self.pool.as_ref().map_or(0, Pool::free),
             uids_unclean: self.pool.as_ref().map_or(0, Pool::unclean),
@@ -238,6 +241,24 @@ impl Core {
         }
         self.conns.insert(conn, Phase::Greeting);
         Vec::new()
+    }
+
+    /// Announces the end to every connection before anything is stopped, so that no exit that follows is taken for the
+    /// child's own.
+    fn drain(&mut self) -> Vec<Effect> {
+        if std::mem::replace(&mut self.draining, true) {
+            return Vec::new();
+        }
+        let mut effects = Vec::new();
+        for (conn, phase) in self.conns.clone() {
+            match phase {
+                Phase::Ready => effects.push(Effect::Send(conn, Reply::Draining)),
+                Phase::Greeting => effects.extend(self.part(conn, Farewell::ShuttingDown)),
+                Phase::Leaving => {}
+            }
+        }
+        effects.extend(self.when_drained());
+        effects
     }
 
     /// Says goodbye once; the children are stopped now and not when the peer deigns to read it.
@@ -308,16 +329,16 @@ impl Core {
         if self.draining {
             return Err(Refusal::ShuttingDown);
         }
-        if count(self.children.len()) >= self.policy.children {
+        if count(self.children.len()) >= self.policy.caps.children {
             return Err(Refusal::ChildrenTotal { retry_after_ms: RETRY_CHILDREN_MS });
         }
         let of_tenant = self.children.values().filter(|child| child.tenant == tenant).count();
-        if count(of_tenant) >= self.policy.children_per_tenant {
+        if count(of_tenant) >= self.policy.caps.children_per_tenant {
             return Err(Refusal::ChildrenOfTenant { retry_after_ms: RETRY_CHILDREN_MS });
         }
         let full_at = self.bucket_full_at.max(now);
-        let interval = Duration::from_secs(1) / self.policy.spawns_per_second.max(1);
-        let latest = now + interval * (self.policy.spawn_burst.max(1) - 1);
+        let interval = Duration::from_secs(1) / self.policy.caps.spawns_per_second.max(1);
+        let latest = now + interval * (self.policy.caps.spawn_burst.max(1) - 1);
         if let Some(wait) = full_at.checked_duration_since(latest).filter(|wait| !wait.is_zero()) {
             let retry_after_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).saturating_add(1);
             return Err(Refusal::SpawnRate { retry_after_ms });

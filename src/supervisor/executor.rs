@@ -16,27 +16,24 @@ use zeroize::Zeroizing;
 
 use crate::cgroup::Cgroups;
 use crate::children::{StopOrder, attend};
-use crate::config::Config;
 use crate::core::{ConnId, Core, Effect, Event, StartOrder};
-use crate::sandbox::Sandbox;
+use crate::policy::InForce;
 use crate::spawn;
 use crate::spawn::{Launch, StartError};
 use crate::sweep;
-use crate::uid::ChildUid;
+use crate::uid::{ChildUid, UidRange};
 use wire::codec;
 use wire::message::MAX_QUEUED_REPLIES;
-use wire::message::{ChildId, Exit, Farewell, Label, Reply, StartStep, TenantId};
+use wire::message::{ChildId, Exit, Farewell, Isolation, Label, Reply, StartStep, Status, TenantId};
 use wire::telemetry::message_id;
 
 /// What is fixed for the life of the supervisor.
 #[derive(Debug)]
 pub(crate) struct Setup {
-    /// The policy.
-    pub(crate) config: Config,
+    /// Of the children; `None` where they keep the supervisor's.
+    pub(crate) uids: Option<UidRange>,
     /// Of the machine, if it has any.
     pub(crate) cgroups: Option<Cgroups>,
-    /// Shared by all children.
-    pub(crate) sandbox: Arc<Sandbox>,
 }
 
 /// A packet on its way to the broker.
@@ -71,6 +68,7 @@ struct Running {
 #[derive(Debug)]
 struct State {
     core: Core,
+    policy: Rc<InForce>,
     conns: HashMap<ConnId, Rc<Outbox>>,
     next_conn: u64,
     children: HashMap<ChildId, Running>,
@@ -82,18 +80,47 @@ pub(crate) struct Executor {
     setup: Rc<Setup>,
     state: Rc<RefCell<State>>,
     idle: Rc<Notify>,
+    changed: Rc<Notify>,
 }
 
 impl Executor {
     /// Nothing is connected, nothing runs. Must be used within a `LocalSet`.
-    pub(crate) fn new(setup: Setup, core: Core) -> Self {
-        let state = State { core, conns: HashMap::new(), next_conn: 1, children: HashMap::new() };
-        Self { setup: Rc::new(setup), state: Rc::new(RefCell::new(state)), idle: Rc::default() }
+    pub(crate) fn new(setup: Setup, policy: InForce, core: Core) -> Self {
+        let policy = Rc::new(policy);
+        let state = State { core, policy, conns: HashMap::new(), next_conn: 1, children: HashMap::new() };
+        Self { setup: Rc::new(setup), state: Rc::new(RefCell::new(state)), idle: Rc::default(), changed: Rc::default() }
+    }
+
+    /// The policy that the next child is started with.
+    pub(crate) fn policy(&self) -> Rc<InForce> {
+        Rc::clone(&self.state.borrow().policy)
+    }
+
+    /// Goes on with another policy.
+    pub(crate) fn change_policy(&self, policy: InForce, isolation: Isolation) {
+        let mut state = self.state.borrow_mut();
+        state.core.change_policy(policy.config.caps, isolation);
+        state.policy = Rc::new(policy);
+    }
+
+    /// The cgroups of the machine, if it has any.
+    pub(crate) fn cgroups(&self) -> Option<&Cgroups> {
+        self.setup.cgroups.as_ref()
+    }
+
+    /// The numbers.
+    pub(crate) fn status(&self) -> Status {
+        self.state.borrow().core.status()
+    }
+
+    /// Resolves when the numbers may have changed since it resolved last. For one waiter.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Kills and cleans what an earlier supervisor left in the range.
     pub(crate) fn clean_range(&self) {
-        let Some(range) = self.setup.config.uids else { return };
+        let Some(range) = self.setup.uids else { return };
         for uid in sweep::dirty(range) {
             tracing::warn!(uid = uid.get(), "something still runs under a uid of the range; it is killed");
             let effect = self.state.borrow_mut().core.found_dirty(uid);
@@ -182,6 +209,7 @@ impl Executor {
                 effects.extend(self.step(event));
             }
         }
+        self.changed.notify_one();
         if self.is_idle() {
             self.idle.notify_one();
         }
@@ -227,9 +255,19 @@ impl Executor {
     /// Starts a child and tells the core and the broker.
     fn start(&self, order: StartOrder) -> Vec<Effect> {
         let StartOrder { child: id, tenant, label, token, uid } = order;
-        let config = &self.setup.config;
+        let policy = self.policy();
+        let config = &policy.config;
         let limits = config.limits_of(tenant);
         let started = (|| {
+            config.look_at_program().map_err(|error| {
+                let program = config.profile.program.display();
+                tracing::error!(%program, "no child can be started: {program} {error}");
+                StartError { step: StartStep::Program, errno: error.errno() }
+            })?;
+            let ruleset = policy.sandbox.ruleset().map_err(|error| {
+                tracing::error!(%error, "no child can be started without its sandbox");
+                StartError { step: StartStep::Sandbox, errno: 0 }
+            })?;
             let at_cgroup = StartError::at(StartStep::Cgroup);
             let leaf = self.setup.cgroups.as_ref().map(|cgroups| cgroups.leaf(tenant, id, limits));
             let leaf = leaf.transpose().map_err(&at_cgroup)?;
@@ -240,7 +278,8 @@ impl Executor {
                 uid,
                 rlimits: limits.rlimits(uid.is_some()),
                 procs,
-                sandbox: Arc::clone(&self.setup.sandbox),
+                ruleset,
+                filters: Arc::clone(&policy.sandbox.filters),
             })?;
             Ok::<_, StartError>((leaf, child, pipes))
         })();
@@ -257,9 +296,9 @@ impl Executor {
         let (stop_order, stop_orders) = watch::channel(StopOrder::Run);
         let running = Running { stop_order, tenant, label, pid, since: Instant::now() };
         self.state.borrow_mut().children.insert(id, running);
-        let executor = self.clone();
+        let (executor, ladder) = (self.clone(), config.stop);
         tokio::task::spawn_local(async move {
-            let exit = attend(child, leaf, executor.setup.config.stop, stop_orders).await;
+            let exit = attend(child, leaf, ladder, stop_orders).await;
             executor.ended(id, exit);
         });
 
@@ -293,8 +332,12 @@ impl Executor {
     fn vacate(&self, tenant: Option<TenantId>, uid: Option<ChildUid>) {
         let executor = self.clone();
         tokio::task::spawn_local(async move {
-            let clean = match (uid, executor.setup.config.uids) {
-                (Some(uid), Some(range)) => sweep::clean(uid, range).await,
+            let clean = match (uid, executor.setup.uids) {
+                (Some(uid), Some(range)) => {
+                    let held =
+                        || executor.setup.cgroups.as_ref().zip(tenant).and_then(|(all, tenant)| all.held(tenant));
+                    sweep::clean(uid, range, held).await
+                }
                 _ => true,
             };
             if let (Some(cgroups), Some(tenant)) = (&executor.setup.cgroups, tenant) {

@@ -26,6 +26,9 @@ pub(crate) enum ForgeUrlError {
     /// A port that is none.
     #[error("must have a port from 1 to 65535, or none")]
     Port,
+    /// The API's address instead of Forgejo's.
+    #[error("must be the address of Forgejo itself, without /api/v1: what needs the API adds that")]
+    Api,
     /// A character that no URL has (RFC 3986 section 2).
     #[error("must hold the characters of a URL only: write others as %XX, and names in punycode")]
     Character,
@@ -66,7 +69,11 @@ impl FromStr for ForgeUrl {
         if !path.chars().all(is_path) {
             return Err(ForgeUrlError::Character);
         }
-        Ok(Self(text.trim_end_matches('/').to_owned()))
+        let text = text.trim_end_matches('/');
+        if text.ends_with("/api/v1") {
+            return Err(ForgeUrlError::Api);
+        }
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -95,7 +102,7 @@ mod tests {
 
     #[test]
     fn what_is_no_plain_http_url_is_refused_with_its_reason() {
-        use ForgeUrlError::{Character, Host, NotPlain, Port, Scheme};
+        use ForgeUrlError::{Api, Character, Host, NotPlain, Port, Scheme};
         for (text, why) in [
             ("", Scheme),
             ("git.example", Scheme),
@@ -118,6 +125,7 @@ mod tests {
             ("https://git.example:65536", Port),
             ("https://[::1]x", Port),
             ("https://git.example/a b", Character),
+            ("https://git.example/forge/api/v1/", Api),
             ("https://git.example/\0", Character),
         ] {
             assert_eq!(text.parse::<ForgeUrl>(), Err(why), "{text:?}");

@@ -12,7 +12,9 @@ pub(crate) mod connection;
 pub(crate) mod core;
 pub(crate) mod executor;
 pub(crate) mod forge_url;
+pub(crate) mod policy;
 pub(crate) mod profile;
+pub(crate) mod program;
 pub(crate) mod rlimit;
 pub(crate) mod sandbox;
 #[allow(unsafe_code, clippy::allow_attributes)]
@@ -24,31 +26,39 @@ pub(crate) mod uid;
 mod tests;
 
 use std::fmt::Display;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use nix::unistd::{Group, Uid};
 
-use crate::config::Config;
+use crate::config::{Config, Purpose};
 use crate::core::{Core, Event, Policy};
 use crate::executor::{Executor, Setup};
+use crate::policy::InForce;
 use crate::uid::Pool;
 use wire::lifecycle;
-use wire::lifecycle::{EX_CONFIG, EX_NOPERM, EX_OK, EX_OSERR, EX_SOFTWARE, StopSignals};
-use wire::message::Isolation;
+use wire::lifecycle::{EX_CONFIG, EX_NOPERM, EX_OK, EX_OSERR, EX_SOFTWARE, Reload, StopSignals};
 use wire::message::MAX_SUPERVISOR_CONNECTIONS;
-use wire::socket;
+use wire::message::{Isolation, Status};
 use wire::socket::Listener;
 use wire::telemetry::message_id;
+use wire::{inherited, telemetry};
+
+/// From SIGTERM to SIGKILL for every child. With `KILL_BOUND` below the 90 s after which systemd kills the supervisor
+/// itself (`TimeoutStopSec=`), and its children with it.
+const STOP_BOUND: Duration = Duration::from_secs(80);
+/// What a killed child may take to be gone. One that does not go hangs in the kernel.
+const KILL_BOUND: Duration = Duration::from_secs(5);
+/// Pauses between two lines for `systemctl status`.
+const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts and stops the forgejo-mcp of each user for forgejo-mcp-broker, each under a uid of its own.
 ///
-/// Takes its listening socket from systemd (`ListenSequentialPacket=`) or makes one with --listen. SIGTERM stops all
-/// children and ends it; a second one does so at once.
+/// Takes its listening sockets from systemd (`ListenSequentialPacket=`) or makes one with --listen. SIGTERM announces the
+/// end, lets calls go on for a grace, stops all children and ends it; a second one does so at once. SIGHUP reads the
+/// policy again.
 #[derive(Debug, Parser)]
 #[command(name = "forgejo-mcp-supervisor", version)]
 struct Args {
@@ -81,7 +91,9 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     // Before anything else: it takes the variables out of the environment, which must not race with readers.
     let inherited = listenfd::ListenFd::from_env();
-    let config = match Config::load(&args.config, args.unprivileged) {
+    lifecycle::begin();
+    let purpose = if args.check { Purpose::Check } else { Purpose::Start };
+    let config = match Config::load(&args.config, args.unprivileged, purpose) {
         Ok(config) => config,
         Err(error) => return fail(EX_CONFIG, &error),
     };
@@ -98,10 +110,7 @@ pub fn main() -> ExitCode {
         (true, true) => return fail(EX_NOPERM, &"--unprivileged is not for root: children would run as root"),
         _ => {}
     }
-    if let Some(what) = config.uids.and_then(config::uid_in_use) {
-        return fail(EX_CONFIG, &format!("uids: the range is not free: {what}"));
-    }
-    wire::telemetry::init();
+    telemetry::init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let outcome = match runtime {
         Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, serve(args, config, inherited)),
@@ -114,37 +123,53 @@ pub fn main() -> ExitCode {
 }
 
 fn fail(code: u8, what: &dyn Display) -> ExitCode {
-    // Nobody is left to tell if standard error is closed.
-    let _ = writeln!(io::stderr(), "forgejo-mcp-supervisor: {what}");
-    ExitCode::from(code)
+    lifecycle::fail("forgejo-mcp-supervisor", code, what)
 }
 
 async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Result<(), (u8, String)> {
     let os = |what: &str, e: &dyn Display| (EX_OSERR, format!("{what}: {e}"));
     spawn::protect_self().map_err(|e| os("protecting the supervisor's own memory", &e))?;
-    let mut signals = StopSignals::new().map_err(|e| os("catching signals", &e))?;
+    let signals = StopSignals::new().map_err(|e| os("catching signals", &e))?;
+    let reload = Reload::new().map_err(|e| os("catching signals", &e))?;
     let executor = assemble(config)?;
-    let listener = listen(&args, inherited)?;
+    let listeners = listen(&args, inherited)?;
 
     executor.clean_range();
-    let accepting = tokio::task::spawn_local(accept(listener, executor.clone()));
+    let accepting: Vec<_> =
+        listeners.into_iter().map(|listener| tokio::task::spawn_local(accept(listener, executor.clone()))).collect();
     tokio::task::spawn_local(lifecycle::watchdog());
-    lifecycle::ready("waiting for the broker");
+    lifecycle::ready(&line(executor.status()));
+    tokio::task::spawn_local(tell_numbers(executor.clone()));
+    tokio::task::spawn_local(reload_when_asked(reload, args, executor.clone()));
+    run_until_stopped(signals, &executor, || accepting.iter().for_each(tokio::task::JoinHandle::abort)).await
+}
 
+/// Waits for the first signal and stops in order: says so, waits for calls, stops children, says goodbye.
+async fn run_until_stopped(
+    mut signals: StopSignals,
+    executor: &Executor,
+    stop_accepting: impl FnOnce(),
+) -> Result<(), (u8, String)> {
     let signal = signals.next().await;
-    tracing::info!(reason = signal, "stopping all children");
+    let drain = executor.policy().config.stop.drain;
+    tracing::info!(reason = signal, ?drain, "stopping");
     lifecycle::stopping();
-    accepting.abort();
+    stop_accepting();
     executor.feed(Event::Drain);
-    // Twice the longest grace that the policy can give, and some: what goes past that hangs in the kernel.
-    let longest = Duration::from_secs(130);
+    let orderly = async {
+        if tokio::time::timeout(drain, executor.idle()).await.is_err() {
+            executor.feed(Event::GraceOver);
+            executor.idle().await;
+        }
+    };
     tokio::select! {
-        () = executor.idle() => return Ok(()),
-        _ = signals.next() => {}
-        () = tokio::time::sleep(longest) => {}
+        () = orderly => return Ok(()),
+        signal = signals.next() => tracing::info!(reason = signal, "stopping at once"),
+        () = tokio::time::sleep(STOP_BOUND) => tracing::warn!("children take too long to end and are killed"),
     }
+    executor.feed(Event::GraceOver);
     executor.kill_all();
-    if tokio::time::timeout(Duration::from_secs(5), executor.idle()).await.is_err() {
+    if tokio::time::timeout(KILL_BOUND, executor.idle()).await.is_err() {
         return Err((EX_SOFTWARE, "some children did not end".to_owned()));
     }
     Ok(())
@@ -153,27 +178,66 @@ async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Res
 /// Probes what the machine has, says what is missing, and puts the parts together.
 fn assemble(config: Config) -> Result<Executor, (u8, String)> {
     let cgroups = cgroup::Cgroups::open(config.cgroup_root.as_deref()).map_err(|e| (EX_CONFIG, e.to_string()))?;
-    let sandbox = sandbox::Sandbox::new(&config.sandbox, &config.profile.program, spawn::seccomp_works())
-        .map_err(|e| (EX_SOFTWARE, e.to_string()))?;
-    let isolation = Isolation {
-        own_uid: config.uids.is_some(),
-        cgroup: cgroups.is_some(),
-        landlock: sandbox.ruleset.is_some(),
-        seccomp: !sandbox.filters.is_empty(),
-    };
+    let (uids, caps, broker) = (config.uids, config.caps, config.broker);
+    let policy = InForce::new(config).map_err(|e| (EX_SOFTWARE, e.to_string()))?;
+    let isolation = isolation_of(&policy, cgroups.as_ref());
     say_what_is_missing(isolation, cgroups.as_ref());
-    let policy = Policy {
-        broker: config.broker,
-        own: Uid::current(),
-        connections: MAX_SUPERVISOR_CONNECTIONS,
-        children: config.caps.children,
-        children_per_tenant: config.caps.children_per_tenant,
-        spawns_per_second: config.caps.spawns_per_second,
-        spawn_burst: config.caps.spawn_burst,
-        isolation,
-    };
-    let core = Core::new(policy, config.uids.map(Pool::new), Instant::now());
-    Ok(Executor::new(Setup { config, cgroups, sandbox: Arc::new(sandbox) }, core))
+    let rules = Policy { broker, own: Uid::current(), connections: MAX_SUPERVISOR_CONNECTIONS, caps, isolation };
+    let core = Core::new(rules, uids.map(Pool::new), Instant::now());
+    Ok(Executor::new(Setup { uids, cgroups }, policy, core))
+}
+
+/// What is really in force.
+fn isolation_of(policy: &InForce, cgroups: Option<&cgroup::Cgroups>) -> Isolation {
+    Isolation {
+        own_uid: policy.config.uids.is_some(),
+        cgroup: cgroups.is_some_and(cgroup::Cgroups::bounds_tenants),
+        landlock: policy.sandbox.has_landlock(),
+        seccomp: !policy.sandbox.filters.is_empty(),
+    }
+}
+
+/// Reads the policy again at each SIGHUP; one with problems changes nothing. Ends never.
+async fn reload_when_asked(mut reload: Reload, args: Args, executor: Executor) {
+    loop {
+        reload.next().await;
+        match executor.policy().reread(&args.config, args.unprivileged) {
+            Ok(policy) => {
+                let isolation = isolation_of(&policy, executor.cgroups());
+                say_what_is_missing(isolation, executor.cgroups());
+                executor.change_policy(policy, isolation);
+                tracing::info!("the policy was read again; it holds for children that are started from now on");
+            }
+            Err(problems) => {
+                tracing::error!(
+                    reason = "bad-policy",
+                    "the policy stays as it was; its files have problems:\n{problems}"
+                );
+            }
+        }
+        lifecycle::ready(&line(executor.status()));
+    }
+}
+
+/// Tells systemd the numbers when they change, at most once in a [`STATUS_PAUSE`]. Ends never.
+async fn tell_numbers(executor: Executor) {
+    let mut told = String::new();
+    loop {
+        executor.changed().await;
+        let line = line(executor.status());
+        if line != told {
+            lifecycle::status(&line);
+            told = line;
+        }
+        tokio::time::sleep(STATUS_PAUSE).await;
+    }
+}
+
+/// For `systemctl status`.
+fn line(status: Status) -> String {
+    let Status { children, max_children, tenants, uids_unclean, .. } = status;
+    let unclean = if uids_unclean == 0 { String::new() } else { format!(", {uids_unclean} uids not clean") };
+    format!("{children} of at most {max_children} children, of {tenants} users{unclean}")
 }
 
 fn say_what_is_missing(isolation: Isolation, cgroups: Option<&cgroup::Cgroups>) {
@@ -199,7 +263,7 @@ fn say_what_is_missing(isolation: Isolation, cgroups: Option<&cgroup::Cgroups>) 
     }
 }
 
-fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Listener, (u8, String)> {
+fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Vec<Listener>, (u8, String)> {
     if let Some(path) = &args.listen {
         let group = match &args.listen_group {
             None => None,
@@ -211,14 +275,16 @@ fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Listener, (u
         };
         let mode = args.listen_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 });
         return Listener::bind(path, mode, group)
+            .map(|listener| vec![listener])
             .map_err(|e| (EX_OSERR, format!("listening at {}: {e}", path.display())));
     }
-    let taken = socket::take_inherited(&mut inherited, 0).and_then(|fd| fd.map(Listener::inherited).transpose());
-    match taken {
-        Ok(Some(listener)) => Ok(listener),
-        Ok(None) => Err((EX_CONFIG, "no socket from systemd: use the socket unit, or --listen PATH".to_owned())),
-        Err(e) => Err((EX_OSERR, format!("taking over the socket from systemd: {e}"))),
+    let sockets = inherited::take_seqpackets(&mut inherited)
+        .and_then(|sockets| sockets.into_iter().map(Listener::inherited).collect::<Result<Vec<_>, _>>())
+        .map_err(|e| (EX_OSERR, format!("taking over the sockets from systemd: {e}")))?;
+    if sockets.is_empty() {
+        return Err((EX_CONFIG, "no socket from systemd: use the socket unit, or --listen PATH".to_owned()));
     }
+    Ok(sockets)
 }
 
 async fn accept(mut listener: Listener, executor: Executor) {

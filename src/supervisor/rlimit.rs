@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use nix::sys::resource::{Resource, getrlimit};
 
+use crate::profile::Profile;
 use wire::config_file::Section;
 use wire::message::TenantId;
 
@@ -62,20 +63,21 @@ pub(crate) struct LimitsTable {
 
 impl LimitsTable {
     /// Reads `[limits]`; what is wrong is noted in the sections.
-    pub(crate) fn read(root: &mut Section, least_address_space: u64) -> Self {
+    pub(crate) fn read(root: &mut Section, profile: &Profile) -> Self {
         let mut section = root.section("limits");
         let mut users_section = section.section("users");
-        let all = ChildLimits::read(&mut section, &DEFAULTS, least_address_space);
+        let all = ChildLimits::read(&mut section, &DEFAULTS, profile);
         let mut users = HashMap::new();
         for key in users_section.keys() {
             let mut user = users_section.section(&key);
-            match key.parse().ok().and_then(|id| TenantId::new(id).ok()) {
-                Some(tenant) => {
-                    users.insert(tenant, ChildLimits::read(&mut user, &all, least_address_space));
-                }
-                None => users_section.complain(&key, "must be the number that Forgejo gave the user"),
+            if let Some(tenant) = key.parse().ok().and_then(|id| TenantId::new(id).ok()) {
+                users.insert(tenant, ChildLimits::read(&mut user, &all, profile));
+                user.close();
+            } else {
+                let what = "is no number: write the number that Forgejo gave the user, which is `id` in the answer of \
+                            /api/v1/users/LOGIN, because logins change";
+                users_section.complain(&key, what);
             }
-            user.close();
         }
         users_section.close();
         section.close();
@@ -89,12 +91,17 @@ impl LimitsTable {
 }
 
 impl ChildLimits {
-    fn read(section: &mut Section, default: &Self, least_address_space: u64) -> Self {
-        let address_space = section.size("address_space", default.address_space, 0..=u64::MAX);
-        if address_space != 0 && address_space < least_address_space {
-            let least = bytesize::ByteSize(least_address_space);
-            section.complain("address_space", format!("must be 0 (none) or at least {least} for this child"));
-        }
+    fn read(section: &mut Section, default: &Self, profile: &Profile) -> Self {
+        let mut at_least = |key: &str, default: u64, least: u64| {
+            let size = section.size(key, default, 0..=u64::MAX);
+            if size != 0 && size < least {
+                let least = bytesize::ByteSize(least);
+                section.complain(key, format!("must be 0 (none) or at least {least} for this child"));
+            }
+            size
+        };
+        let address_space = at_least("address_space", default.address_space, profile.least_address_space);
+        let memory_max = at_least("memory_max", default.memory_max, profile.least_memory);
         Self {
             open_files: section.integer("open_files", default.open_files, 16..=1_048_576),
             processes: section.integer("processes", default.processes, 1..=1_048_576),
@@ -102,7 +109,7 @@ impl ChildLimits {
             file_size: section.size("file_size", default.file_size, 0..=u64::MAX),
             data: section.size("data", default.data, 0..=u64::MAX),
             address_space,
-            memory_max: section.size("memory_max", default.memory_max, 0..=u64::MAX),
+            memory_max,
             swap_max: section.size("swap_max", default.swap_max, 0..=u64::MAX),
             pids_max: section.integer("pids_max", default.pids_max, 0..=4_194_304),
             cpu_max: section.integer("cpu_max", default.cpu_max, 0..=100_000),

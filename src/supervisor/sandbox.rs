@@ -1,7 +1,8 @@
 //! What a child may not do, whatever its uid may: Landlock for files, seccomp for system calls.
 //!
 //! Both are made before the fork, because making them allocates; the child only switches them on (`spawn`). What the
-//! kernel does not have is left out and reported as absent.
+//! kernel does not have is left out and reported as absent. Landlock's rules name inodes and not paths, so they are made
+//! for each start: a program that was replaced or installed meanwhile can be run.
 //!
 //! The seccomp filters are a deny list, since a child is any program: they take away what an interpreter of hostile
 //! content has no use for and what most kernel exploits of recent years started with. A listed call fails with
@@ -10,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
@@ -31,23 +33,42 @@ pub(crate) enum SandboxError {
     /// The seccomp program does not compile.
     #[error("compiling the seccomp filter: {0}")]
     Seccomp(#[from] BackendError),
+    /// It was there when the supervisor started.
+    #[error("the kernel has no Landlock any more")]
+    LandlockGone,
 }
 
 /// What is switched on in each child.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sandbox {
-    /// For `landlock_restrict_self(2)`; `None`: not done.
-    pub(crate) ruleset: Option<OwnedFd>,
+    /// Whether Landlock is wanted and there.
+    landlock: bool,
+    program: PathBuf,
+    read: Vec<PathBuf>,
     /// For `seccomp(2)`, in this order; empty: not done.
-    pub(crate) filters: Vec<BpfProgram>,
+    pub(crate) filters: Arc<[BpfProgram]>,
 }
 
 impl Sandbox {
     /// Makes what the policy wants and the kernel has.
     pub(crate) fn new(policy: &SandboxPolicy, program: &Path, seccomp_works: bool) -> Result<Self, SandboxError> {
-        let ruleset = if policy.landlock { ruleset(program, &policy.read)? } else { None };
+        let landlock = policy.landlock && ruleset(program, &policy.read)?.is_some();
         let filters = if policy.seccomp && seccomp_works { filters()? } else { Vec::new() };
-        Ok(Self { ruleset, filters })
+        Ok(Self { landlock, program: program.to_owned(), read: policy.read.clone(), filters: filters.into() })
+    }
+
+    /// Whether Landlock restricts what children can open.
+    pub(crate) fn has_landlock(&self) -> bool {
+        self.landlock
+    }
+
+    /// For `landlock_restrict_self(2)` in the next child; `None`: not done.
+    pub(crate) fn ruleset(&self) -> Result<Option<OwnedFd>, SandboxError> {
+        if !self.landlock {
+            return Ok(None);
+        }
+        // Never without what was reported to be there.
+        ruleset(&self.program, &self.read)?.ok_or(SandboxError::LandlockGone).map(Some)
     }
 }
 

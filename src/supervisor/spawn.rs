@@ -23,11 +23,11 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, getppid, pipe2, setgroups, setresgid, setresuid, setsid};
+use seccompiler::BpfProgram;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::profile::Profile;
-use crate::sandbox::Sandbox;
 use crate::uid::ChildUid;
 use wire::message::{Exit, StartStep};
 use wire::secret::UpstreamToken;
@@ -45,8 +45,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) rlimits: Vec<(Resource, u64)>,
     /// The open `cgroup.procs` that the child enters.
     pub(crate) procs: Option<File>,
-    /// Shared by all children.
-    pub(crate) sandbox: Arc<Sandbox>,
+    /// Landlock's rules of this child; `None`: not done.
+    pub(crate) ruleset: Option<OwnedFd>,
+    /// The seccomp filters, shared by all children; empty: not done.
+    pub(crate) filters: Arc<[BpfProgram]>,
 }
 
 /// What failed, and the error number.
@@ -90,12 +92,12 @@ pub(crate) fn start(launch: Launch<'_>) -> Result<(RunningChild, Pipes), StartEr
         command.env(name, launch.token.expose());
     }
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    let Launch { uid, rlimits, procs, sandbox, .. } = launch;
+    let Launch { uid, rlimits, procs, ruleset, filters, .. } = launch;
     let parent = Pid::this();
     // SAFETY: the closure runs between fork and exec in a process with one thread. It and all it calls allocate
     // nothing, take no lock and only make system calls (signal-safety(7)); what it reads was made before the fork.
     unsafe {
-        command.pre_exec(move || become_child(uid, &rlimits, procs.as_ref(), &sandbox, parent));
+        command.pre_exec(move || become_child(uid, &rlimits, procs.as_ref(), ruleset.as_ref(), &filters, parent));
     }
     let mut child = command.spawn().map_err(StartError::at(StartStep::Exec))?;
     let pid = Pid::from_raw(child.id().cast_signed());
@@ -114,7 +116,8 @@ fn become_child(
     uid: Option<ChildUid>,
     rlimits: &[(Resource, u64)],
     procs: Option<&File>,
-    sandbox: &Sandbox,
+    ruleset: Option<&OwnedFd>,
+    filters: &[BpfProgram],
     parent: Pid,
 ) -> io::Result<()> {
     if let Some(procs) = procs {
@@ -141,11 +144,11 @@ fn become_child(
         return Err(Errno::ESRCH.into());
     }
     prctl::set_no_new_privs()?;
-    if let Some(ruleset) = &sandbox.ruleset {
+    if let Some(ruleset) = ruleset {
         // SAFETY: landlock_restrict_self(2) takes a descriptor and flags.
         check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })?;
     }
-    for filter in &sandbox.filters {
+    for filter in filters {
         seccompiler::apply_filter(filter).map_err(|e| match e {
             seccompiler::Error::Prctl(e) | seccompiler::Error::Seccomp(e) => e,
             _ => Errno::EINVAL.into(),

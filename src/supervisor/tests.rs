@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::config::Caps;
 use crate::core::{ConnId, Core, Effect, Event, Policy, StopStep};
 use crate::uid::{Pool, UidRange};
 use nix::unistd::Uid;
@@ -28,10 +29,7 @@ fn core(now: Instant) -> Core {
         broker: BROKER,
         own: Uid::from_raw(0),
         connections: 2,
-        children: 3,
-        children_per_tenant: 2,
-        spawns_per_second: 1,
-        spawn_burst: 3,
+        caps: Caps { children: 3, children_per_tenant: 2, spawns_per_second: 1, spawn_burst: 3 },
         isolation,
     };
     Core::new(policy, Some(Pool::new(range())), now)
@@ -151,6 +149,11 @@ fn table() -> Vec<(&'static str, Vec<Event>, Said)> {
             and(a(), vec![spawn(A, 1), Event::NotStarted(ChildId(1), StartStep::Exec, 2)]),
             No(Refusal::StartFailed { step: StartStep::Exec, errno: 2 }),
         ),
+        (
+            "a program that is not installed",
+            and(a(), vec![spawn(A, 1), Event::NotStarted(ChildId(1), StartStep::Program, 2)]),
+            No(Refusal::StartFailed { step: StartStep::Program, errno: 2 }),
+        ),
     ]
 }
 
@@ -193,6 +196,17 @@ fn the_rate_recovers_with_time() {
     last(&mut core, start, and(ready(A), burst));
     let later = start + Duration::from_millis(1001);
     assert!(matches!(core.step(spawn(A, 1), later).as_slice(), [Effect::Start(_)]));
+}
+
+#[test]
+fn other_caps_hold_for_the_next_child_and_end_none() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 1)]));
+    let caps = Caps { children: 1, children_per_tenant: 1, spawns_per_second: 1, spawn_burst: 3 };
+    core.change_policy(caps, core.status().isolation);
+    assert_eq!((core.status().children, core.status().max_children), (2, 1));
+    assert!(matches!(first_word(&core.step(spawn(A, 2), now)), Some(Said::No(Refusal::ChildrenTotal { .. }))));
 }
 
 #[test]
@@ -243,10 +257,32 @@ fn an_exit_is_told_once_and_a_repeated_stop_is_answered_and_changes_nothing() {
 }
 
 #[test]
+fn the_end_is_announced_before_anything_is_stopped_and_once() {
+    let now = Instant::now();
+    let mut core = core(now);
+    let effects = last(&mut core, now, and(ready(A), vec![spawn(A, 1), Event::Connected(B, BROKER), Event::Drain]));
+    assert!(matches!(effects.first(), Some(Effect::Send(A, Reply::Draining))), "{effects:?}");
+    assert!(matches!(effects.get(1), Some(Effect::HangUp(B, Farewell::ShuttingDown))), "{effects:?}");
+    assert_eq!(effects.len(), 2, "nothing is stopped within the grace: {effects:?}");
+    assert!(core.step(Event::Drain, now).is_empty());
+    assert!(core.step(Event::Connected(C, BROKER), now).len() == 1, "nobody comes in any more");
+}
+
+#[test]
+fn when_the_broker_has_stopped_its_children_itself_the_grace_is_not_waited_for() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), Event::Drain, stop(A, 1)]));
+    core.step(Event::Ended(ChildId(1), Exit::Code(0)), now);
+    core.step(Event::Cleaned(range().get(73_728).expect("the first"), true), now);
+    assert!(core.drained());
+}
+
+#[test]
 fn stopping_waits_for_children_and_for_cleaning_and_then_says_goodbye() {
     let now = Instant::now();
     let mut core = core(now);
-    let effects = last(&mut core, now, and(ready(A), vec![spawn(A, 1), Event::Drain]));
+    let effects = last(&mut core, now, and(ready(A), vec![spawn(A, 1), Event::Drain, Event::GraceOver]));
     assert!(matches!(effects.as_slice(), [Effect::Stop(_, StopStep::Term)]), "{effects:?}");
     core.step(Event::Ended(ChildId(1), Exit::Signal(15)), now);
     assert!(!core.drained());

@@ -53,7 +53,21 @@ impl fmt::Display for ConfigError {
     }
 }
 
-type Problems = Rc<RefCell<Vec<Problem>>>;
+#[derive(Debug, Default)]
+struct Noted {
+    problems: Vec<Problem>,
+    /// A file could not be read or parsed: what seems to be missing may stand in it.
+    incomplete: bool,
+}
+
+type Problems = Rc<RefCell<Noted>>;
+
+impl Noted {
+    fn unreadable(&mut self, file: PathBuf, what: String) {
+        self.problems.push(Problem { file, key: String::new(), what });
+        self.incomplete = true;
+    }
+}
 
 /// A table of the configuration, in all the layers that have it.
 #[derive(Debug)]
@@ -76,7 +90,7 @@ impl Section {
             });
             match parsed {
                 Ok(table) => layers.push((file.clone(), table)),
-                Err(what) => problems.borrow_mut().push(Problem { file: file.clone(), key: String::new(), what }),
+                Err(what) => problems.borrow_mut().unreadable(file.clone(), what),
             }
         }
         if layers.is_empty() {
@@ -92,7 +106,7 @@ impl Section {
         let layers = match Table::from_str(text) {
             Ok(table) => vec![(file, table)],
             Err(e) => {
-                problems.borrow_mut().push(Problem { file, key: String::new(), what: format!("is not TOML: {e}") });
+                problems.borrow_mut().unreadable(file, format!("is not TOML: {e}"));
                 Vec::new()
             }
         };
@@ -118,14 +132,16 @@ impl Section {
         last
     }
 
-    /// Notes a problem with `key`, for checks that concern more than one value.
+    /// Notes a problem with `key`, for checks that concern more than one value, or one that is missing. Where a file
+    /// could not be read nobody knows what is missing, and nothing is noted.
     pub fn complain(&self, key: &str, what: impl Into<String>) {
-        let problem = Problem { file: self.first_file(), key: self.dotted(key), what: what.into() };
-        self.problems.borrow_mut().push(problem);
+        if !self.problems.borrow().incomplete {
+            self.complain_in(self.first_file(), key, what.into());
+        }
     }
 
     fn complain_in(&self, file: PathBuf, key: &str, what: String) {
-        self.problems.borrow_mut().push(Problem { file, key: self.dotted(key), what });
+        self.problems.borrow_mut().problems.push(Problem { file, key: self.dotted(key), what });
     }
 
     /// Reads `key` through `parse`, whose error says what is expected; `None` where the key is absent or wrong.
@@ -277,7 +293,7 @@ impl Section {
     pub fn finish(self) -> Result<(), ConfigError> {
         let problems = Rc::clone(&self.problems);
         self.close();
-        let problems = problems.take();
+        let problems = problems.take().problems;
         if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
     }
 }
@@ -314,6 +330,15 @@ mod tests {
         let keys: Vec<_> = error.problems().iter().map(|p| p.key.as_str()).collect();
         assert_eq!(keys, ["n", "t.d", "t.z", "x"]);
         assert!(error.to_string().starts_with("a.toml: n: must be a whole number from 1 to 5\n"));
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_missing_when_a_file_was_not_understood() {
+        let mut root = Section::from_text("a.toml", "= =\n");
+        assert_eq!(root.required::<String>("name"), None);
+        let error = root.finish().expect_err("no TOML");
+        let [only] = error.problems() else { panic!("{error}") };
+        assert!(only.what.starts_with("is not TOML: "), "{error}");
     }
 
     #[test]

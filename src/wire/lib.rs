@@ -5,7 +5,8 @@
 //! the strength of a frame that the types here do not already bound.
 //!
 //! The leaves: [`secret`] (the upstream token), [`clock`], [`config_file`] (TOML with all its problems at once),
-//! [`lifecycle`] (signals and `sd_notify`), [`telemetry`] (the journal).
+//! [`lifecycle`] (signals, descriptors and `sd_notify`), [`inherited`] and [`unix_socket`] (listening sockets),
+//! [`telemetry`] (the journal).
 //!
 //! What is listed in this package's manifest runs in root's process too: no HTTP, JSON, SQL, URL or regex crate.
 
@@ -14,8 +15,11 @@
 pub mod clock;
 pub mod codec;
 pub mod config_file;
+pub mod inherited;
 pub mod lifecycle;
 pub mod message;
+pub(crate) mod notify;
 pub mod secret;
 pub mod socket;
 pub mod telemetry;
+pub mod unix_socket;

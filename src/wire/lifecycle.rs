@@ -1,11 +1,18 @@
-//! The life of a service under systemd or by hand: signals, readiness, watchdog. A leaf that both programs use.
-//!
-//! `NOTIFY_SOCKET` is trusted as whoever started the program set it (`sd_notify(3)`); without it nothing is told.
+//! The life of a service under systemd or by hand: signals, readiness, watchdog, descriptors, the reason of a failed
+//! start. A leaf that both programs use.
 
+use std::fmt::Display;
 use std::io;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::notify;
+use crate::notify::tell;
 
 /// `EX_OK`.
 pub const EX_OK: u8 = 0;
@@ -20,6 +27,37 @@ pub const EX_NOPERM: u8 = 77;
 /// `EX_CONFIG`: the configuration is wrong.
 pub const EX_CONFIG: u8 = 78;
 
+/// Descriptors that are kept for what nobody counts: the store's files, connections to Forgejo, the log, a socket that is
+/// just being accepted in order to be refused.
+const DESCRIPTOR_RESERVE: u64 = 128;
+
+/// What both programs do before anything else: raises the soft limit on descriptors to the hard one, and opens the
+/// service manager's socket while there is a descriptor for it. The soft limit of 1024 is for programs that use
+/// select(2), which none of ours does; a child gets limits of its own.
+pub fn begin() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit on descriptors could not be raised");
+    }
+    notify::open();
+}
+
+/// How many descriptors may be used for what is counted, connections and pipes: the limit of the process less a reserve
+/// (at most a quarter of it). What goes beyond must be refused, or nothing else can be opened either.
+pub fn descriptor_limit() -> usize {
+    // A limit that cannot be read is taken for the least that a Linux process is usually given.
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(soft.saturating_sub(DESCRIPTOR_RESERVE.min(soft / 4))).unwrap_or(usize::MAX)
+}
+
+/// Says on standard error why the program ends, whatever `RUST_LOG` hides, and makes an exit code of it.
+pub fn fail(program: &str, code: u8, what: &dyn Display) -> ExitCode {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(io::stderr(), "{program}: {what}");
+    ExitCode::from(code)
+}
+
 /// SIGTERM and SIGINT. The first asks for a drain, the second for an end at once; what that means is the caller's.
 #[derive(Debug)]
 pub struct StopSignals {
@@ -28,8 +66,15 @@ pub struct StopSignals {
 }
 
 impl StopSignals {
-    /// Catches both from now on. Needs a running tokio runtime.
+    /// Catches both from now on, and makes harmless what would end the program by default and that people send to
+    /// services in good faith: SIGHUP (see [`Reload`]), SIGUSR1, SIGUSR2, SIGQUIT. Needs a running tokio runtime.
     pub fn new() -> io::Result<Self> {
+        let harmless =
+            [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::quit()];
+        for kind in harmless {
+            // The handler stays when the listener goes (tokio::signal::unix).
+            drop(signal(kind)?);
+        }
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
@@ -42,9 +87,38 @@ impl StopSignals {
     }
 }
 
+/// SIGHUP: what can be read anew while the program runs is to be read.
+#[derive(Debug)]
+pub struct Reload(Signal);
+
+impl Reload {
+    /// Catches it from now on. Needs a running tokio runtime.
+    pub fn new() -> io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// Waits for the next one and tells systemd that a reload has begun. Its end must be told with [`ready`], also that of
+    /// one that failed, or `systemctl reload` waits (systemd.service(5), `Type=notify-reload`). Safe to cancel.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            return std::future::pending().await;
+        }
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => tell(&[NotifyState::Reloading, now]),
+            // Without the time systemd would take the reload for failed and end the service.
+            Err(error) => tracing::debug!(%error, "the service manager could not be told of the reload"),
+        }
+    }
+}
+
 /// Tells systemd that the service is ready, and one line about it.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Tells systemd one line about the service, for `systemctl status`.
+pub fn status(status: &str) {
+    tell(&[NotifyState::Status(status)]);
 }
 
 /// Tells systemd that the service has begun to stop.
@@ -56,15 +130,9 @@ pub fn stopping() {
 /// so that a loop that hangs is noticed.
 pub async fn watchdog() {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    let mut every = tokio::time::interval((limit / 2).max(std::time::Duration::from_millis(1)));
+    let mut every = tokio::time::interval((limit / 2).max(Duration::from_millis(1)));
     loop {
         every.tick().await;
         tell(&[NotifyState::Watchdog]);
-    }
-}
-
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager could not be told");
     }
 }

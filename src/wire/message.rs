@@ -16,7 +16,10 @@
 //!                                <──   Exited { child, exit }           once for each child, whoever ended it
 //!   Status { ticket }            ──>
 //!                                <──   Status { ticket, status }
+//!                                <──   Draining                         the supervisor stops; Goodbye follows
 //! ```
+//!
+//! `Draining` comes before anything is stopped: no `Exited` behind it is the child's own doing.
 //!
 //! A child belongs to the connection that asked for it and is stopped when that connection ends. The layout of the
 //! bytes is fixed by golden tests (`tests/wire_golden_bytes.rs`); any change to it needs a new [`PROTOCOL`] number.
@@ -41,7 +44,7 @@ pub const MAX_LABEL: usize = 64;
 
 /// The version of this contract. Both sides must name exactly this number; there is no negotiation, because
 /// both binaries come out of one package.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// A Forgejo user, by the number that Forgejo gave them (`id` in `GET /api/v1/user`): logins change, ids do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -229,6 +232,9 @@ pub enum Reply {
         /// Why.
         reason: Farewell,
     },
+    /// The supervisor is stopping: it starts nothing any more, and stops what runs after a grace. Whatever `Exited`
+    /// follows is the supervisor's doing, however the child ended.
+    Draining,
 }
 
 /// Why a request was refused. Each has a stable code for the log, see [`Refusal::code`].
@@ -293,6 +299,21 @@ impl Refusal {
     }
 }
 
+/// In words for whoever asked for the child.
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::StartFailed { step: StartStep::Program, errno: libc::ENOENT } => {
+                "its program is not installed on the server; the operator finds the path in the supervisor's log"
+            }
+            Self::StartFailed { step: StartStep::Program, .. } => {
+                "its program cannot be run on the server; the operator finds why in the supervisor's log"
+            }
+            other => return write!(f, "the supervisor refused: {}", other.code()),
+        })
+    }
+}
+
 /// What was being done when a start failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StartStep {
@@ -302,6 +323,11 @@ pub enum StartStep {
     Cgroup,
     /// Anything between fork and exec: limits, ids, sandbox, exec itself.
     Exec,
+    /// Looking at the child program: it is not installed (`ENOENT`), cannot be run (`EACCES`), or is not root's alone
+    /// (`EPERM`).
+    Program,
+    /// Making the sandbox.
+    Sandbox,
 }
 
 /// Why the supervisor closes a connection.

@@ -8,8 +8,7 @@
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::unistd::Uid;
@@ -18,6 +17,7 @@ use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
 use zeroize::Zeroizing;
 
 use crate::codec::MAX_FRAME;
+use crate::unix_socket::{SocketName, bind_unix};
 
 /// The most descriptors that the kernel lets ride on one packet (`SCM_MAX_FD`, unix(7)); room for all of them, so
 /// that a hostile peer's surplus is received and closed instead of cut.
@@ -116,45 +116,15 @@ impl AsFd for Socket {
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixSeqpacketListener,
-    name: Option<Name>,
-}
-
-/// A path and what was bound there, so that a successor's socket of the same name is left alone.
-#[derive(Debug)]
-struct Name {
-    path: PathBuf,
-    inode: (u64, u64),
+    /// Removed when dropped.
+    _name: Option<SocketName>,
 }
 
 impl Listener {
-    /// Binds `path` with the file mode `mode`. The name appears only when the mode is right: the socket is bound
-    /// under a temporary name beside it and renamed. A socket that still answers is not displaced (`AddrInUse`).
-    /// `group`, if given, becomes the group of the file.
+    /// Listens at `path`; see [`bind_unix`].
     pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> io::Result<Self> {
-        if UnixSeqpacket::connect_blocking(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        let temporary = path.with_file_name(format!(".{}", std::process::id()));
-        match std::fs::remove_file(&temporary) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let socket = UnixSeqpacketListener::bind(&temporary)?;
-        let named = std::os::unix::fs::chown(&temporary, None, group)
-            .and_then(|()| std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode)))
-            .and_then(|()| std::fs::symlink_metadata(&temporary))
-            .and_then(|meta| {
-                std::fs::rename(&temporary, path)?;
-                Ok(Name { path: path.to_owned(), inode: (meta.dev(), meta.ino()) })
-            });
-        match named {
-            Ok(name) => Ok(Self { socket, name: Some(name) }),
-            Err(e) => {
-                // The bind is being given up; a name that stays behind would only be litter.
-                let _ = std::fs::remove_file(&temporary);
-                Err(e)
-            }
-        }
+        let (socket, name) = bind_unix(path, SockType::SeqPacket, mode, group)?;
+        Ok(Self { socket: socket.try_into()?, _name: Some(name) })
     }
 
     /// Takes over a listening socket that systemd made. It must be of type `SOCK_SEQPACKET`.
@@ -163,27 +133,11 @@ impl Listener {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the inherited socket is not SOCK_SEQPACKET"));
         }
         nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
-        Ok(Self { socket: fd.try_into()?, name: None })
+        Ok(Self { socket: fd.try_into()?, _name: None })
     }
 
     /// The next connection. Safe to cancel.
     pub async fn accept(&mut self) -> io::Result<Socket> {
         self.socket.accept().await.map(Socket)
     }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(Name { path, inode }) = &self.name
-            && std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == *inode)
-        {
-            // Best effort: there is nobody to tell, and a stale name is replaced by the next bind.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// Takes over the listening socket that systemd handed over (`sd_listen_fds(3)`), by its index.
-pub fn take_inherited(inherited: &mut listenfd::ListenFd, index: usize) -> io::Result<Option<OwnedFd>> {
-    inherited.take_custom(index, libc::AF_UNIX, libc::SOCK_SEQPACKET, "seqpacket")
 }

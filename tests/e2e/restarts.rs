@@ -1,5 +1,6 @@
 //! Restarts lose no session and leave no process.
 
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -7,7 +8,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{stand_in_deployment, token};
-use harness::deployment::{Process, processes};
+use harness::deployment::{Deployment, Process, Program, processes};
 use harness::mcp_session::{Session, http, initialize, post};
 
 use std::net::TcpListener;
@@ -123,4 +124,67 @@ async fn under_socket_activation_no_connection_is_refused_while_the_broker_resta
     }
     over.store(true, Ordering::SeqCst);
     calling.await.expect("every request was answered");
+}
+
+/// Ends the supervisor as `systemctl restart` does, and starts the next.
+fn restart_supervisor(deployment: &mut Deployment) {
+    let status = deployment.supervisor.as_mut().expect("runs").stop().expect("it ends");
+    assert!(status.success(), "{status}");
+    deployment.start_supervisor().expect("the supervisor starts again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_the_supervisor_loses_no_session_and_lets_calls_end() {
+    let mut deployment = stand_in_deployment("restarted_supervisor", &[], |_| {});
+    let token = token(&deployment, "alice");
+    let mut idle = Session::open(&deployment.url, &token).await.expect("a session");
+    let mut busy = Session::open(&deployment.url, &token).await.expect("a session");
+    let mut second = busy.clone();
+    let calling = tokio::spawn(async move { second.text("sleep", json!({"ms": 1500})).await });
+    // A second call is answered while the first sleeps, so the first is in flight by then.
+    busy.text("echo", json!({"text": "x"})).await.expect("an answer");
+    tokio::task::block_in_place(|| restart_supervisor(&mut deployment));
+    assert_eq!(calling.await.expect("no panic").expect("the call in flight has its answer"), "slept");
+    for session in [&mut idle, &mut busy] {
+        assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("the session goes on"), "back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_outlasts_the_grace_of_the_supervisor_gets_an_error_and_its_session_goes_on() {
+    let mut deployment = stand_in_deployment("outlasted_supervisor", &[], |config| {
+        config.supervisor = "[stop]\ndrain = \"200ms\"\n".to_owned();
+    });
+    let token = token(&deployment, "alice");
+    let mut session = Session::open(&deployment.url, &token).await.expect("a session");
+    let mut second = session.clone();
+    let calling =
+        tokio::spawn(async move { second.send("tools/call", json!({"name": "block", "arguments": {}})).await });
+    session.text("echo", json!({"text": "x"})).await.expect("an answer");
+    tokio::task::block_in_place(|| restart_supervisor(&mut deployment));
+    let (_, answer) = calling.await.expect("no panic").expect("an answer");
+    let message = answer.pointer("/error/message").and_then(serde_json::Value::as_str).unwrap_or_default();
+    assert!(message.contains("the supervisor of the forgejo-mcp process is gone; try again"), "{answer}");
+    assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("the session goes on"), "back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_under_way_when_the_supervisor_is_restarted_is_completed() {
+    let slow = format!("sleep 1; exec {}", harness::program("stand-in-child").display());
+    let mut deployment = stand_in_deployment("restarted_in_a_start", &[], |config| {
+        config.child = Program::stand_in(Path::new("/bin/sh"), &["-c", &slow]);
+        // The shell is the program that the sandbox knows, and starts another.
+        config.supervisor = "[sandbox]\nlandlock = false\n".to_owned();
+    });
+    let (url, token) = (deployment.url.clone(), token(&deployment, "alice"));
+    let opening = tokio::spawn(async move { Session::open(&url, &token).await });
+    let started = async {
+        while deployment.children().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), started).await.expect("a child is started");
+    tokio::task::block_in_place(|| restart_supervisor(&mut deployment));
+    let mut session = opening.await.expect("no panic").expect("the session is opened");
+    assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("the session goes on"), "back");
 }

@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::program;
+use futures_util::future::poll_immediate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,12 +20,14 @@ use rustix::io::retry_on_intr;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 use wire::codec;
-use wire::message::{ChildId, Exit, Isolation, Label, PROTOCOL, Refusal, Reply, Request, TenantId, Ticket};
+use wire::message::{ChildId, Exit, Isolation, Label, PROTOCOL, Refusal, Reply, Request, Status, TenantId, Ticket};
 use wire::secret::UpstreamToken;
 use wire::socket::Socket;
 
 pub const TOKEN: &str = "s3cret-upstream-token";
 const NOBODY: u32 = 65_534;
+/// Who may connect to a supervisor that is root.
+const BROKER: u32 = 73_727;
 /// Long enough for a loaded machine; reaching it is a failure.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -47,6 +51,19 @@ pub struct Supervised {
     process: Child,
     pub dir: tempfile::TempDir,
     pub log: PathBuf,
+    /// The service manager's end, where the test is one.
+    manager: Option<UnixDatagram>,
+    /// The uid that may connect.
+    broker: u32,
+}
+
+/// What a test asks for beyond a script and a policy.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Surroundings {
+    /// Soft and hard limit on descriptors, as a shell's `ulimit` takes them.
+    pub descriptors: Option<(u32, u32)>,
+    /// The test plays the service manager, with this `WatchdogSec=`; see [`Supervised::told`].
+    pub watchdog: Option<Duration>,
 }
 
 impl Supervised {
@@ -54,23 +71,47 @@ impl Supervised {
     pub fn start(script: &str, policy: &str) -> Self {
         // Groups that children must not inherit; a shell of root's often has none to lose.
         nix::unistd::setgroups(&[4, 24].map(nix::unistd::Gid::from_raw)).expect("root");
-        Self::launch(script, policy, false)
+        Self::launch(script, policy, false, Surroundings::default())
     }
 
     /// Without root; a test that is root becomes nobody for it.
     pub fn start_unprivileged(script: &str, policy: &str) -> Self {
-        Self::launch(script, policy, true)
+        Self::launch(script, policy, true, Surroundings::default())
     }
 
-    fn launch(script: &str, policy: &str, unprivileged: bool) -> Self {
+    /// Without root, in surroundings of the test's.
+    pub fn start_in(surroundings: Surroundings, script: &str, policy: &str) -> Self {
+        Self::launch(script, policy, true, surroundings)
+    }
+
+    /// Without root, with a program of the test's instead of `/bin/sh`.
+    pub fn start_program(program: &Path, script: &str, policy: &str) -> Self {
+        Self::launch_program(program, script, policy, true, Surroundings::default())
+    }
+
+    fn launch(script: &str, policy: &str, unprivileged: bool, surroundings: Surroundings) -> Self {
+        Self::launch_program(Path::new("/bin/sh"), script, policy, unprivileged, surroundings)
+    }
+
+    fn launch_program(
+        child: &Path,
+        script: &str,
+        policy: &str,
+        unprivileged: bool,
+        surroundings: Surroundings,
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).expect("chmod");
         let config = dir.path().join("supervisor.toml");
-        let mut text = format!("broker_user = {}\n", Uid::effective());
+        // Root is nobody's broker.
+        let broker = if unprivileged { Uid::effective().as_raw() } else { BROKER };
+        let mut text = format!("broker_user = {broker}\n");
         text.push_str("[forgejo]\nurl = \"http://127.0.0.1:1/\"\n");
-        writeln!(text, "[child]\nprofile = \"custom\"\nprogram = \"/bin/sh\"").expect("text");
+        writeln!(text, "[child]\nprofile = \"custom\"\nprogram = \"{}\"", child.display()).expect("text");
         writeln!(text, "arguments = ['-c', '''{script}''']").expect("text");
-        text.push_str("[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n");
+        if !policy.contains("[stop]") {
+            text.push_str("[stop]\ndrain = \"0s\"\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n");
+        }
         text.push_str(policy);
         if !policy.contains("[uids]") {
             writeln!(text, "\n[uids]\nfirst = {}\ncount = 64", own_range()).expect("text");
@@ -82,7 +123,18 @@ impl Supervised {
         std::fs::set_permissions(&notify, PermissionsExt::from_mode(0o777)).expect("chmod");
         ready.set_read_timeout(Some(TIMEOUT)).expect("timeout");
         let log = dir.path().join("log");
-        let mut command = Command::new(program("forgejo-mcp-supervisor"));
+        let mut command = match surroundings.descriptors {
+            None => Command::new(program("forgejo-mcp-supervisor")),
+            Some((soft, hard)) => {
+                let script = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$@\"");
+                let mut command = Command::new("/bin/sh");
+                command.args(["-c", &script, "sh"]).arg(program("forgejo-mcp-supervisor"));
+                command
+            }
+        };
+        if let Some(watchdog) = surroundings.watchdog {
+            command.env("WATCHDOG_USEC", watchdog.as_micros().to_string());
+        }
         command.arg("--config").arg(&config).arg("--listen").arg(dir.path().join("s"));
         command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null());
         command.stderr(std::fs::File::create(&log).expect("a log"));
@@ -91,21 +143,38 @@ impl Supervised {
             if Uid::effective().is_root() {
                 command.uid(NOBODY).gid(NOBODY);
             }
+        } else {
+            command.args(["--listen-mode", "0666"]);
         }
         let mut process = command.spawn().expect("a supervisor");
-        let mut notice = [0; 256];
-        // Interrupted: another test's setgroups, which signals all threads of a process.
-        let read = loop {
-            match ready.recv(&mut notice) {
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                received => break received.unwrap_or_default(),
-            }
-        };
-        if !notice[..read].starts_with(b"READY=1") {
+        // The watchdog may be told first.
+        let mut notice = message(&ready);
+        while notice.starts_with("WATCHDOG=1") {
+            notice = message(&ready);
+        }
+        if !notice.starts_with("READY=1") {
             let _ = process.kill();
             panic!("not ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
         }
-        Self { process, dir, log }
+        let manager = surroundings.watchdog.map(|_| ready);
+        Self { process, dir, log, manager, broker }
+    }
+
+    /// What the service manager is told next that begins so; everything else is passed over.
+    pub fn told(&self, begins: &str) -> String {
+        let manager = self.manager.as_ref().expect("the test plays the service manager");
+        loop {
+            let said = message(manager);
+            assert!(!said.is_empty(), "nothing that begins with {begins} was told in time: {}", self.logged());
+            if said.starts_with(begins) {
+                return said;
+            }
+        }
+    }
+
+    /// The file that the policy is in.
+    pub fn policy(&self) -> PathBuf {
+        self.dir.path().join("supervisor.toml")
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -120,9 +189,27 @@ impl Supervised {
         std::fs::read_to_string(&self.log).expect("a log")
     }
 
-    pub fn kill(&mut self, signal: Signal) -> ExitStatus {
+    /// Lowers the limits on descriptors of the running, unprivileged supervisor; only its own user may.
+    pub fn limit_descriptors(&self, most: u32) {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--pid={}", self.pid())).arg(format!("--nofile={most}:{most}"));
+        if Uid::effective().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        assert!(command.status().expect("prlimit of util-linux").success(), "the limit cannot be lowered");
+    }
+
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.process.id().cast_signed()), signal).expect("kill");
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
         self.process.wait().expect("wait")
+    }
+
+    pub fn kill(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
     }
 }
 
@@ -132,6 +219,44 @@ impl Drop for Supervised {
             self.kill(Signal::SIGTERM);
         }
     }
+}
+
+/// One message to a service manager; empty when none came in time.
+fn message(manager: &UnixDatagram) -> String {
+    let mut said = [0; 256];
+    loop {
+        match manager.recv(&mut said) {
+            // Another test's setgroups, which signals all threads of a process.
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            received => {
+                let length = received.unwrap_or_default();
+                return String::from_utf8_lossy(&said[..length]).into_owned();
+            }
+        }
+    }
+}
+
+/// Connects as the uid that may; the kernel notes who a thread is when it connects.
+async fn connect_as(broker: u32, path: &Path) -> Socket {
+    let to = |uid: u32| {
+        let uid = rustix::process::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_uid(None, uid, None).expect("root");
+    };
+    let own = Uid::effective().as_raw();
+    if broker != own {
+        to(broker);
+    }
+    let mut connecting = pin!(Socket::connect(path));
+    // The first poll is the system call, and never waits.
+    let first = poll_immediate(connecting.as_mut()).await;
+    if broker != own {
+        to(own);
+    }
+    let connected = match first {
+        Some(connected) => connected,
+        None => connecting.await,
+    };
+    connected.expect("connect")
 }
 
 pub struct Client {
@@ -161,7 +286,7 @@ pub async fn hear(socket: &Socket) -> Option<(Reply, Vec<OwnedFd>)> {
 
 impl Client {
     pub async fn connect(supervised: &Supervised) -> Self {
-        let socket = Socket::connect(&supervised.socket()).await.expect("connect");
+        let socket = connect_as(supervised.broker, &supervised.socket()).await;
         say(&socket, &Request::Hello { protocol: PROTOCOL }).await;
         match hear(&socket).await {
             Some((Reply::Welcome { isolation, .. }, _)) => Self { socket, isolation, ticket: 0 },
@@ -177,6 +302,18 @@ impl Client {
                 return (found, fds);
             }
         }
+    }
+
+    /// The supervisor's numbers.
+    pub async fn status(&mut self) -> Status {
+        self.ticket += 1;
+        let ticket = Ticket(self.ticket);
+        say(&self.socket, &Request::Status { ticket }).await;
+        let answer = self.await_reply(|reply| match *reply {
+            Reply::Status { ticket: t, status } if t == ticket => Some(status),
+            _ => None,
+        });
+        answer.await.0
     }
 
     pub async fn try_spawn(&mut self, tenant: u64) -> Result<Kid, Refusal> {

@@ -103,7 +103,7 @@ pub(crate) enum SpawnError {
     #[error("the supervisor cannot be reached")]
     Unreachable,
     /// The supervisor refused.
-    #[error("the supervisor refused: {}", .0.code())]
+    #[error("{0}")]
     Refused(Refusal),
 }
 

@@ -3,7 +3,7 @@
 //! One connection, made when it is first needed and again when it was lost; nothing runs in the background to keep
 //! it up. The supervisor is trusted with what it says about children, but a frame that is not of the contract ends the
 //! connection. Losing it ends all its children (the supervisor stops them), which reads as
-//! [`Ended::SupervisorLost`].
+//! [`Ended::SupervisorLost`]; and so does every end of a child after the supervisor has said that it stops.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -151,6 +151,8 @@ struct Link {
 struct Table {
     answers: HashMap<Ticket, oneshot::Sender<Result<Granted, Refusal>>>,
     children: HashMap<ChildId, oneshot::Sender<Ended>>,
+    /// The supervisor has said that it stops: children end because of that from now on.
+    draining: bool,
 }
 
 #[derive(Debug)]
@@ -238,9 +240,15 @@ impl Link {
             Reply::Refused { ticket, refusal } => (ticket, Err(refusal)),
             Reply::Status { ticket, status } => (ticket, Ok(Granted::Status(status))),
             Reply::Exited { child, exit } => {
+                let ended = if table.draining { Ended::SupervisorLost } else { Ended::Exit(exit) };
                 if let Some(sender) = table.children.remove(&child) {
-                    let _ = sender.send(Ended::Exit(exit));
+                    let _ = sender.send(ended);
                 }
+                return Ok(());
+            }
+            Reply::Draining => {
+                table.draining = true;
+                tracing::info!(children = table.children.len(), "the supervisor stops; its children end after a grace");
                 return Ok(());
             }
             Reply::Stopping { .. } => return Ok(()),

@@ -99,3 +99,25 @@ async fn a_start_that_nobody_waits_for_leaves_no_child() {
     }
     assert!(supervised.logged().contains("child ended"), "it was started and stopped: {}", supervised.logged());
 }
+
+#[tokio::test]
+async fn an_end_is_the_childs_own_before_the_supervisor_says_that_it_stops_and_never_after() {
+    let policy = "[stop]\ndrain = \"30s\"\n";
+    let mut supervised = Supervised::start_unprivileged("echo ready; read line; exit 3", policy);
+    let spawner = SupervisorSpawner::new(supervised.socket());
+    let (first, mut second) = (spawner.spawn(order(1)).await, spawner.spawn(order(1)).await.expect("a backend"));
+    let mut first = first.expect("a backend");
+    let end = async |backend: &mut Backend| {
+        backend.stdin.writable().await.expect("writable");
+        backend.stdin.try_write(b"end\n").expect("written");
+        (&mut backend.ended).await
+    };
+    assert_eq!(end(&mut first).await, Ok(Ended::Exit(Exit::Code(3))));
+    supervised.signal(Signal::SIGTERM);
+    // Refused for it, so the announcement has been heard.
+    while spawner.spawn(order(2)).await.err() != Some(SpawnError::Refused(Refusal::ShuttingDown)) {
+        tokio::task::yield_now().await;
+    }
+    assert!(!matches!(end(&mut second).await, Ok(Ended::Exit(_))), "the same end, and not its own");
+    assert!(supervised.wait().success(), "the grace ends with the last child");
+}
