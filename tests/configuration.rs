@@ -32,11 +32,184 @@ fn unprivileged() -> &'static [&'static str] {
     if nix::unistd::geteuid().is_root() { &[] } else { &["--unprivileged"] }
 }
 
+/// What the broker needs, with its database in the test's directory.
+fn broker_file(dir: &Path, more: &str) -> std::path::PathBuf {
+    let store = dir.join("broker.db");
+    let text = format!(
+        "public_url = \"https://mcp.example\"\nforgejo.url = \"https://git.example\"\nstore.path = \"{}\"\n{more}",
+        store.display()
+    );
+    write(dir, "broker.toml", &text)
+}
+
+/// What the supervisor needs.
+fn supervisor_file(dir: &Path, more: &str) -> std::path::PathBuf {
+    let text = "forgejo.url = \"https://git.example\"\nchild.profile = \"custom\"\nchild.program = \"/bin/cat\"\n";
+    let broker = if more.contains("broker_user") { "" } else { "broker_user = 12345\n" };
+    write(dir, "supervisor.toml", &format!("{broker}{text}{more}"))
+}
+
+/// That each of these lines alone is refused with these words, and that without it all is good.
+fn refused_one_by_one(program: &str, file: impl Fn(&Path, &str) -> std::path::PathBuf, cases: &[(&str, &str)]) {
+    let more = if program == SUPERVISOR { unprivileged() } else { &[] };
+    let dir = tempfile::tempdir().expect("a directory");
+    assert_eq!(check(program, &[&file(dir.path(), "")], more).0, 0, "the rest is good");
+    for (line, words) in cases {
+        let (code, said) = check(program, &[&file(dir.path(), line)], more);
+        assert!(code == 78 && said.contains(words), "{line} is answered with {code}, and not with `{words}`:\n{said}");
+        assert_eq!(said.lines().filter(|line| line.contains(".toml: ")).count(), 1, "{line}: only that\n{said}");
+    }
+}
+
+#[test]
+fn nonsense_in_the_brokers_file_is_refused_and_explained() {
+    let cases = [
+        ("listen = \":8080\"", "listen: must be an IP address and a port, such as \"127.0.0.1:8080\""),
+        ("listen = \"localhost:8080\"", "listen: must be an IP address and a port"),
+        ("http.allowed_origins = [\"*\"]", "http.allowed_origins: `*` would let every web page in"),
+        ("http.allowed_origins = [\"inspector.example\"]", "`inspector.example` is no origin"),
+        ("http.allowed_origins = [\"https://a.example/\"]", "that would be \"https://a.example\""),
+        ("http.allowed_origins = [\"https://A.example:443\"]", "that would be \"https://a.example\""),
+        ("http.allowed_origins = [\"app://host/x\"]", "that would be \"app://host\""),
+        (
+            "oauth.access_token_ttl = \"2h\"\noauth.refresh_token_ttl = \"1h\"",
+            "oauth.access_token_ttl: must not be above",
+        ),
+        ("sessions.child_idle = \"2h\"\nsessions.session_idle = \"1h\"", "sessions.child_idle: must not be above"),
+        ("sessions.total = 5\nsessions.per_user = 6", "sessions.per_user: must not be above total, which is 5"),
+        (
+            "sessions.children_total = 5\nsessions.children_per_user = 6",
+            "sessions.children_per_user: must not be above children_total, which is 5",
+        ),
+    ];
+    refused_one_by_one(BROKER, broker_file, &cases);
+}
+
+#[test]
+fn a_default_gives_way_to_what_was_set() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text =
+        "sessions = { total = 5, children_total = 2, session_idle = \"1min\" }\noauth.refresh_token_ttl = \"60s\"";
+    let (code, said) = check(BROKER, &[&broker_file(dir.path(), text)], &[]);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = check(SUPERVISOR, &[&supervisor_file(dir.path(), "caps.children = 2")], unprivileged());
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn an_address_without_a_scheme_or_of_the_api_is_explained() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let with = |public: &str, forgejo: &str| {
+        let store = dir.path().join("broker.db");
+        let text = format!("public_url = {public:?}\nforgejo.url = {forgejo:?}\nstore.path = {store:?}\n");
+        check(BROKER, &[&write(dir.path(), "broker.toml", &text)], &[])
+    };
+    for (public, forgejo, words) in [
+        ("mcp.example", "https://git.example", "public_url: must begin with https://"),
+        ("https://mcp.example", "git.example:3000", "forgejo.url: must begin with https:// or http://"),
+        ("https://mcp.example", "https://git.example/api/v1", "forgejo.url: must be the address of Forgejo itself"),
+        ("https://mcp.example", "https://git.example/forge/api/v1/", "without /api/v1"),
+    ] {
+        let (code, said) = with(public, forgejo);
+        assert!(code == 78 && said.contains(words), "{public} {forgejo}: {said}");
+    }
+    assert_eq!(with("http://localhost:8080", "http://git.example:3000/forge/").0, 0);
+}
+
+#[test]
+fn a_database_whose_directory_is_not_there_is_told_by_check_and_start_alike() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = "public_url = \"https://mcp.example\"\nforgejo.url = \"https://git.example\"\n\
+                store.path = \"/nonexistent/broker.db\"\n";
+    let file = write(dir.path(), "broker.toml", text);
+    let (code, said) = check(BROKER, &[&file], &[]);
+    assert!(code == 78 && said.contains("store.path: the directory /nonexistent is not there"), "{said}");
+    let mut start = Command::new(harness::program(BROKER));
+    let output = start.arg("--config").arg(&file).env("RUST_LOG", "off").output().expect("it runs");
+    assert_eq!(output.status.code(), Some(78));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("store.path: the directory /nonexistent is not there"), "RUST_LOG hides it: {said}");
+}
+
+#[test]
+fn nonsense_in_the_supervisors_file_is_refused_and_explained() {
+    let cases = [
+        ("limits.memory_max = 512", "limits.memory_max: must be 0 (none) or at least 8.0 MiB for this child"),
+        ("limits.users.42.memory_max = 512", "limits.users.42.memory_max: must be 0 (none) or at least"),
+        (
+            "limits.users.alice.memory_max = \"1GiB\"",
+            "limits.users.alice: is no number: write the number that Forgejo gave",
+        ),
+        ("sandbox.read = [\"/nonexistent\"]", "sandbox.read: /nonexistent: No such file"),
+        ("cgroup.root = \"/tmp\"", "cgroup.root: /tmp is no cgroup2 directory"),
+        ("cgroup.root = \"/nonexistent\"", "cgroup.root: /nonexistent cannot be looked at"),
+        ("caps.children = 5\ncaps.children_per_tenant = 6", "caps.children_per_tenant: one user cannot have 6 of 5"),
+        (
+            "stop.drain = \"60s\"\nstop.term_grace = \"60s\"",
+            "stop.drain: and eof_grace and term_grace must not be above",
+        ),
+    ];
+    refused_one_by_one(SUPERVISOR, supervisor_file, &cases);
+}
+
+#[test]
+fn a_child_program_that_is_not_installed_is_a_problem_for_check_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = "broker_user = 12345\nforgejo.url = \"https://git.example\"\nchild.program = \"/nonexistent/child\"\n";
+    let file = write(dir.path(), "supervisor.toml", text);
+    let (code, said) = check(SUPERVISOR, &[&file], unprivileged());
+    assert!(code == 78 && said.contains("child.program: /nonexistent/child is not installed"), "{said}");
+}
+
+#[test]
+fn who_may_connect_is_neither_root_nor_a_uid_of_the_children() {
+    if !nix::unistd::geteuid().is_root() {
+        // Without root the supervisor has neither children of other uids nor a broker of another.
+        println!("SKIPPED: who_may_connect_is_neither_root_nor_a_uid_of_the_children: needs root");
+        return;
+    }
+    let cases = [
+        ("broker_user = 0", "broker_user: must not be root"),
+        ("broker_user = \"root\"", "broker_user: must not be root"),
+        ("broker_user = 80000", "broker_user: has uid 80000, which lies in the range of [uids] (73728 to 90111)"),
+        ("broker_user = 90111", "broker_user: has uid 90111"),
+        ("broker_user = \"no-such-user-here\"", "broker_user: there is no user `no-such-user-here`"),
+        ("uids = { first = 12000, count = 1000 }", "broker_user: has uid 12345"),
+    ];
+    refused_one_by_one(SUPERVISOR, supervisor_file, &cases);
+}
+
+#[test]
+fn a_range_that_a_user_of_the_machine_has_is_refused_by_check() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: a_range_that_a_user_of_the_machine_has_is_refused_by_check: needs root");
+        return;
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd").expect("readable");
+    let uids = passwd.lines().filter_map(|line| line.split(':').nth(2)?.parse::<u32>().ok());
+    let Some(taken) = uids.filter(|uid| (1024..61_000).contains(uid)).min() else {
+        println!("SKIPPED: a_range_that_a_user_of_the_machine_has_is_refused_by_check: nobody has a uid from 1024 on");
+        return;
+    };
+    let line = format!("uids = {{ first = {taken}, count = 2 }}");
+    refused_one_by_one(SUPERVISOR, supervisor_file, &[(&line, "uids: the range is not free: ")]);
+}
+
+#[test]
+fn nothing_is_called_missing_because_a_file_is_no_toml() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let broken = write(dir.path(), "broken.toml", "public_url = https://mcp.example\n");
+    for program in [BROKER, SUPERVISOR] {
+        let (code, said) = check(program, &[&broken], &[]);
+        assert!(code == 78 && said.contains("is not TOML"), "{said}");
+        assert!(!said.contains("is missing"), "{said}");
+    }
+}
+
 #[test]
 fn a_good_file_is_good() {
     let dir = tempfile::tempdir().expect("a directory");
-    let broker =
-        write(dir.path(), "b", "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\n");
+    let broker = broker_file(dir.path(), "");
     assert_eq!(check(BROKER, &[&broker], &[]).0, 0);
     let text = "broker_user = 12345\n[forgejo]\nurl = \"https://git.example\"\n[child]\nprofile = \"custom\"\n\
                 program = \"/bin/cat\"\ntoken_variables = [\"TOKEN\"]\n";
@@ -112,6 +285,8 @@ fn the_example_in_readme_is_good_with_every_line_uncommented() {
         };
         text.extend([line.as_str(), "\n"]);
     }
+    let database = dir.path().join("broker.db").display().to_string();
+    text.extend(["[store]\npath = \"", &database, "\"\n"]);
     assert!(text.contains("correct_hints = true") && text.contains("[oauth.clients.our-bot]"), "{text}");
     let file = write(dir.path(), "broker.toml", &text);
     let (code, said) = check(BROKER, &[&file], &[]);
@@ -167,11 +342,7 @@ fn a_file_that_is_missing_or_no_toml_is_named() {
 #[test]
 fn a_later_file_is_laid_over_an_earlier_one() {
     let dir = tempfile::tempdir().expect("a directory");
-    let first = write(
-        dir.path(),
-        "1",
-        "public_url = \"https://a.example\"\n[sessions]\nper_user = 0\n[forgejo]\nurl = \"https://git.example\"\n",
-    );
+    let first = broker_file(dir.path(), "[sessions]\nper_user = 0\n");
     let second = write(dir.path(), "2", "[sessions]\nper_user = 3\n");
     assert_eq!(check(BROKER, &[&first], &[]).0, 78);
     assert_eq!(check(BROKER, &[&first, &second], &[]).0, 0);

@@ -1,13 +1,16 @@
 //! Without root the supervisor does the same work, minus the isolation, and says so.
 
 #[cfg(test)]
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::supervised::{Client, Supervised, Surroundings};
+use harness::supervised::{Client, Supervised, Surroundings, hear, say};
 use nix::sys::signal::Signal;
-use wire::message::{Exit, Farewell, Refusal, Reply, StartStep};
+use wire::message::{Exit, Farewell, PROTOCOL, Refusal, Reply, Request, StartStep};
+use wire::socket::Socket;
+use wire::unix_socket::bind_unix;
 
 #[tokio::test]
 async fn it_says_that_children_share_a_uid() {
@@ -206,4 +209,35 @@ async fn a_second_sigterm_ends_the_grace() {
     client.await_reply(|reply| matches!(reply, Reply::Draining).then_some(())).await;
     assert!(supervised.kill(Signal::SIGTERM).success());
     assert!(matches!(client.exit_of(&kid).await, Exit::Signal(_)));
+}
+
+#[tokio::test]
+async fn every_socket_that_systemd_hands_over_is_served() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let policy = dir.path().join("supervisor.toml");
+    let own = nix::unistd::geteuid();
+    let text = format!("broker_user = {own}\nforgejo.url = \"http://127.0.0.1:1\"\nchild.program = \"/bin/cat\"\n");
+    std::fs::write(&policy, text).expect("written");
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+    let paths = ["a", "b"].map(|name| dir.path().join(name));
+    let [first, second] = paths
+        .each_ref()
+        .map(|path| bind_unix(path, nix::sys::socket::SockType::SeqPacket, 0o600, None).expect("bound"));
+    let script = "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$; exec \"$@\"";
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh"]).arg(harness::program("forgejo-mcp-supervisor")).arg("--unprivileged");
+    command.arg("--config").arg(&policy).stdin(first.0).stdout(second.0).stderr(std::process::Stdio::null());
+    if own.is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    let mut supervisor = command.spawn().expect("it runs");
+    for path in &paths {
+        // Waits in the socket until the supervisor is there.
+        let socket = Socket::connect(path).await.expect("connected");
+        say(&socket, &Request::Hello { protocol: PROTOCOL }).await;
+        assert!(matches!(hear(&socket).await, Some((Reply::Welcome { .. }, _))), "{}", path.display());
+    }
+    let pid = nix::unistd::Pid::from_raw(supervisor.id().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).expect("signalled");
+    assert!(supervisor.wait().expect("it ends").success());
 }

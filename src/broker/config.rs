@@ -1,4 +1,5 @@
-//! The broker's configuration, parsed once and completely: all problems are reported together.
+//! The broker's configuration, parsed once and completely: all problems are reported together, and what would make the
+//! start fail is one of them, so that `--check` and the start say the same.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -69,9 +70,10 @@ pub(crate) struct Config {
 impl Config {
     /// Reads it. `credentials` is `$CREDENTIALS_DIRECTORY`, where systemd puts what `LoadCredential=` names.
     pub(crate) fn read(mut root: Section, credentials: Option<&Path>) -> Result<Self, ConfigError> {
-        const RUN: &str = "/run/forgejo-mcp-broker";
         let public_url = address(&mut root, "public_url", true);
-        let listen = root.parsed("listen").unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        let listen = root
+            .value("listen", |value| listen(&value))
+            .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         let mut forgejo = root.section("forgejo");
         let forgejo_url = address(&mut forgejo, "url", false);
         let forgejo_moved_from =
@@ -84,17 +86,22 @@ impl Config {
         let tools = Tables::read(root.section("tools"));
         let oauth = OAuthConfig::read(root.section("oauth"));
         let mut supervisor = root.section("supervisor");
-        let supervisor_socket = supervisor.path("socket", Path::new(RUN).join("supervisor.sock"));
+        let supervisor_socket = supervisor.path("socket", "/run/forgejo-mcp-supervisor/supervisor.sock");
         supervisor.close();
         let (database, key_file) = store(root.section("store"), credentials);
         let mut admin = root.section("admin");
-        let admin_socket = admin.path("socket", Path::new(RUN).join("admin.sock"));
+        let admin_socket = admin.path("socket", "/run/forgejo-mcp-broker/admin.sock");
         admin.close();
         let mut http = root.section("http");
         let max_body = http.size("max_body", bytes(DEFAULT_MAX_BODY), 1024..=1 << 30);
         let total = http.integer("max_connections", 4096, 1..=1_000_000);
         let per_address = http.integer("connections_per_address", 256, 1..=1_000_000);
         let mut origins = http.texts("allowed_origins", &[]);
+        for text in &origins {
+            if let Err(what) = origin(text) {
+                http.complain("allowed_origins", format!("`{text}` {what}"));
+            }
+        }
         let proxies = rates::proxies(&mut http);
         let connections = ConnectionCaps { total, per_address, proxies: proxies.clone() };
         let request_timeout = http.duration("request_timeout", Duration::from_mins(5), seconds(1, 86_400));
@@ -148,8 +155,39 @@ fn store(mut section: Section, credentials: Option<&Path>) -> (PathBuf, KeyFile)
         (None, Some(path)) => KeyFile { path, managed: true },
         (None, None) => KeyFile { path: database.with_file_name("upstream.key"), managed: false },
     };
+    if let Some(dir) = database.parent().filter(|dir| !dir.is_dir()) {
+        let what = format!("the directory {} is not there; systemd makes it with StateDirectory=", dir.display());
+        section.complain("path", what);
+    }
     section.close();
     (database, key_file)
+}
+
+/// An address to listen on. Names are not looked up: what they stand for can change, and where to listen should not.
+fn listen(value: &toml::Value) -> Result<SocketAddr, String> {
+    let address = value.as_str().and_then(|text| text.parse().ok());
+    address.ok_or_else(|| {
+        let examples = "\"127.0.0.1:8080\", \"[::1]:8080\", or \"[::]:8080\" for all";
+        format!("must be an IP address and a port, such as {examples}; not a name, and not a port alone")
+    })
+}
+
+/// What browsers send in `Origin` (RFC 6454 section 6.2): anything else would never match.
+fn origin(text: &str) -> Result<(), String> {
+    if text == "*" {
+        return Err("would let every web page in: name the origins of those that may".to_owned());
+    }
+    let url = Url::parse(text).ok().filter(Url::has_host);
+    let expected = url.map(|url| match url.origin() {
+        origin @ url::Origin::Tuple(..) => origin.ascii_serialization(),
+        // The scheme of a program, such as app://host.
+        url::Origin::Opaque(_) => format!("{}://{}", url.scheme(), url.authority()),
+    });
+    match expected {
+        Some(expected) if expected == text => Ok(()),
+        Some(expected) => Err(format!("is no origin as browsers send it; that would be \"{expected}\"")),
+        None => Err("is no origin, such as \"https://inspector.example.org\" or \"http://localhost:6274\"".to_owned()),
+    }
 }
 
 /// An http or https address without a trailing slash. The broker's own must be a bare origin, and https unless it is
@@ -160,18 +198,20 @@ fn address(section: &mut Section, key: &str, own: bool) -> Option<String> {
         section.complain(key, format!("is missing, and has no default; an example: \"{example}\""));
     }
     section.value(key, |value| {
-        let url: Url = value.as_str().unwrap_or_default().parse().map_err(|e| format!("must be an address: {e}"))?;
+        let text = value.as_str().ok_or("must be a text")?;
+        let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+        if !scheme.eq_ignore_ascii_case("https") && !scheme.eq_ignore_ascii_case("http") {
+            return Err("must begin with https:// or http://, such as \"https://git.example.org\"".to_owned());
+        }
+        let url: Url = text.parse().map_err(|e| format!("must be an address: {e}"))?;
         let loopback = match url.host() {
             Some(Host::Domain(name)) => name == "localhost",
             Some(Host::Ipv4(ip)) => ip.is_loopback(),
             Some(Host::Ipv6(ip)) => ip.is_loopback(),
             None => false,
         };
-        match url.scheme() {
-            "https" => {}
-            "http" if loopback || !own => {}
-            "http" => return Err("must be https, unless the host is on this machine".to_owned()),
-            _ => return Err("must be an http or https address".to_owned()),
+        if own && url.scheme() == "http" && !loopback {
+            return Err("must be https, unless the host is on this machine".to_owned());
         }
         if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
             return Err("must have neither user, query nor fragment".to_owned());
@@ -179,6 +219,10 @@ fn address(section: &mut Section, key: &str, own: bool) -> Option<String> {
         if own && url.path() != "/" {
             return Err("must have no path: clients expect the metadata at the root".to_owned());
         }
-        Ok(url.as_str().trim_end_matches('/').to_owned())
+        let url = url.as_str().trim_end_matches('/');
+        if url.ends_with("/api/v1") {
+            return Err("must be the address of Forgejo itself, without /api/v1".to_owned());
+        }
+        Ok(url.to_owned())
     })
 }

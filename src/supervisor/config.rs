@@ -243,30 +243,37 @@ fn uids(root: &mut Section) -> Option<UidRange> {
 /// All of `/etc/passwd` and `/etc/subuid` is compared. Of the other sources of NSS only the ends and the middle of
 /// the range are asked for: asking for each uid would be 16384 round trips to a directory server.
 fn uid_in_use(range: UidRange) -> Option<String> {
-    let lines = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    for line in lines("/etc/passwd").lines() {
-        let mut fields = line.split(':');
-        let name = fields.next().unwrap_or_default();
-        if let Some(uid) = fields.nth(1).and_then(|uid| uid.parse().ok()).and_then(|uid| range.get(uid)) {
-            return Some(format!("{name} has uid {}", uid.get()));
-        }
-    }
-    for line in lines("/etc/subuid").lines() {
-        let mut fields = line.split(':');
-        let name = fields.next().unwrap_or_default();
-        let mut number = || fields.next().and_then(|n| n.parse::<u32>().ok());
-        if let (Some(first), Some(count)) = (number(), number())
-            && first <= range.sweeper().get()
-            && first.saturating_add(count) > range.first()
-        {
-            return Some(format!("/etc/subuid gives {first} and {count} more to {name}"));
-        }
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    if let Some(what) = in_passwd(&read("/etc/passwd"), range).or_else(|| in_subuid(&read("/etc/subuid"), range)) {
+        return Some(what);
     }
     let last = range.sweeper().get();
     let middle = range.first() + (last - range.first()) / 2;
     [range.first(), middle, last].into_iter().find_map(|uid| {
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten()?;
         Some(format!("{} has uid {uid}", user.name))
+    })
+}
+
+/// passwd(5).
+fn in_passwd(passwd: &str, range: UidRange) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let uid = range.get(fields.nth(1)?.parse().ok()?)?;
+        Some(format!("{name} has uid {}", uid.get()))
+    })
+}
+
+/// subuid(5).
+fn in_subuid(subuid: &str, range: UidRange) -> Option<String> {
+    subuid.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let mut number = || fields.next()?.parse::<u32>().ok();
+        let (first, count) = (number()?, number()?);
+        let overlaps = first <= range.sweeper().get() && first.saturating_add(count) > range.first();
+        overlaps.then(|| format!("/etc/subuid gives {first} and {count} more to {name}"))
     })
 }
 
@@ -294,4 +301,25 @@ fn existing_paths(section: &mut Section, key: &str) -> Vec<PathBuf> {
         }
     }
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_a_uid_of_the_range_is_found() {
+        let range = UidRange::new(73_728, 100).expect("a range");
+        let passwd = |uid: u32| format!("root:x:0:0::/root:/bin/sh\nada:x:{uid}:5::/:/bin/sh\n");
+        for (uid, found) in [(73_727, false), (73_728, true), (73_827, true), (73_828, false)] {
+            assert_eq!(in_passwd(&passwd(uid), range).is_some(), found, "{uid}");
+        }
+        let subuid = |first: u32, count: u32| format!("ada:{first}:{count}\n");
+        for (first, count, found) in
+            [(73_000, 728, false), (73_000, 729, true), (73_827, 1, true), (73_828, 9, false), (1, u32::MAX, true)]
+        {
+            assert_eq!(in_subuid(&subuid(first, count), range).is_some(), found, "{first} {count}");
+        }
+        assert_eq!(in_passwd("no line of passwd\n\n", range), None);
+    }
 }

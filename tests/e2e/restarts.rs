@@ -188,3 +188,39 @@ async fn a_start_under_way_when_the_supervisor_is_restarted_is_completed() {
     let mut session = opening.await.expect("no panic").expect("the session is opened");
     assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("the session goes on"), "back");
 }
+
+#[tokio::test]
+async fn no_signal_that_is_sent_in_good_faith_ends_a_program() {
+    let deployment = stand_in_deployment("harmless_signals", &[], |_| {});
+    let mut session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT] {
+        for program in [&deployment.broker, &deployment.supervisor].into_iter().flatten() {
+            program.signal(signal);
+        }
+        assert_eq!(session.text("echo", json!({"text": "on"})).await.expect("an answer"), "on", "{signal}");
+    }
+}
+
+#[tokio::test]
+async fn a_child_program_that_was_removed_is_named_as_the_reason_and_found_when_it_is_back() {
+    let dir = crate::scratch("removed_program_itself");
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let program = dir.join("forgejo-mcp");
+    let install = || std::fs::copy(harness::program("stand-in-child"), &program).expect("installed");
+    let mut deployment = stand_in_deployment("removed_program", &[], |config| {
+        // The supervisor starts without it.
+        config.child = Program::stand_in(&program, &[]);
+    });
+    let token = token(&deployment, "alice");
+    let refused = Session::open(&deployment.url, &token).await.expect_err("nothing can be started").to_string();
+    assert!(refused.contains("its program is not installed on the server"), "{refused}");
+    install();
+    let mut session = Session::open(&deployment.url, &token).await.expect("a session");
+    assert_eq!(session.text("echo", json!({"text": "on"})).await.expect("an answer"), "on");
+    // As while a package is being replaced, and the supervisor is restarted by that.
+    std::fs::remove_file(&program).expect("removed");
+    restart_supervisor(&mut deployment);
+    assert!(session.text("echo", json!({"text": "on"})).await.is_err());
+    install();
+    assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("the session goes on"), "back");
+}

@@ -43,6 +43,9 @@ use wire::config_file::Section;
 use wire::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
 use wire::{lifecycle, telemetry};
 
+/// What it calls itself where it says why it does not start.
+const PROGRAM: &str = "forgejo-mcp-broker";
+
 /// How often the reaper looks for idle children and sessions.
 pub(crate) const REAP_EVERY: Duration = Duration::from_secs(30);
 
@@ -115,12 +118,12 @@ pub fn main() -> ExitCode {
     telemetry::init();
     // Before any descriptor is opened: the sockets of the service manager are found by number.
     let inherited = ListenFd::from_env();
+    lifecycle::begin();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let config = match Config::read(Section::open(&options.config), credentials.as_deref()) {
         Ok(config) => config,
         Err(problems) => {
-            error!("the configuration has problems:\n{problems}");
-            return ExitCode::from(EX_CONFIG);
+            return lifecycle::fail(PROGRAM, EX_CONFIG, &format_args!("the configuration has problems:\n{problems}"));
         }
     };
     if options.check {
@@ -130,21 +133,17 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_io().enable_time().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            error!(error = %e, "the runtime cannot be built");
-            return ExitCode::from(EX_SOFTWARE);
+            return lifecycle::fail(PROGRAM, EX_SOFTWARE, &format_args!("the runtime cannot be built: {e}"));
         }
     };
     match runtime.block_on(run(config, inherited)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            error!(error = %e, cause = %causes(&e), "the broker cannot start");
-            ExitCode::from(EX_UNAVAILABLE)
-        }
+        Err(e) => lifecycle::fail(PROGRAM, EX_UNAVAILABLE, &format_args!("cannot start: {}", causes(&e))),
     }
 }
 
 fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
+    let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 

@@ -62,9 +62,13 @@ impl OAuthConfig {
     /// `[oauth]` and what is below it.
     pub(crate) fn read(mut section: Section) -> Self {
         let hour = 3600;
-        let access_ttl = section.duration("access_token_ttl", Duration::from_hours(1), seconds(1, 24 * hour));
         let refresh_ttl =
             section.duration("refresh_token_ttl", Duration::from_hours(30 * 24), seconds(60, 366 * 24 * hour));
+        let access_ttl =
+            section.duration("access_token_ttl", refresh_ttl.min(Duration::from_hours(1)), seconds(1, 24 * hour));
+        if access_ttl > refresh_ttl {
+            section.complain("access_token_ttl", "must not be above refresh_token_ttl: it would outlive its family");
+        }
         let visit_ttl = section.duration("login_ttl", Duration::from_hours(12), seconds(60, 30 * 24 * hour));
         let keep_unused =
             section.duration("keep_unused_clients", Duration::from_hours(7 * 24), seconds(hour, 366 * 24 * hour));

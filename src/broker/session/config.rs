@@ -37,15 +37,25 @@ impl SessionConfig {
     pub(crate) fn read(section: &mut Section, request_timeout: Duration) -> Self {
         let max_line = section.size("max_line", bytes(DEFAULT_MAX_LINE), 64 << 10..=1 << 30);
         let memory = memory(section);
-        let caps = |section: &mut Section, total: (&str, usize), per_user: (&str, usize)| Caps {
-            total: section.integer(total.0, total.1, 1..=1_000_000),
-            per_user: section.integer(per_user.0, per_user.1, 1..=1_000_000),
+        let caps = |section: &mut Section, total: (&str, usize), per_user: (&str, usize)| {
+            let all = section.integer(total.0, total.1, 1..=1_000_000);
+            let of_one = section.integer(per_user.0, per_user.1.min(all), 1..=1_000_000);
+            if of_one > all {
+                section.complain(per_user.0, format!("must not be above {}, which is {all}", total.0));
+            }
+            Caps { total: all, per_user: of_one }
         };
+        let session_idle = section.duration("session_idle", Duration::from_hours(24), seconds(1, 365 * 86_400));
+        let child_idle =
+            section.duration("child_idle", session_idle.min(Duration::from_mins(5)), seconds(1, 7 * 86_400));
+        if child_idle > session_idle {
+            section.complain("child_idle", "must not be above session_idle: a child ends with its session");
+        }
         Self {
             sessions: caps(section, ("total", 10_000), ("per_user", 100)),
             children: caps(section, ("children_total", 500), ("children_per_user", 8)),
-            child_idle: section.duration("child_idle", Duration::from_mins(5), seconds(1, 7 * 86_400)),
-            session_idle: section.duration("session_idle", Duration::from_hours(24), seconds(1, 365 * 86_400)),
+            child_idle,
+            session_idle,
             evict_after: section.duration("evict_after", Duration::from_mins(1), seconds(0, 86_400)),
             start_timeout: section.duration("start_timeout", Duration::from_secs(20), seconds(1, 600)),
             request_timeout,
