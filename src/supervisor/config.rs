@@ -184,7 +184,7 @@ impl Config {
 
 fn caps(root: &mut Section) -> Caps {
     let mut caps = root.section("caps");
-    let children = caps.integer("children", 256, 1..=16_384);
+    let children = caps.integer("children", 512, 1..=16_384);
     let children_per_tenant = caps.integer("children_per_tenant", children.min(8), 1..=1024);
     if children_per_tenant > children {
         let what = format!("one user cannot have {children_per_tenant} of {children} children (`children`)");
@@ -193,8 +193,8 @@ fn caps(root: &mut Section) -> Caps {
     let read = Caps {
         children,
         children_per_tenant,
-        spawns_per_second: caps.integer("spawns_per_second", 20, 1..=1000),
-        spawn_burst: caps.integer("spawn_burst", 40, 1..=10_000),
+        spawns_per_second: caps.integer("spawns_per_second", 50, 1..=1000),
+        spawn_burst: caps.integer("spawn_burst", 100, 1..=10_000),
     };
     caps.close();
     read
