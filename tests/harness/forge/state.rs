@@ -64,7 +64,7 @@ pub struct User {
     pub prohibit_login: bool,
     pub must_change_password: bool,
     pub restricted: bool,
-    /// When the account was made, as the API tells it: with the server's own offset from UTC.
+    /// When the account was made, as the API tells it.
     pub created: String,
     /// Organisation and team.
     pub teams: Vec<(String, String)>,
@@ -259,7 +259,7 @@ impl State {
     fn next_account(&mut self) -> String {
         self.accounts += 1;
         let made = self.accounts;
-        format!("2026-01-01T{:02}:{:02}:{:02}+01:00", made / 3600 % 24, made / 60 % 60, made % 60)
+        format!("2026-01-01T{:02}:{:02}:{:02}Z", made / 3600 % 24, made / 60 % 60, made % 60)
     }
 
     /// Another account takes the number and the login of a user, as in a forge that was reset and filled again.
