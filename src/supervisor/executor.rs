@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::fmt::Display;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -258,16 +259,15 @@ impl Executor {
         let policy = self.policy();
         let config = &policy.config;
         let limits = config.limits_of(tenant);
+        let not_started = |error: &dyn Display, StartError { step, errno }| {
+            tracing::error!(%tenant, %label, ?step, errno, %error, "a child could not be started");
+            self.step(Event::NotStarted(id, step, errno))
+        };
+        let ruleset = match policy.prepare() {
+            Ok(ruleset) => ruleset,
+            Err(error) => return not_started(&error, error.start_error()),
+        };
         let started = (|| {
-            config.look_at_program().map_err(|error| {
-                let program = config.profile.program.display();
-                tracing::error!(%program, "no child can be started: {program} {error}");
-                StartError { step: StartStep::Program, errno: error.errno() }
-            })?;
-            let ruleset = policy.sandbox.ruleset().map_err(|error| {
-                tracing::error!(%error, "no child can be started without its sandbox");
-                StartError { step: StartStep::Sandbox, errno: 0 }
-            })?;
             let at_cgroup = StartError::at(StartStep::Cgroup);
             let leaf = self.setup.cgroups.as_ref().map(|cgroups| cgroups.leaf(tenant, id, limits));
             let leaf = leaf.transpose().map_err(&at_cgroup)?;
@@ -285,10 +285,7 @@ impl Executor {
         })();
         let (leaf, child, pipes) = match started {
             Ok(started) => started,
-            Err(StartError { step, errno }) => {
-                tracing::error!(%tenant, %label, ?step, errno, "a child could not be started");
-                return self.step(Event::NotStarted(id, step, errno));
-            }
+            Err(error) => return not_started(&error, error),
         };
         let pid = child.pid();
         let uid = uid.map(ChildUid::get);

@@ -140,21 +140,22 @@ async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Res
     tokio::task::spawn_local(lifecycle::watchdog());
     lifecycle::ready(&line(executor.status()));
     tokio::task::spawn_local(tell_numbers(executor.clone()));
-    tokio::task::spawn_local(reload_when_asked(reload, args, executor.clone()));
-    run_until_stopped(signals, &executor, || accepting.iter().for_each(tokio::task::JoinHandle::abort)).await
+    let reloading = tokio::task::spawn_local(reload_when_asked(reload, args, executor.clone()));
+    let ended_first = accepting.into_iter().chain([reloading]).collect();
+    run_until_stopped(signals, &executor, ended_first).await
 }
 
 /// Waits for the first signal and stops in order: says so, waits for calls, stops children, says goodbye.
 async fn run_until_stopped(
     mut signals: StopSignals,
     executor: &Executor,
-    stop_accepting: impl FnOnce(),
+    ended_first: Vec<tokio::task::JoinHandle<()>>,
 ) -> Result<(), (u8, String)> {
     let signal = signals.next().await;
     let drain = executor.policy().config.stop.drain;
     tracing::info!(reason = signal, ?drain, "stopping");
     lifecycle::stopping();
-    stop_accepting();
+    ended_first.iter().for_each(tokio::task::JoinHandle::abort);
     executor.feed(Event::Drain);
     let orderly = async {
         if tokio::time::timeout(drain, executor.idle()).await.is_err() {

@@ -47,8 +47,11 @@ pub fn begin() {
 /// (at most a quarter of it). What goes beyond must be refused, or nothing else can be opened either.
 pub fn descriptor_limit() -> usize {
     // A limit that cannot be read is taken for the least that a Linux process is usually given.
-    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    usize::try_from(soft.saturating_sub(DESCRIPTOR_RESERVE.min(soft / 4))).unwrap_or(usize::MAX)
+    less_reserve(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft))
+}
+
+fn less_reserve(limit: u64) -> usize {
+    usize::try_from(limit.saturating_sub(DESCRIPTOR_RESERVE.min(limit / 4))).unwrap_or(usize::MAX)
 }
 
 /// Says on standard error why the program ends, whatever `RUST_LOG` hides, and makes an exit code of it.
@@ -134,5 +137,18 @@ pub async fn watchdog() {
     loop {
         every.tick().await;
         tell(&[NotifyState::Watchdog]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reserve_is_kept_and_is_never_all_that_there_is() {
+        for (limit, usable) in [(64, 48), (256, 192), (1024, 896), (20_000, 19_872), (0, 0)] {
+            assert_eq!(less_reserve(limit), usable, "of {limit}");
+        }
+        assert!(descriptor_limit() > 0);
     }
 }
