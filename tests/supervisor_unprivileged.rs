@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::supervised::{Client, Supervised, Surroundings, hear, say};
+use harness::supervised::{Client, Supervised, Surroundings, hear, runs, say};
 use nix::sys::signal::Signal;
 use wire::message::{Exit, Farewell, PROTOCOL, Refusal, Reply, Request, StartStep};
 use wire::socket::Socket;
@@ -240,4 +240,28 @@ async fn every_socket_that_systemd_hands_over_is_served() {
     let pid = nix::unistd::Pid::from_raw(supervisor.id().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGTERM).expect("signalled");
     assert!(supervisor.wait().expect("it ends").success());
+}
+
+#[tokio::test]
+async fn the_announcement_comes_first_also_where_systemd_signals_the_children_at_once() {
+    let policy = "[caps]\nchildren_per_tenant = 30\n[stop]\ndrain = \"20s\"\n";
+    let mut supervised = Supervised::start_unprivileged("echo ready; exec sleep 1000", policy);
+    let mut client = Client::connect(&supervised).await;
+    let mut pids = Vec::new();
+    for _ in 0..20 {
+        pids.push(client.spawn(1).await.pid);
+    }
+    // As with KillMode=control-group, the default: the main process, then all others. It gets its turn when all has
+    // happened, which is the worst case.
+    supervised.signal(Signal::SIGSTOP);
+    supervised.signal(Signal::SIGTERM);
+    for &pid in &pids {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).expect("signalled");
+    }
+    while pids.iter().any(|&pid| runs(pid)) {
+        tokio::task::yield_now().await;
+    }
+    supervised.signal(Signal::SIGCONT);
+    assert_eq!(hear(&client.socket).await.map(|(reply, _)| reply), Some(Reply::Draining));
+    assert!(supervised.wait().success());
 }

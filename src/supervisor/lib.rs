@@ -146,6 +146,9 @@ async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Res
 }
 
 /// Waits for the first signal and stops in order: says so, waits for calls, stops children, says goodbye.
+///
+/// Runs as the main future, which has its turn before any spawned task: where systemd signals the children as well, the
+/// stop is announced before their ends are told.
 async fn run_until_stopped(
     mut signals: StopSignals,
     executor: &Executor,
