@@ -72,6 +72,15 @@ impl Socket {
     /// The next packet; `None` when the peer has closed. (An empty packet reads as a close, and is answered as one.)
     /// Safe to cancel: a packet is either returned or still in the socket.
     pub async fn receive(&self) -> Result<Option<Packet>, ReceiveError> {
+        match self.next_packet().await {
+            // The peer closed with a packet of ours unread. The kernel tells it once, ahead of what the peer sent before,
+            // such as its goodbye.
+            Err(ReceiveError::Io(e)) if e.kind() == io::ErrorKind::ConnectionReset => self.next_packet().await,
+            received => received,
+        }
+    }
+
+    async fn next_packet(&self) -> Result<Option<Packet>, ReceiveError> {
         let mut frame = Zeroizing::new(vec![0_u8; MAX_FRAME]);
         let mut control = [0_u8; CONTROL_LENGTH];
         let (info, ancillary) = self.0.recv_with_ancillary(&mut frame, &mut control).await?;
@@ -139,5 +148,21 @@ impl Listener {
     /// The next connection. Safe to cancel.
     pub async fn accept(&mut self) -> io::Result<Socket> {
         self.socket.accept().await.map(Socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_sent_before_a_close_is_read_also_when_the_peer_left_something_unread() {
+        let (near, far) = Socket::pair().expect("a pair");
+        near.send(b"asked", &[]).await.expect("sent");
+        far.send(b"goodbye", &[]).await.expect("sent");
+        drop(far);
+        let packet = near.receive().await.expect("no error").expect("a packet");
+        assert_eq!(packet.frame.as_slice(), b"goodbye");
+        assert!(near.receive().await.expect("no error").is_none());
     }
 }
