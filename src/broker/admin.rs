@@ -5,8 +5,10 @@
 //! address, and goes out never.
 
 pub mod api;
+mod keys;
 mod listener;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use rand::rngs::SysRng;
+use tokio::sync::Mutex;
 use tracing::{error, info};
 
 use crate::admin::api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
@@ -24,8 +27,9 @@ use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::revocation::Revocation;
 use crate::auth::token::{AccessToken, NoRandomness};
 use crate::child::supervisor_client::SupervisorSpawner;
-use crate::forge::access::{Access, AccessError};
+use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{Forgejo, UpstreamError};
+use crate::forge::rotation::{ResealError, Rotation};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
 use crate::hex;
@@ -37,12 +41,16 @@ use wire::clock::Clock;
 pub(crate) struct Admin {
     /// The store.
     pub(crate) store: Store,
+    /// Where its file is: copies are made beside it.
+    pub(crate) database: PathBuf,
+    /// Held while a copy is being made.
+    pub(crate) copying: Arc<Mutex<()>>,
     /// Seals what is stored.
     pub(crate) vault: Arc<Vault>,
     /// Says whose a token is.
     pub(crate) forgejo: Forgejo,
-    /// Who is let in at all.
-    pub(crate) access: Access,
+    /// Knows accounts, and who is let in at all.
+    pub(crate) rotation: Rotation,
     /// Ends grants.
     pub(crate) revocation: Revocation,
     /// Says what separates the children.
@@ -70,6 +78,10 @@ enum Refused {
     NoRandomness(#[from] NoRandomness),
     #[error("{0}")]
     Access(#[from] AccessError),
+    #[error("{0}")]
+    Reseal(#[from] ResealError),
+    #[error("the copy cannot be made beside the database: {0}")]
+    Copy(std::io::Error),
 }
 
 impl IntoResponse for Refused {
@@ -77,11 +89,14 @@ impl IntoResponse for Refused {
         let status = match &self {
             Self::Input(_) => StatusCode::BAD_REQUEST,
             Self::NoSuchToken => StatusCode::NOT_FOUND,
+            Self::Reseal(ResealError::UnderWay) => StatusCode::CONFLICT,
+            // In the operator's hands, with all that there is to say.
             Self::OtherUser { .. }
             | Self::Access(_)
+            | Self::Reseal(ResealError::Key(_))
             | Self::Upstream(UpstreamError::BadToken | UpstreamError::Forbidden) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Upstream(_) => StatusCode::BAD_GATEWAY,
-            Self::Store(_) | Self::Vault(_) | Self::NoRandomness(_) => {
+            Self::Store(_) | Self::Vault(_) | Self::NoRandomness(_) | Self::Reseal(_) | Self::Copy(_) => {
                 error!(error = %self, cause = ?std::error::Error::source(&self), "an operator's request failed");
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -96,6 +111,9 @@ pub(crate) fn router(admin: Admin) -> Router {
         .route("/tokens", post(create).get(list))
         .route("/tokens/{grant}", delete(revoke))
         .route("/status", get(status))
+        .route("/key", get(keys::show))
+        .route("/key/rotate", post(keys::rotate))
+        .route("/backup", post(keys::backup))
         .with_state(admin)
 }
 
@@ -113,9 +131,13 @@ async fn create(State(admin): State<Admin>, Json(asked): Json<CreateToken>) -> R
     if !user.login.as_str().eq_ignore_ascii_case(&asked.user) {
         return Err(Refused::OtherUser { asked: asked.user, actual: user.login.as_str().to_owned() });
     }
-    admin.access.verify(&admin.forgejo, &user, &asked.forgejo_token).await?;
+    admin.rotation.lists().now().verify(&admin.forgejo, &user, &asked.forgejo_token).await?;
+    if !admin.rotation.recognise(&user).await? {
+        return Err(AccessError::from(NotAdmitted::Successor).into());
+    }
     let token = AccessToken::mint(&mut SysRng)?;
     let credential_id = hex::random_id(&mut SysRng)?;
+    let storing = admin.rotation.storing().await;
     let credential = admin.vault.seal(&asked.forgejo_token, &vault::access_place(&credential_id), &mut SysRng)?;
     let now = admin.clock.now();
     let new = NewGrant {
@@ -131,6 +153,8 @@ async fn create(State(admin): State<Admin>, Json(asked): Json<CreateToken>) -> R
         expires_at: now.plus(ttl),
     };
     admin.store.insert_grant(&new).await?;
+    drop(storing);
+    admin.rotation.note_vouched(&new.credential_id, &asked.forgejo_token).await?;
     info!(grant = %new.grant, tenant = %new.tenant, login = %new.login, client = %new.client_id, "token created");
     Ok(Json(CreatedToken {
         id: new.grant.as_str().to_owned(),

@@ -29,8 +29,6 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// The Forgejo instance.
     pub(crate) forgejo_url: String,
-    /// Where it was before, where it has moved.
-    pub(crate) forgejo_moved_from: Option<String>,
     /// The broker's registration at Forgejo: without it no upstream token is refreshed.
     pub(crate) application: Option<Application>,
     /// Who may log in.
@@ -76,8 +74,6 @@ impl Config {
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         let mut forgejo = root.section("forgejo");
         let forgejo_url = address(&mut forgejo, "url", false);
-        let forgejo_moved_from =
-            forgejo.has("moved_from").then(|| address(&mut forgejo, "moved_from", false)).flatten();
         let refresh_lead = forgejo.duration("refresh_lead", Duration::from_mins(5), seconds(1, 3600));
         let access = Access::read(root.section("access"));
         let application = Application::read(&mut forgejo, &access);
@@ -125,7 +121,6 @@ impl Config {
             public_url,
             listen,
             forgejo_url: forgejo_url.unwrap_or_default(),
-            forgejo_moved_from,
             application,
             access,
             oauth,

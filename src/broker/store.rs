@@ -5,18 +5,20 @@
 //! (`src/broker/store/writer.rs`), with `synchronous=FULL`: no call on a live session writes, and a power failure must
 //! undo neither a revocation nor a refresh token that Forgejo has just exchanged (SQLite, `PRAGMA synchronous`).
 
-mod accounts;
 mod clients;
 mod codes;
 mod consents;
 mod copy;
 mod credentials;
+mod forge;
 mod grants;
+mod keys;
 mod lock;
 mod logins;
 mod sessions;
 mod tidy;
 mod upkeep;
+mod users;
 mod writer;
 
 use std::fs::OpenOptions;
@@ -38,6 +40,7 @@ pub(crate) use crate::store::clients::RegisteredClient;
 pub(crate) use crate::store::codes::{Code, NewPair, USED_ONES_STAY, Used};
 pub(crate) use crate::store::consents::Consent;
 pub(crate) use crate::store::credentials::Credential;
+pub(crate) use crate::store::forge::{Fingerprint, KnownForge, OwnerCheck};
 pub(crate) use crate::store::grants::{GrantRow, NewGrant};
 pub(crate) use crate::store::logins::{Login, Visitor};
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
@@ -152,7 +155,6 @@ impl Store {
     }
 
     /// Writes a consistent copy into a new file of mode 0600, while everything goes on.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the operator's door calls it next"))]
     pub(crate) async fn backup_to(&self, to: &Path) -> Result<(), StoreError> {
         copy::backup(&reading(&self.0.path), to).await
     }

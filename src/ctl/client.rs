@@ -1,12 +1,17 @@
 //! The tool's side of the operator's door.
 
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
-use forgejo_mcp_broker::admin::api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
+use forgejo_mcp_broker::admin::api::{
+    BACKUP_KEYS, CreateToken, CreatedToken, GrantView, KeyRotated, KeyView, Problem, StatusView,
+};
 use wire::secret::TokenError;
 
 /// Why the tool did not do what it was asked.
@@ -30,6 +35,12 @@ pub(crate) enum CtlError {
     Refused(String),
     #[error("the broker's answer cannot be read; is it of the same version?")]
     Answer,
+    #[error("the broker's answer broke off")]
+    BrokenOff,
+    #[error("cannot write {0}: {1}")]
+    Backup(PathBuf, io::Error),
+    #[error("the supervisor cannot be reached: no child can be started")]
+    NoSupervisor,
 }
 
 impl CtlError {
@@ -37,6 +48,7 @@ impl CtlError {
         match self {
             Self::Unreachable(_) => Some("is forgejo-mcp-broker running? `systemctl status forgejo-mcp-broker`"),
             Self::NotPermitted(_) => Some("run it as root, or as the broker's user"),
+            Self::NoSupervisor => Some("is forgejo-mcp-supervisor running? `systemctl status forgejo-mcp-supervisor`"),
             Self::Token(_) => Some("pipe the token in: `forgejo-mcp-brokerctl token create --user LOGIN < token-file`"),
             _ => None,
         }
@@ -47,10 +59,11 @@ impl CtlError {
         match self {
             Self::Token(_) | Self::Refused(_) => 65,
             Self::Input(_) | Self::TokenFile(..) => 66,
-            Self::Unreachable(_) => 69,
+            Self::Unreachable(_) | Self::NoSupervisor => 69,
             Self::Runtime(_) => 70,
+            Self::Backup(..) => 73,
             Self::Output(_) => 74,
-            Self::Answer => 76,
+            Self::Answer | Self::BrokenOff => 76,
             Self::NotPermitted(_) => 77,
         }
     }
@@ -65,7 +78,8 @@ impl Client {
     pub(crate) fn new(socket: &Path) -> Result<Self, CtlError> {
         // The socket needs no TLS, but the client is not made without a provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().unix_socket(socket).build();
+        // A proxy of the environment is no business of the operator's socket, and would be told its own credentials.
+        let http = reqwest::Client::builder().unix_socket(socket).no_proxy().build();
         let http = http.map_err(|e| CtlError::Runtime(io::Error::other(e)))?;
         Ok(Self { http, socket: socket.to_owned() })
     }
@@ -89,6 +103,39 @@ impl Client {
 
     pub(crate) async fn status(&self) -> Result<StatusView, CtlError> {
         parsed(self.send(self.request(Method::GET, "/status")).await?).await
+    }
+
+    pub(crate) async fn key(&self) -> Result<KeyView, CtlError> {
+        parsed(self.send(self.request(Method::GET, "/key")).await?).await
+    }
+
+    pub(crate) async fn rotate_key(&self) -> Result<KeyRotated, CtlError> {
+        parsed(self.send(self.request(Method::POST, "/key/rotate")).await?).await
+    }
+
+    /// Writes a copy of the database into a new file; the ids of the keys that open it.
+    pub(crate) async fn backup(&self, to: &Path) -> Result<String, CtlError> {
+        let failed = |e| CtlError::Backup(to.to_owned(), e);
+        // First: nothing is copied for a file that cannot be written.
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
+        let written = self.written(file, to).await;
+        if written.is_err() {
+            // A half copy must not be taken for a whole one.
+            let _ = std::fs::remove_file(to);
+        }
+        written
+    }
+
+    async fn written(&self, mut file: File, to: &Path) -> Result<String, CtlError> {
+        let failed = |e| CtlError::Backup(to.to_owned(), e);
+        let mut response = self.send(self.request(Method::POST, "/backup")).await?;
+        let keys = response.headers().get(BACKUP_KEYS).and_then(|keys| keys.to_str().ok()).unwrap_or_default();
+        let keys = keys.to_owned();
+        while let Some(piece) = response.chunk().await.map_err(|_| CtlError::BrokenOff)? {
+            file.write_all(&piece).map_err(failed)?;
+        }
+        file.sync_all().map_err(failed)?;
+        Ok(keys)
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

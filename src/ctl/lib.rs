@@ -35,8 +35,24 @@ enum Command {
     /// Tokens without OAuth, for services.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The key that seals Forgejo's tokens.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Write a consistent copy of the database, while everything goes on.
+    Backup {
+        /// A file that is not there yet.
+        path: PathBuf,
+    },
     /// What runs, and what separates the users' processes.
     Status(Json),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Show which key seals, and how much.
+    Status(Json),
+    /// Replace the key, and seal everything anew, while everything goes on.
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]
@@ -132,12 +148,43 @@ async fn run(options: Options) -> Result<(), CtlError> {
             let _ = writeln!(std::io::stderr().lock(), "token {id} is revoked and its sessions are ended");
             String::new()
         }
+        Command::Key(KeyCommand::Status(Json { json })) => {
+            let key = client.key().await?;
+            if json { show::json(&key)? } else { show::key(&key) }
+        }
+        Command::Key(KeyCommand::Rotate) => {
+            let rotated = client.rotate_key().await?;
+            tell(&format!(
+                "key {} is in force and {} credentials are sealed anew; keep a copy of its file, and the one before it \
+                 as long as a backup needs it",
+                rotated.key, rotated.credentials
+            ));
+            String::new()
+        }
+        Command::Backup { path } => {
+            let keys = client.backup(&path).await?;
+            let needs =
+                if keys.is_empty() { "no key".to_owned() } else { format!("key {}", keys.replace(',', " and ")) };
+            tell(&format!("{} is written and needs {needs}; keep the key apart from it", path.display()));
+            String::new()
+        }
         Command::Status(Json { json }) => {
             let status = client.status().await?;
-            if json { show::json(&status)? } else { show::status(&status) }
+            print(&if json { show::json(&status)? } else { show::status(&status) })?;
+            // For monitors, after all that there is to say.
+            return if status.supervisor.is_some() { Ok(()) } else { Err(CtlError::NoSupervisor) };
         }
     };
+    print(&text)
+}
+
+fn print(text: &str) -> Result<(), CtlError> {
     std::io::stdout().lock().write_all(text.as_bytes()).map_err(CtlError::Output)
+}
+
+/// A line for a person; results alone go to standard output.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 fn read_token(file: Option<&Path>) -> Result<UpstreamToken, CtlError> {

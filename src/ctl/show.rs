@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::client::CtlError;
-use forgejo_mcp_broker::admin::api::{GrantView, StatusView, SupervisorView};
+use forgejo_mcp_broker::admin::api::{GrantView, KeyView, StatusView, SupervisorView};
 
 pub(crate) fn json(value: &impl Serialize) -> Result<String, CtlError> {
     serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|_| CtlError::Answer)
@@ -44,6 +44,19 @@ pub(crate) fn grants(grants: &[GrantView]) -> String {
             let _ = write!(text, "{cell:<width$}");
         }
         text.push('\n');
+    }
+    text
+}
+
+pub(crate) fn key(view: &KeyView) -> String {
+    let KeyView { file, managed, key, replacing, sealed } = view;
+    let whose = if *managed { " (provided by the service manager)" } else { "" };
+    let mut text = format!("file: {file}{whose}\nkey: {key}\n");
+    if let Some(older) = replacing {
+        let _ = writeln!(text, "being replaced: {older}");
+    }
+    for one in sealed {
+        let _ = writeln!(text, "sealed under {}: {} credentials", one.key, one.credentials);
     }
     text
 }

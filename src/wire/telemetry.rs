@@ -22,10 +22,12 @@ pub mod message_id {
     pub const CHILD_ENDED: &str = "d7a9b1c3e5f74a8b9c0d1e2f3a4b5c6d";
     /// Something of the isolation is missing here.
     pub const NOT_ISOLATED: &str = "5e8d2c4b6a7f4e3d9c1b0a8f7e6d5c4b";
-    /// A credential is another account's than the one it is kept for.
-    pub const FOREIGN_ACCOUNT: &str = "8c4f1d0e7b2a4c9d9e6f3a5b1c8d7e20";
     /// Processes under a uid did not go away.
     pub const UID_QUARANTINED: &str = "92f1e3d5c7b94a6b8d0e2f4a6c8b0d1e";
+    /// A Forgejo token that was stored for one account is another's; it was shut out.
+    pub const FOREIGN_ACCOUNT: &str = "c4b0f5f2d1ad4b7e9a6f3e1c8d27b950";
+    /// Forgejo's address is answered by another forge than the one that the database belongs to.
+    pub const FOREIGN_FORGE: &str = "0f6a9d3be7c54c1f8b2d4e90a1c6735b";
 }
 
 /// Installs the subscriber; once, at the start of a program. A second call changes nothing.

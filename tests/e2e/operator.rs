@@ -1,5 +1,6 @@
 //! `forgejo-mcp-brokerctl`, as the operator uses it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
@@ -62,7 +63,9 @@ fn status_says_what_is_not_isolated_and_a_broker_that_is_away_is_said_with_a_hin
     assert!(status.contains("sessions: 0") && status.contains("landlock: "), "{status}");
     assert_eq!(status.contains("NOT ISOLATED"), !deployment.config.privileged, "{status}");
     deployment.supervisor.as_mut().expect("runs").stop().expect("it ends");
-    assert!(text(&run(&deployment, &["status"]).stdout).contains("supervisor: cannot be reached"));
+    let alone = run(&deployment, &["status"]);
+    assert!(text(&alone.stdout).contains("supervisor: cannot be reached"));
+    assert_eq!(alone.status.code(), Some(69), "a monitor need not read it");
     deployment.broker.as_mut().expect("runs").stop().expect("it ends");
     let away = run(&deployment, &["status"]);
     assert_eq!(away.status.code(), Some(69));
@@ -84,4 +87,47 @@ fn nobody_but_root_and_the_broker_may_use_the_door() {
     command.uid(73_700).gid(73_700).arg("--socket").arg(deployment.admin()).arg("status");
     let refused = command.output().expect("it runs");
     assert_eq!(refused.status.code(), Some(77), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn the_key_is_replaced_under_a_running_broker_and_a_backup_is_restored_with_the_key_that_it_needs() {
+    let mut deployment = stand_in_deployment("key_rotation", &[], |_| {});
+    let forgejo_token = deployment.forge_token("alice").expect("a Forgejo token");
+    deployment.broker_token("alice", &forgejo_token, &[]).expect("a token");
+    let keys = |deployment: &Deployment| -> Value {
+        serde_json::from_slice(&run(deployment, &["key", "status", "--json"]).stdout).expect("json")
+    };
+    let before = keys(&deployment);
+    let file = before["file"].as_str().expect("a file").to_owned();
+    let old_key = std::fs::read(&file).expect("the key");
+    let copy = deployment.config.dir.join("copy.db").display().to_string();
+    let backup = run(&deployment, &["backup", &copy]);
+    let said = text(&backup.stderr);
+    assert!(backup.status.success() && said.contains(before["key"].as_str().expect("an id")), "{said}");
+    assert_eq!(std::fs::metadata(&copy).expect("there").permissions().mode() & 0o777, 0o600);
+    let again = run(&deployment, &["backup", &copy]);
+    assert_eq!(again.status.code(), Some(73), "nothing is written over: {}", text(&again.stderr));
+
+    let rotated = run(&deployment, &["key", "rotate"]);
+    assert!(rotated.status.success(), "{}", text(&rotated.stderr));
+    let after = keys(&deployment);
+    assert_ne!(before["key"], after["key"]);
+    assert_eq!(after["sealed"], serde_json::json!([{"key": after["key"], "credentials": 1}]));
+    assert_ne!(std::fs::read(&file).expect("the key"), old_key);
+
+    // The copy of before under the key of now: refused, with what to do.
+    deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+    let database = std::path::Path::new(&file).with_file_name("broker.db");
+    for ending in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{ending}", database.display()));
+    }
+    std::fs::write(&database, std::fs::read(&copy).expect("the copy")).expect("restored");
+    let refused = deployment.start_broker().expect_err("another key").to_string();
+    assert!(
+        refused.contains("--forget-sealed") && refused.contains(before["key"].as_str().expect("an id")),
+        "{refused}"
+    );
+    std::fs::write(&file, old_key).expect("restored");
+    deployment.start_broker().expect("the key that it needs");
+    assert!(text(&run(&deployment, &["token", "list"]).stdout).contains("alice"));
 }

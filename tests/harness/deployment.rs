@@ -381,7 +381,6 @@ impl Deployment {
         Ok(arguments)
     }
 
-    /// Starts a program and waits until it says that it is ready, or dies.
     fn clock_file(&self) -> PathBuf {
         self.config.dir.join("clock")
     }
@@ -404,6 +403,7 @@ impl Deployment {
         Ok(fs::rename(new, file)?)
     }
 
+    /// Starts a program and waits until it says that it is ready, or dies.
     fn start(&self, name: &'static str, command: &mut Command) -> Result<Running> {
         let log = self.config.dir.join(format!("{name}.log"));
         let notify = self.sockets.join(format!("{name}.notify"));

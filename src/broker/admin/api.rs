@@ -111,6 +111,42 @@ impl From<Status> for SupervisorView {
     }
 }
 
+/// `GET /key`: the key that seals Forgejo's tokens; ids only.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct KeyView {
+    /// Its file.
+    pub file: String,
+    /// Whether the service manager provides it.
+    pub managed: bool,
+    /// The id of the key that seals.
+    pub key: String,
+    /// The id of the key that is being replaced.
+    pub replacing: Option<String>,
+    /// Keys with how many credentials they seal.
+    pub sealed: Vec<SealedView>,
+}
+
+/// How much a key seals.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SealedView {
+    /// The key's id.
+    pub key: String,
+    /// Credentials.
+    pub credentials: i64,
+}
+
+/// The answer of `POST /key/rotate`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct KeyRotated {
+    /// The id of the new key.
+    pub key: String,
+    /// Credentials that were sealed anew.
+    pub credentials: u64,
+}
+
+/// In the answer of `POST /backup`: the ids of the keys that open the copy, with commas.
+pub const BACKUP_KEYS: &str = "x-sealing-keys";
+
 /// A refusal, in words for a person.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Problem {

@@ -21,7 +21,7 @@ use tracing::{debug, error};
 
 use crate::auth::principal::{GrantId, Principal, PrincipalParts};
 use crate::auth::token::{AccessToken, TokenHash};
-use crate::forge::rotation::{Rotation, RotationError};
+use crate::forge::rotation::{Rotation, RotationError, Standing};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
 use crate::store::{GrantRow, Store, StoreError};
@@ -192,16 +192,13 @@ impl Principals {
     }
 
     async fn principal(&self, row: GrantRow) -> Result<Principal, LookupError> {
-        let (upstream, upstream_ends) = match &self.0.rotation {
-            // Also one that Forgejo has not said whose it is: a refresh is just bringing it, or could not be looked at.
-            Some(rotation) if rotation.is_due(row.credential_ends) || !row.credential_checked => {
-                let fresh = rotation.fresh(&row.credential_id).await?;
-                (fresh.token, fresh.ends)
-            }
-            _ => {
-                let place = vault::access_place(&row.credential_id);
-                (self.0.vault.open_sealed(&row.credential, &place)?, row.credential_ends)
-            }
+        let (upstream, upstream_ends) = if let Some(rotation) = &self.0.rotation {
+            // Also where it does not end yet: nobody is served with a token that is not known to be theirs.
+            let fresh = rotation.fresh(&row.credential_id).await?;
+            (fresh.token, fresh.ends)
+        } else {
+            let place = vault::access_place(&row.credential_id);
+            (self.0.vault.open_sealed(&row.credential, &place)?, row.credential_ends)
         };
         Ok(Principal::new(PrincipalParts {
             client_id: row.client_id,
@@ -214,13 +211,11 @@ impl Principals {
         }))
     }
 
-    /// A child with the caller's token died at its start: whether Forgejo still lets the account in. Where it does not, the
-    /// grant has been ended, and this is the answer for its client.
+    /// A child with the caller's token died at its start: the answer for its client, where Forgejo does not let the
+    /// account in any more.
     pub(crate) async fn refusal_of(&self, caller: &Principal) -> Option<Response> {
-        let rotation = self.0.rotation.as_ref()?;
-        let row = self.0.store.find_grant(&caller.grant).await.ok()??;
-        let let_in = !row.revoked && rotation.is_still_let_in(&row.credential_id).await.unwrap_or(true);
-        (!let_in).then(|| {
+        let standing = self.0.rotation.as_ref()?.look_again(&caller.grant).await;
+        (standing == Standing::Ended).then(|| {
             self.forget_grant(&caller.grant);
             self.refuse(Denied::Revoked)
         })

@@ -4,7 +4,9 @@
 //! does.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use wire::config_file::Section;
 
 use crate::forge::api::{Forgejo, ForgejoUser, UpstreamError};
@@ -65,6 +67,23 @@ pub(crate) struct Access {
     pub(crate) restricted: bool,
 }
 
+/// The lists that are in force; a reload puts others in their place. Cheap to clone, and clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lists(Arc<RwLock<Arc<Access>>>);
+
+impl Lists {
+    /// The lists now.
+    pub(crate) fn now(&self) -> Arc<Access> {
+        Arc::clone(&self.0.read())
+    }
+}
+
+impl From<Access> for Lists {
+    fn from(access: Access) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(access))))
+    }
+}
+
 /// Why somebody may not log in. Said to them on a page, so it says what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotAdmitted {
@@ -83,6 +102,12 @@ pub(crate) enum NotAdmitted {
          read:organization; after a login remove this service at Forgejo (Settings, Applications) and log in again"
     )]
     Hidden,
+    /// Another account had this number before, as when the forge was set up anew.
+    #[error(
+        "Forgejo gave the account the number of an earlier one; what that one had here was ended just now, so log in \
+         once more"
+    )]
+    Successor,
     /// The lists name organisations or teams, and the user is in more than can be read.
     #[error("the account is in too many organisations or teams to be found on the operator's lists")]
     TooMany,
@@ -164,11 +189,12 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::clock::UnixTime;
     use wire::message::{Label, TenantId};
 
     fn user(login: &str) -> ForgejoUser {
         let (id, login) = (TenantId::new(1).expect("an id"), Label::parse(login).expect("a login"));
-        ForgejoUser { id, login, created: None, restricted: false, locked: false }
+        ForgejoUser { id, login, created: UnixTime::from_secs(1), restricted: false, locked: false }
     }
 
     fn list(entries: &[&str]) -> Vec<Subject> {

@@ -64,9 +64,8 @@ pub(crate) struct ForgejoUser {
     pub(crate) id: TenantId,
     /// May change.
     pub(crate) login: Label,
-    /// When the account was created: with the number, what tells an account from one that has its
-    /// number after it (a forge that was reset or restored).
-    pub(crate) created: Option<UnixTime>,
+    /// When the account was made. With the number it tells the account from one that was given the same number later.
+    pub(crate) created: UnixTime,
     /// Sees only what they were given explicitly.
     pub(crate) restricted: bool,
     /// Deactivated, or not allowed to log in. Forgejo's API refuses them already; this is the second lock.
@@ -107,7 +106,7 @@ impl Forgejo {
         struct User {
             id: u64,
             login: String,
-            created: Option<String>,
+            created: String,
             #[serde(default)]
             restricted: bool,
             active: Option<bool>,
@@ -119,11 +118,10 @@ impl Forgejo {
         Ok(ForgejoUser {
             id: TenantId::new(user.id).map_err(|_| UpstreamError::NotUnderstood)?,
             login: Label::parse(user.login).map_err(|_| UpstreamError::NotUnderstood)?,
-            // With the server's own offset from UTC, which changes with the seasons: only the moment tells accounts apart.
-            created: user.created.and_then(|text| {
-                let created = OffsetDateTime::parse(&text, &Rfc3339).ok()?;
-                Some(UnixTime::from_secs(created.unix_timestamp()))
-            }),
+            // With whatever offset the forge's own time zone has (RFC 3339).
+            created: OffsetDateTime::parse(&user.created, &Rfc3339)
+                .map(|at| UnixTime::from_secs(at.unix_timestamp()))
+                .map_err(|_| UpstreamError::NotUnderstood)?,
             restricted: user.restricted,
             locked: user.prohibit_login || user.active == Some(false),
         })
@@ -154,6 +152,12 @@ impl Forgejo {
     pub(crate) async fn answers(&self) -> bool {
         let request = self.client.get(format!("{}/api/v1/version", self.url)).timeout(PROBE_TIMEOUT);
         request.send().await.is_ok_and(|response| !response.status().is_server_error())
+    }
+
+    /// The public keys that it signs tokens with, as JSON (RFC 7517); open to all. `None` where it does not tell.
+    pub(crate) async fn signing_keys(&self) -> Option<Vec<u8>> {
+        let request = self.client.get(format!("{}/login/oauth/keys", self.url)).timeout(PROBE_TIMEOUT);
+        body(request.send().await.ok().filter(|response| response.status() == StatusCode::OK)?).await
     }
 
     /// Where a browser goes to log in.

@@ -4,9 +4,13 @@
 //! their clients log in again; one that fails for now is tried again with a growing pause and costs nobody anything; a
 //! broker that Forgejo does not know is an alarm for the operator and ends no grant. An answer that was lost may have
 //! burnt the refresh token: the next try is then refused for good, and the user logs in again.
+//!
+//! No token leaves this room before Forgejo has said that it is the user's own ([`ownership`]).
 
 mod login;
+mod ownership;
 mod recheck;
+mod reseal;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,17 +19,19 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use rand::rngs::SysRng;
-use tokio::sync::{Mutex as TurnMutex, MutexGuard, mpsc};
+use tokio::sync::{Mutex as TurnMutex, MutexGuard, RwLock, RwLockReadGuard, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::auth::principal::GrantId;
 use crate::backoff::Backoff;
-use crate::forge::access::{Access, AccessError};
-use crate::forge::api::{Forgejo, UpstreamError};
+use crate::forge::access::Lists;
+use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 pub(crate) use crate::forge::rotation::login::{LogInError, LoggedIn};
+pub(crate) use crate::forge::rotation::ownership::Standing;
+pub(crate) use crate::forge::rotation::reseal::ResealError;
 use crate::forge::token_endpoint::{Pair, PairError};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
@@ -33,7 +39,6 @@ use crate::store::{Credential, Store, StoreError};
 use wire::clock::{Clock, UnixTime};
 use wire::message::TenantId;
 use wire::secret::UpstreamToken;
-use wire::telemetry::message_id;
 
 /// Between tries after a failure.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(5));
@@ -92,7 +97,7 @@ struct Inner {
     forgejo: Forgejo,
     /// Absent while OAuth is not configured: then there is nothing to refresh.
     application: Option<Application>,
-    access: Access,
+    access: Lists,
     clock: Clock,
     lead: Duration,
     /// Held from the exchange of a login's code until its pair is stored. Forgejo counts both kinds of exchange
@@ -101,25 +106,14 @@ struct Inner {
     changes: mpsc::Sender<Change>,
     /// Exchanges under way: Forgejo may have given out a pair that is not stored yet.
     tasks: TaskTracker,
+    /// Held to read from the sealing of a token until it is stored: the key that sealed it must not go in between.
+    storing: RwLock<()>,
+    /// Held while the key is being replaced.
+    resealing: TurnMutex<()>,
+    /// When the forge itself was last compared with the one that the database belongs to.
+    forge_seen: TurnMutex<Option<UnixTime>>,
     /// One refresh a credential at a time.
     turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
-}
-
-/// What Forgejo and the operator's lists say of an account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    LetIn,
-    ShutOut,
-    /// The token is another account's than the one that it is kept for.
-    Foreign,
-    /// The token is the account's, but the lists cannot be applied: because of Forgejo as a whole, or of this account.
-    Known {
-        away: bool,
-    },
-    /// Neither: the answer about this account cannot be used.
-    None,
-    /// Neither: Forgejo does not answer now.
-    Away,
 }
 
 /// How a credential's last refreshes went.
@@ -127,6 +121,22 @@ enum Verdict {
 struct Pause {
     failures: u32,
     until: Option<UnixTime>,
+    /// Not before then is Forgejo asked again whose the token is: it was away.
+    look_at: Option<UnixTime>,
+    is_away: bool,
+}
+
+/// What came of a look at a credential.
+struct Look {
+    fresh: Result<Fresh, RotationError>,
+    /// Whether Forgejo did not say whose the token is, because it says nothing to anybody now.
+    is_away: bool,
+}
+
+impl Pause {
+    fn is_over(&self, now: UnixTime) -> bool {
+        [self.until, self.look_at].into_iter().flatten().all(|until| until <= now)
+    }
 }
 
 impl Rotation {
@@ -136,7 +146,7 @@ impl Rotation {
         vault: Arc<Vault>,
         forgejo: Forgejo,
         application: Option<Application>,
-        access: Access,
+        access: impl Into<Lists>,
         clock: Clock,
         lead: Duration,
     ) -> (Self, mpsc::Receiver<Change>) {
@@ -147,15 +157,23 @@ impl Rotation {
             vault,
             forgejo,
             application,
-            access,
+            access: access.into(),
             clock,
             lead,
             logins,
             changes,
             tasks: TaskTracker::new(),
+            storing: RwLock::default(),
+            resealing: TurnMutex::default(),
+            forge_seen: TurnMutex::default(),
             turns,
         };
         (Self(Arc::new(inner)), told)
+    }
+
+    /// Who is let in; what is put in their place is in force at once.
+    pub(crate) fn lists(&self) -> &Lists {
+        &self.0.access
     }
 
     /// Waits for exchanges under way, for at most `limit`: a pair that is not stored is lost with all that stands on it.
@@ -188,40 +206,45 @@ impl Rotation {
         stream::iter(due).for_each_concurrent(MAX_REFRESHES, refresh).await;
     }
 
-    /// A good access token of the credential, refreshed if it is due. Of many callers one refreshes, and the others
+    /// A good access token of the credential, refreshed if it is due, of which Forgejo has said not long ago that it is
+    /// the user's. Of many callers one refreshes, and the others
     /// get what it got. A token that has not ended yet is good while Forgejo is away.
     ///
-    /// Runs in a task of its own: a caller who goes away must not take a pair along that Forgejo has just given out.
     pub(crate) async fn fresh(&self, credential_id: &str) -> Result<Fresh, RotationError> {
+        self.looked_at_in_a_task(credential_id).await.fresh
+    }
+
+    /// A caller who goes away must not take a pair along that Forgejo has just given out.
+    async fn looked_at_in_a_task(&self, credential_id: &str) -> Look {
         let (rotation, id) = (self.clone(), credential_id.to_owned());
         let task = self.0.tasks.spawn(async move {
             let turn = Arc::clone(rotation.0.turns.lock().entry(id.clone()).or_default());
-            let (outcome, change) = rotation.in_turn(&id, &turn).await;
+            let (look, change) = rotation.in_turn(&id, &turn).await;
             drop(turn);
             rotation.forget_idle_turns();
             // After the turn: whoever follows changes may need it.
             if let Some(change) = change {
                 let _ = rotation.0.changes.send(change).await;
             }
-            outcome
+            look
         });
-        task.await.unwrap_or(Err(RotationError::NotNow))
+        task.await.unwrap_or(Look { fresh: Err(RotationError::NotNow), is_away: false })
     }
 
     /// Keeps those that somebody waits for and those with a pause that is not over.
     fn forget_idle_turns(&self) {
         let now = self.0.clock.now();
-        self.0.turns.lock().retain(|_, turn| {
-            Arc::strong_count(turn) > 1
-                || turn.try_lock().is_ok_and(|pause| pause.until.is_some_and(|until| until > now))
-        });
+        self.0
+            .turns
+            .lock()
+            .retain(|_, turn| Arc::strong_count(turn) > 1 || turn.try_lock().is_ok_and(|pause| !pause.is_over(now)));
     }
 
-    async fn in_turn(&self, id: &str, turn: &TurnMutex<Pause>) -> (Result<Fresh, RotationError>, Option<Change>) {
+    async fn in_turn(&self, id: &str, turn: &TurnMutex<Pause>) -> (Look, Option<Change>) {
         let mut pause = turn.lock().await;
         let mut change = None;
-        let outcome = self.looked_at(id, &mut pause, &mut change).await;
-        (outcome, change)
+        let fresh = self.looked_at(id, &mut pause, &mut change).await;
+        (Look { fresh, is_away: pause.is_away }, change)
     }
 
     async fn looked_at(
@@ -232,28 +255,45 @@ impl Rotation {
     ) -> Result<Fresh, RotationError> {
         let inner = &self.0;
         let credential = inner.store.find_credential(credential_id).await?.ok_or(RotationError::LoginAgain)?;
-        let (Some(sealed), true) = (&credential.refresh, self.is_due(credential.expires_at)) else {
-            let held = self.held(&credential)?;
-            return if credential.checked_at.is_some() {
+        let fresh = self.kept_fresh(&credential, pause, change).await?;
+        match self.vouched(&credential, &fresh.token, pause, change).await {
+            // It is not known yet whose the new token is; the one before it is good until its own end.
+            Err(RotationError::NotNow)
+                if fresh.ends != credential.expires_at
+                    && credential.expires_at.is_some_and(|end| end > inner.clock.now()) =>
+            {
+                let held = self.held(&credential)?;
+                self.vouched(&credential, &held.token, pause, change).await?;
                 Ok(held)
-            } else {
-                self.checked(&credential, held, change).await
-            };
+            }
+            outcome => outcome.map(|()| fresh),
+        }
+    }
+
+    /// The newest token that can be had, whoever's it is.
+    async fn kept_fresh(
+        &self,
+        credential: &Credential,
+        pause: &mut Pause,
+        change: &mut Option<Change>,
+    ) -> Result<Fresh, RotationError> {
+        let inner = &self.0;
+        let (Some(sealed), true) = (&credential.refresh, self.is_due(credential.expires_at)) else {
+            return self.held(credential);
         };
         let now = inner.clock.now();
         let still_good = credential.expires_at.is_some_and(|end| end > now);
-        let usable = still_good && credential.checked_at.is_some();
-        let not_now = || if usable { self.held(&credential) } else { Err(RotationError::NotNow) };
+        let not_now = || if still_good { self.held(credential) } else { Err(RotationError::NotNow) };
         if pause.until.is_some_and(|until| until > now) {
             return not_now();
         }
         let Some(application) = &inner.application else { return not_now() };
         let refresh = inner.vault.open_sealed(sealed, &vault::refresh_place(&credential.id))?;
-        match self.refreshed(application, &credential, &refresh, change).await {
+        match self.refreshed(application, credential, &refresh, change).await {
             Ok(fresh) => {
                 // Tokens may live shorter than the lead: half of their life passes before the next refresh.
                 let life = fresh.ends.map(|end| end.since(now)).unwrap_or_default();
-                *pause = Pause { failures: 0, until: Some(now.plus(life / 2)) };
+                *pause = Pause { failures: 0, until: Some(now.plus(life / 2)), look_at: None, is_away: false };
                 Ok(fresh)
             }
             Err(RotationError::NotNow) => {
@@ -265,7 +305,7 @@ impl Rotation {
         }
     }
 
-    /// One refresh: asked for, stored, checked.
+    /// One refresh: asked for and stored.
     async fn refreshed(
         &self,
         application: &Application,
@@ -297,74 +337,18 @@ impl Rotation {
             }
         };
         // Stored before it is used: Forgejo has forgotten the old refresh token by now.
+        let storing = self.storing().await;
         let fresh = self.sealed(credential.id.clone(), tenant, &pair)?;
         if !persist(|| inner.store.replace_credential(credential, &fresh, inner.clock.now())).await?
             && let Some(newer) = self.newer_than(credential).await?
         {
             return Ok(newer);
         }
+        drop(storing);
+        // Until Forgejo has said whose it is: should this broker end now, its successor looks again at once.
+        inner.store.age_owner_check(&credential.id).await?;
         info!(tenant = %tenant, "token refreshed");
-        // Not used before Forgejo has said whose it is; everybody who needs it waits for that.
-        let outcome = self.checked(&fresh, Fresh { token: pair.access, ends: fresh.expires_at }, change).await;
-        if change.is_none() {
-            *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
-        }
-        outcome
-    }
-
-    /// The token, if Forgejo says that it is its user's and that they are let in. Without an answer it is not used.
-    async fn checked(
-        &self,
-        credential: &Credential,
-        token: Fresh,
-        change: &mut Option<Change>,
-    ) -> Result<Fresh, RotationError> {
-        match self.verdict(credential, &token.token).await {
-            Verdict::LetIn | Verdict::Known { .. } => Ok(token),
-            Verdict::ShutOut => {
-                *change = Some(self.shut_out(credential, "account-refused").await?);
-                Err(RotationError::LoginAgain)
-            }
-            Verdict::Foreign => {
-                *change = Some(self.shut_out(credential, "foreign-account").await?);
-                Err(RotationError::LoginAgain)
-            }
-            Verdict::None | Verdict::Away => Err(RotationError::NotNow),
-        }
-    }
-
-    /// Ends everything that stands on a credential, and forgets the token that is another's.
-    async fn shut_out(&self, credential: &Credential, reason: &'static str) -> Result<Change, StoreError> {
-        let (inner, tenant) = (&self.0, credential.tenant);
-        if reason == "foreign-account" {
-            error!(
-                MESSAGE_ID = message_id::FOREIGN_ACCOUNT, tenant = %tenant, reason,
-                "ALARM: Forgejo's token of a user is another account's; the user is shut out and must log in again"
-            );
-        } else {
-            warn!(tenant = %tenant, reason, "the account is not let in any more");
-        }
-        let change = self.revoke(&credential.id, reason).await?;
-        inner.store.end_visits_of(tenant).await?;
-        if reason == "foreign-account" {
-            inner.store.erase_credential(credential).await?;
-        }
-        Ok(change)
-    }
-
-    /// Asks Forgejo once more about the account behind a credential, because a child that has its token died at its start.
-    /// `false` where the account is not let in any more: then everything that stands on the credential has been ended.
-    /// Trouble on the way is no verdict.
-    pub(crate) async fn is_still_let_in(&self, credential_id: &str) -> Result<bool, RotationError> {
-        let inner = &self.0;
-        let Some(credential) = inner.store.find_credential(credential_id).await? else { return Ok(false) };
-        let mut change = None;
-        let token = self.held(&credential)?;
-        let outcome = self.checked(&credential, token, &mut change).await;
-        if let Some(change) = change {
-            let _ = inner.changes.send(change).await;
-        }
-        Ok(!matches!(outcome, Err(RotationError::LoginAgain)))
+        Ok(Fresh { token: pair.access, ends: fresh.expires_at })
     }
 
     /// The token that a credential holds.
@@ -385,42 +369,9 @@ impl Rotation {
         stored.filter(|stored| stored.refresh != old.refresh).map(|stored| self.held(&stored)).transpose()
     }
 
-    /// Whose the token is, and whether they are let in: Forgejo's refresh notices neither a deactivated account nor a
-    /// changed membership, and says nothing of whose pair it gives; its API does. Trouble on the way is no verdict.
-    async fn verdict(&self, credential: &Credential, access: &UpstreamToken) -> Verdict {
-        let inner = &self.0;
-        let user = match inner.forgejo.whoami(access).await {
-            Ok(user) => user,
-            Err(UpstreamError::BadToken | UpstreamError::Forbidden) => return Verdict::ShutOut,
-            Err(e) if e.is_an_outage() => return Verdict::Away,
-            Err(_) => return Verdict::None,
-        };
-        let known = match inner.store.account_created(credential.tenant).await {
-            Ok(known) => known,
-            Err(e) => {
-                error!(tenant = %credential.tenant, error = %e, "an account cannot be compared with the one that is known");
-                return Verdict::None;
-            }
-        };
-        let another = known.is_some() && known != user.created;
-        if user.id != credential.tenant || another {
-            return Verdict::Foreign;
-        }
-        let (verdict, looked_at) = match inner.access.verify(&inner.forgejo, &user, access).await {
-            Ok(()) => (Verdict::LetIn, inner.clock.now()),
-            Err(AccessError::NotAdmitted(_)) => return Verdict::ShutOut,
-            // Whose it is is known, but the look is due again at once.
-            Err(AccessError::Memberships(e)) => {
-                (Verdict::Known { away: e.is_an_outage() }, inner.clock.now().minus(recheck::EVERY))
-            }
-        };
-        match inner.store.note_account(&credential.id, credential.tenant, user.created, looked_at).await {
-            Ok(()) => verdict,
-            Err(e) => {
-                error!(tenant = %credential.tenant, error = %e, "that an account is good could not be noted");
-                Verdict::None
-            }
-        }
+    /// To be held from the sealing of a token until it is stored.
+    pub(crate) async fn storing(&self) -> RwLockReadGuard<'_, ()> {
+        self.0.storing.read().await
     }
 
     fn sealed(&self, id: String, tenant: TenantId, pair: &Pair) -> Result<Credential, VaultError> {
@@ -429,7 +380,6 @@ impl Rotation {
             access: inner.vault.seal(&pair.access, &vault::access_place(&id), &mut SysRng)?,
             refresh: Some(inner.vault.seal(&pair.refresh, &vault::refresh_place(&id), &mut SysRng)?),
             expires_at: Some(inner.clock.now().plus(pair.expires_in)),
-            checked_at: None,
             id,
             tenant,
         })

@@ -1,7 +1,7 @@
 //! The broker put together: configuration in, connections served, everything stopped in order.
 
 use std::net::TcpListener as StdListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ use crate::child::supervisor_client::SupervisorSpawner;
 use crate::config::Config;
 use crate::forge::api::{ClientError, Forgejo};
 use crate::forge::application::Application;
+use crate::forge::identity;
+use crate::forge::identity::{Adoption, ForgeError};
 use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::{Vault, VaultError};
 use crate::http::{accept, health};
@@ -38,7 +40,7 @@ use crate::oauth::document::DocumentCacheError;
 use crate::oauth::{Dependencies, OAuth};
 use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
-use wire::clock::{Clock, UnixTime};
+use wire::clock::Clock;
 use wire::config_file::Section;
 use wire::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
 use wire::{lifecycle, telemetry};
@@ -72,6 +74,13 @@ pub(crate) struct Options {
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
+    /// Say that the forge that `[forgejo] url` names is the `same` as before or an `other`, and exit. With `other` all
+    /// grants are revoked. Needed once, when the broker does not start because the forge has changed.
+    #[arg(long, value_name = "same|other", conflicts_with = "check")]
+    adopt_forge: Option<Adoption>,
+    /// Give up what is sealed under a key that is lost, and exit: the grants that stand on it are revoked.
+    #[arg(long, conflicts_with_all = ["check", "adopt_forge"])]
+    forget_sealed: bool,
 }
 
 /// Why the broker does not start.
@@ -83,24 +92,15 @@ pub(crate) enum ServerError {
     /// The store does not open.
     #[error("the store does not open")]
     Store(#[from] StoreError),
+    /// The database belongs to another forge.
+    #[error(transparent)]
+    Forge(#[from] ForgeError),
     /// The vault does not open.
     #[error("the vault does not open")]
     Vault(#[from] VaultError),
     /// The operator's socket cannot be made.
     #[error("the operator's door does not open")]
     Admin(#[from] AdminError),
-    /// The database belongs to another forge.
-    #[error(
-        "the database belongs to the forge at {known} and the configuration names {named}: every user, grant and number in \
-         it is of the first. If the forge has moved, say so with `moved_from = \"{known}\"` in [forgejo]; if it is another \
-         forge, name another database in [store]"
-    )]
-    OtherForge {
-        /// The forge whose users are in the database.
-        known: String,
-        /// The one in the configuration.
-        named: String,
-    },
     /// The HTTP client cannot be made.
     #[error("Forgejo cannot be asked")]
     Client(#[from] ClientError),
@@ -136,15 +136,56 @@ pub fn main() -> ExitCode {
             return lifecycle::fail(PROGRAM, EX_SOFTWARE, &format_args!("the runtime cannot be built: {e}"));
         }
     };
-    match runtime.block_on(run(config, inherited)) {
+    let outcome = match options.adopt_forge {
+        Some(adoption) => runtime.block_on(adopt(&config, adoption)),
+        None if options.forget_sealed => runtime.block_on(forget_sealed(&config)),
+        None => runtime.block_on(run(config, inherited)),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => lifecycle::fail(PROGRAM, EX_UNAVAILABLE, &format_args!("cannot start: {}", causes(&e))),
+        Err(e) => lifecycle::fail(PROGRAM, e.exit_code(), &format_args!("cannot start: {}", causes(&e))),
     }
+}
+
+impl ServerError {
+    /// Of sysexits.h. What only the operator can settle is a matter of the configuration: trying again is no use.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Forge(ForgeError::Changed { .. }) | Self::Vault(VaultError::WrongKey { .. }) => EX_CONFIG,
+            _ => EX_UNAVAILABLE,
+        }
+    }
+}
+
+/// Carries out `--adopt-forge`.
+async fn adopt(config: &Config, adoption: Adoption) -> Result<(), ServerError> {
+    let store = Store::open(&config.database).await?;
+    let forgejo = Forgejo::new(&config.forgejo_url)?;
+    let grants = identity::adopt(&store, &forgejo, adoption, Clock::system().now()).await?;
+    store.close().await;
+    info!(forge = %config.forgejo_url, grants, "the database belongs to this forge now; so many grants were revoked");
+    Ok(())
 }
 
 fn causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Carries out `--forget-sealed`.
+async fn forget_sealed(config: &Config) -> Result<(), ServerError> {
+    let store = Store::open(&config.database).await?;
+    if let Err(e) = open_vault(config, &store).await {
+        let ServerError::Vault(VaultError::WrongKey { missing, .. }) = e else { return Err(e) };
+        for key in missing {
+            let grants = store.forget_sealed_under(&key, Clock::system().now()).await?.len();
+            info!(key, grants, "what was sealed under this key is given up; so many grants were revoked");
+        }
+    } else {
+        info!("the key file belongs to this database: nothing was given up");
+    }
+    store.close().await;
+    Ok(())
 }
 
 /// Serves until asked to stop.
@@ -154,9 +195,9 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     let listener = listener(&mut inherited, &config)?;
     let mut signals = StopSignals::new().map_err(ServerError::Signals)?;
     let clock = Clock::system();
-    let vault = Arc::new(open_vault(&config)?);
-    settle_forge(&store, &config, clock.now()).await?;
+    let vault = Arc::new(open_vault(&config, &store).await?);
     let forgejo = Forgejo::new(&config.forgejo_url)?;
+    identity::settle(&store, &forgejo, clock.now()).await?;
     let supervisor = SupervisorSpawner::new(config.supervisor.clone());
     let challenge = challenge(&config);
     let (rotation, changes) = Rotation::new(
@@ -173,14 +214,9 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     let spawner = Arc::new(supervisor.clone());
     let registry = Registry::load(config.sessions.clone(), spawner, Arc::new(store.clone()), clock.clone()).await?;
     let scope = Scope::new(config.tools.clone(), &challenge);
-    let endpoint = Endpoint::new(
-        registry.clone(),
-        config.max_body,
-        config.unknown_session,
-        config.origins.clone(),
-        scope,
-        Some(principals.clone()),
-    );
+    let asked = Some(principals.clone());
+    let endpoint =
+        Endpoint::new(registry.clone(), config.max_body, config.unknown_session, config.origins.clone(), scope, asked);
     let revocation = Revocation {
         store: store.clone(),
         principals: principals.clone(),
@@ -207,9 +243,11 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     let stop = CancellationToken::new();
     let admin = Admin {
         store: store.clone(),
+        database: config.database.clone(),
+        copying: Arc::default(),
         vault,
         forgejo,
-        access: config.access.clone(),
+        rotation: rotation.clone(),
         revocation: revocation.clone(),
         supervisor,
         clock: clock.clone(),
@@ -218,6 +256,8 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     tokio::spawn(lifecycle::watchdog());
     tokio::spawn(follow(changes, revocation, config.drain));
     let asking = tokio::spawn(tick_upstream(rotation.clone()));
+    let replacing = rotation.clone();
+    tokio::spawn(async move { replacing.go_on_replacing_key().await });
     let ticking =
         [tokio::spawn(tick(registry.clone(), principals.clone())), tokio::spawn(tidy(oauth, store.clone(), clock))];
     let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
@@ -274,7 +314,6 @@ fn cors(origins: &[String]) -> CorsLayer {
         .expose_headers(named(&["www-authenticate", "mcp-session-id", "mcp-protocol-version", "retry-after"]))
 }
 
-/// What a client without a good token is told.
 fn challenge(config: &Config) -> Challenge {
     let application = config.application.as_ref();
     let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);
@@ -285,25 +324,9 @@ fn challenge(config: &Config) -> Challenge {
     }
 }
 
-/// Sees to it that the database is about the configured forge: numbers of another's users would be somebody else's.
-async fn settle_forge(store: &Store, config: &Config, now: UnixTime) -> Result<(), ServerError> {
-    let named = &config.forgejo_url;
-    match store.forge_url().await? {
-        Some(known) if known == *named => Ok(()),
-        Some(known) if config.forgejo_moved_from.as_ref() != Some(&known) => {
-            Err(ServerError::OtherForge { known, named: named.clone() })
-        }
-        known => {
-            if let Some(known) = known {
-                warn!(from = %known, to = %named, reason = "forge-moved", "the database goes on with the forge at its new address");
-            }
-            Ok(store.adopt_forge(named, now).await?)
-        }
-    }
-}
-
-fn open_vault(config: &Config) -> Result<Vault, VaultError> {
-    Vault::open(Path::new(&config.key_file.path), config.key_file.managed, &mut SysRng)
+async fn open_vault(config: &Config, store: &Store) -> Result<Vault, ServerError> {
+    let sealed: Vec<String> = store.sealing_keys().await?.into_iter().map(|(id, _)| id).collect();
+    Ok(Vault::open(config.key_file.clone(), &sealed, &mut SysRng)?)
 }
 
 fn listener(inherited: &mut ListenFd, config: &Config) -> Result<TcpListener, ServerError> {
@@ -367,6 +390,7 @@ async fn tick_upstream(rotation: Rotation) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        rotation.recheck_forge().await;
         rotation.sweep().await;
         rotation.recheck().await;
     }

@@ -22,8 +22,6 @@ pub(crate) struct Credential {
     pub(crate) refresh: Option<Sealed>,
     /// When the access token ends; unknown for personal tokens.
     pub(crate) expires_at: Option<UnixTime>,
-    /// When Forgejo last said that it is this user's; until then it is not used.
-    pub(crate) checked_at: Option<UnixTime>,
 }
 
 const READING: &str = "reading a credential";
@@ -49,10 +47,10 @@ impl Store {
             .bind(now.secs()),
             sqlx::query(
                 "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, refresh_sealed, \
-                 access_expires_at, updated_at, checked_at) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7, $8) \
+                 access_expires_at, updated_at) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7) \
                  ON CONFLICT (id) DO UPDATE SET key_id = excluded.key_id, access_sealed = excluded.access_sealed, \
                  refresh_sealed = excluded.refresh_sealed, access_expires_at = excluded.access_expires_at, \
-                 updated_at = excluded.updated_at, checked_at = excluded.checked_at",
+                 updated_at = excluded.updated_at",
             )
             .bind(&credential.id)
             .bind(tenant)
@@ -60,8 +58,7 @@ impl Store {
             .bind(&credential.access.bytes)
             .bind(credential.refresh.as_ref().map(|refresh| &refresh.bytes))
             .bind(credential.expires_at.map(UnixTime::secs))
-            .bind(now.secs())
-            .bind(credential.checked_at.map(UnixTime::secs)),
+            .bind(now.secs()),
         ];
         self.writer().execute_all("storing a credential", statements).await
     }
@@ -75,7 +72,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let statement = sqlx::query(
             "UPDATE upstream_credentials SET key_id = $1, access_sealed = $2, refresh_sealed = $3, \
-             access_expires_at = $4, updated_at = $5, checked_at = NULL WHERE id = $6 AND refresh_sealed = $7",
+             access_expires_at = $4, updated_at = $5 WHERE id = $6 AND refresh_sealed = $7",
         )
         .bind(&fresh.access.key_id)
         .bind(&fresh.access.bytes)
@@ -122,7 +119,7 @@ impl Store {
     /// One credential.
     pub(crate) async fn find_credential(&self, id: &str) -> Result<Option<Credential>, StoreError> {
         let row = sqlx::query(
-            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at, checked_at \
+            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at \
              FROM upstream_credentials WHERE id = $1",
         )
         .bind(id)
@@ -135,23 +132,9 @@ impl Store {
     /// Credentials that a live grant needs and whose access token ends before `before`.
     pub(crate) async fn credentials_ending(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
         let rows = sqlx::query(
-            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at, checked_at FROM upstream_credentials c \
+            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at FROM upstream_credentials c \
              WHERE kind = 'oauth' AND access_expires_at < $1 AND EXISTS \
              (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)",
-        )
-        .bind(before.secs())
-        .fetch_all(self.readers())
-        .await
-        .map_err(StoreError::query("reading the credentials"))?;
-        rows.iter().map(credential).collect()
-    }
-
-    /// Credentials that a live grant needs and that were last checked before `before`, the longest ago first.
-    pub(crate) async fn unchecked_credentials(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at, checked_at FROM upstream_credentials c \
-             WHERE COALESCE(checked_at, 0) < $1 AND EXISTS \
-             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) ORDER BY COALESCE(checked_at, 0)",
         )
         .bind(before.secs())
         .fetch_all(self.readers())
@@ -202,18 +185,17 @@ impl Store {
     }
 }
 
-fn credential(row: &SqliteRow) -> Result<Credential, StoreError> {
+/// A row with the columns of a [`Credential`].
+pub(super) fn credential(row: &SqliteRow) -> Result<Credential, StoreError> {
     let failed = || StoreError::query(READING);
     let key_id: String = row.try_get("key_id").map_err(failed())?;
     let refresh: Option<Vec<u8>> = row.try_get("refresh_sealed").map_err(failed())?;
     let expires_at: Option<i64> = row.try_get("access_expires_at").map_err(failed())?;
-    let checked_at: Option<i64> = row.try_get("checked_at").map_err(failed())?;
     Ok(Credential {
         id: row.try_get("id").map_err(failed())?,
         tenant: tenant_of(row, READING)?,
         access: Sealed { key_id: key_id.clone(), bytes: row.try_get("access_sealed").map_err(failed())? },
         refresh: refresh.map(|bytes| Sealed { key_id, bytes }),
         expires_at: expires_at.map(UnixTime::from_secs),
-        checked_at: checked_at.map(UnixTime::from_secs),
     })
 }

@@ -55,8 +55,6 @@ pub(crate) struct GrantRow {
     pub(crate) credential: Sealed,
     /// When Forgejo's token ends, if that is known.
     pub(crate) credential_ends: Option<UnixTime>,
-    /// Whether Forgejo has said that the credential is this user's.
-    pub(crate) credential_checked: bool,
     /// Whether the grant was revoked.
     pub(crate) revoked: bool,
 }
@@ -87,7 +85,7 @@ macro_rules! grant_rows {
     ($more:literal, $which:literal) => {
         concat!(
             "SELECT g.id, g.client_id, g.tenant, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
-             c.access_sealed, c.access_expires_at, c.checked_at, ",
+             c.access_sealed, c.access_expires_at, ",
             $more,
             " FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id ",
             $which
@@ -114,8 +112,8 @@ impl Store {
             .bind(&new.client_id)
             .bind(now),
             sqlx::query(
-                "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, updated_at, checked_at) \
-                 VALUES ($1, $2, 'pat', $3, $4, $5, $5)",
+                "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, updated_at) \
+                 VALUES ($1, $2, 'pat', $3, $4, $5)",
             )
             .bind(&new.credential_id)
             .bind(tenant)
@@ -235,7 +233,6 @@ fn grant_row(row: &SqliteRow) -> Result<GrantRow, StoreError> {
         credential_id: text(row, "credential_id")?,
         credential: Sealed { key_id: text(row, "key_id")?, bytes },
         credential_ends: time(row, "access_expires_at")?,
-        credential_checked: time(row, "checked_at")?.is_some(),
         revoked: time(row, "revoked_at")?.is_some(),
     })
 }

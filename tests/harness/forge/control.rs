@@ -22,6 +22,7 @@ pub(crate) fn routes() -> Router<Forge> {
         .route("/stub/mode", post(set_mode))
         .route("/stub/requests", get(requests).delete(forget_requests))
         .route("/stub/clock", post(advance))
+        .route("/stub/reset", post(reset))
 }
 
 #[derive(Deserialize)]
@@ -208,4 +209,10 @@ async fn advance(Extract(forge): Extract<Forge>, Json(step): Json<Advance>) -> J
         state.advance(Duration::from_secs(step.advance));
         Json(json!({"now": state.now()}))
     })
+}
+
+/// Sets the forge up anew, with another key for its tokens.
+async fn reset(Extract(forge): Extract<Forge>) -> StatusCode {
+    forge.with(|state| state.reset(true));
+    StatusCode::NO_CONTENT
 }

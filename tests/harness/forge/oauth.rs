@@ -220,8 +220,8 @@ fn introspected(state: &mut State, token: &str) -> Option<Value> {
 }
 
 /// A key of the right shape; the stub's signatures are hashes and verify under none.
-async fn keys() -> Json<Value> {
-    let modulus = URL_SAFE_NO_PAD.encode([0xa5_u8; 256]);
+async fn keys(Extract(forge): Extract<Forge>) -> Json<Value> {
+    let modulus = URL_SAFE_NO_PAD.encode([forge.with(|state| state.signing_key); 256]);
     Json(json!({"keys": [{"alg": "RS256", "e": "AQAB", "kid": "stub", "kty": "RSA", "n": modulus, "use": "sig"}]}))
 }
 

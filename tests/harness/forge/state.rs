@@ -49,8 +49,10 @@ pub struct State {
     pub mode: Mode,
     pub requests: Vec<Seen>,
     serial: u64,
-    /// Accounts that were ever made: each has a time of its own.
+    /// Accounts that were ever made, also before a reset: each has a time of its own.
     accounts: u32,
+    /// Which pair of keys signs tokens; a forge that was set up anew has another.
+    pub signing_key: u8,
 }
 
 /// A user. `id` never changes, the rest can.
@@ -64,7 +66,7 @@ pub struct User {
     pub prohibit_login: bool,
     pub must_change_password: bool,
     pub restricted: bool,
-    /// When the account was made, as the API tells it.
+    /// When the account was made, as the API tells it: with the server's own offset from UTC.
     pub created: String,
     /// Organisation and team.
     pub teams: Vec<(String, String)>,
@@ -188,6 +190,7 @@ impl Forge {
             requests: Vec::new(),
             serial: 0,
             accounts: 0,
+            signing_key: 0xa5,
         };
         Self { inner: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()) }
     }
@@ -240,7 +243,9 @@ impl State {
     pub fn add_user(&mut self, login: &str, password: &str, admin: bool) -> i64 {
         let id = self.users.last().map_or(1, |user| user.id + 1);
         let (login, password) = (login.to_owned(), password.to_owned());
-        let created = self.next_account();
+        let made = self.accounts;
+        self.accounts += 1;
+        let created = format!("2026-01-01T{:02}:{:02}:{:02}+01:00", made / 3600 % 24, made / 60 % 60, made % 60);
         self.users.push(User {
             id,
             login,
@@ -254,20 +259,6 @@ impl State {
             teams: Vec::new(),
         });
         id
-    }
-
-    fn next_account(&mut self) -> String {
-        self.accounts += 1;
-        let made = self.accounts;
-        format!("2026-01-01T{:02}:{:02}:{:02}Z", made / 3600 % 24, made / 60 % 60, made % 60)
-    }
-
-    /// Another account takes the number and the login of a user, as in a forge that was reset and filled again.
-    pub fn replace_account(&mut self, login: &str) {
-        let created = self.next_account();
-        if let Some(user) = self.users.iter_mut().find(|user| user.login == login) {
-            user.created = created;
-        }
     }
 
     /// Adds a personal access token with space-separated scopes; none means all.
@@ -287,6 +278,22 @@ impl State {
         let secret = self.fresh("gto_");
         self.apps.push(App { id, owner, name: name.to_owned(), client_id, secret, confidential, redirects });
         id
+    }
+
+    /// Sets the forge up anew under the same address: nobody and nothing is left, numbers begin at 1 again, and with
+    /// `new_key` even the key that signs tokens is another. Without it, as where only the database was lost, old tokens
+    /// are good again as soon as their grant's number is given out again.
+    pub fn reset(&mut self, new_key: bool) {
+        self.users.clear();
+        self.tokens.clear();
+        self.apps.clear();
+        self.grants.clear();
+        self.codes.clear();
+        self.sessions.clear();
+        self.issues.clear();
+        if new_key {
+            self.signing_key = self.signing_key.wrapping_add(1);
+        }
     }
 
     /// Purges a user: tokens, sessions, applications and grants go too.
@@ -322,21 +329,22 @@ impl State {
     pub fn issue_pair(&mut self, grant: i64) -> Option<String> {
         let now = self.now();
         let exp = self.mode.access_ttl.unwrap_or(ACCESS_TTL);
-        let root = self.root.clone();
+        let signer = self.signer();
+        let issuer = self.root.clone();
         let held = self.grant(grant)?;
         held.counter += 1;
         let (user, app, counter, nonce) = (held.user, held.app, held.counter, held.nonce.clone());
         let openid = held.scope.split(' ').any(|scope| scope == "openid");
-        let access = sign(&root, &json!(Claims { gnt: grant, tt: 0, cnt: None, exp: now + exp, iat: now }));
+        let access = sign(&signer, &json!(Claims { gnt: grant, tt: 0, cnt: None, exp: now + exp, iat: now }));
         held.unused = Some(access.clone());
         let refresh =
-            sign(&root, &json!(Claims { gnt: grant, tt: 1, cnt: Some(counter), exp: now + REFRESH_TTL, iat: now }));
+            sign(&signer, &json!(Claims { gnt: grant, tt: 1, cnt: Some(counter), exp: now + REFRESH_TTL, iat: now }));
         let id_token = if openid {
             let aud = &self.app(app)?.client_id;
             let login = &self.user(user)?.login;
-            let claims = json!({"iss": root, "sub": user.to_string(), "aud": [aud], "exp": now + exp, "iat": now,
+            let claims = json!({"iss": issuer, "sub": user.to_string(), "aud": [aud], "exp": now + exp, "iat": now,
                 "nonce": nonce, "name": login, "preferred_username": login});
-            format!(r#","id_token":"{}""#, sign(&root, &claims))
+            format!(r#","id_token":"{}""#, sign(&signer, &claims))
         } else {
             String::new()
         };
@@ -345,12 +353,17 @@ impl State {
         ))
     }
 
+    /// What makes this forge's signatures its own.
+    fn signer(&self) -> String {
+        format!("{}{}", self.root, self.signing_key)
+    }
+
     /// The claims of one of our OAuth tokens, unless it is foreign or expired.
     pub fn claims(&self, token: &str) -> Result<Claims, Unreadable> {
         let payload = token.split('.').nth(1).ok_or(Unreadable::Malformed)?;
         let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| Unreadable::Malformed)?;
         let payload: Value = serde_json::from_slice(&payload).map_err(|_| Unreadable::Malformed)?;
-        if sign(&self.root, &payload) != token {
+        if sign(&self.signer(), &payload) != token {
             return Err(Unreadable::Malformed);
         }
         let claims: Claims = serde_json::from_value(payload).map_err(|_| Unreadable::Malformed)?;
@@ -366,12 +379,12 @@ pub enum Unreadable {
 }
 
 /// A JWT whose signature has the size of RS256 and is made of hashes: the same claims give the same token.
-fn sign(root: &str, claims: &Value) -> String {
+fn sign(signer: &str, claims: &Value) -> String {
     let head = URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256","kid":"stub","typ":"JWT"}"#);
     let body = URL_SAFE_NO_PAD.encode(claims.to_string());
     let mut signature = Vec::with_capacity(256);
     for block in 0_u8..8 {
-        signature.extend_from_slice(&Sha256::digest(format!("{root}{block}{head}.{body}").as_bytes()));
+        signature.extend_from_slice(&Sha256::digest(format!("{signer}{block}{head}.{body}").as_bytes()));
     }
     format!("{head}.{body}.{}", URL_SAFE_NO_PAD.encode(signature))
 }

@@ -20,7 +20,6 @@ use crate::forge::vault::VaultError;
 use crate::hex;
 use crate::store::{Credential, StoreError};
 use wire::secret::UpstreamToken;
-use wire::telemetry::message_id;
 
 /// How long a browser waits for its login.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(25);
@@ -118,39 +117,27 @@ impl Rotation {
             PairError::NotNow => LogInError::NotNow,
         })?;
         let user = timeout(RETRY_FOR, self.whose(&pair.access)).await.unwrap_or(Err(LogInError::NotNow))?;
+        // Not with this pair: what the earlier account had here is being ended at this moment.
+        if !self.recognise(&user).await? {
+            return Err(LogInError::NotAdmitted(NotAdmitted::Successor));
+        }
         let id = match inner.store.oauth_credential_of(user.id).await? {
             Some(known) => known,
             None => hex::random_id(&mut SysRng)?,
         };
-        self.replaced(&user).await?;
-        // It is whose Forgejo has just said.
-        let credential = Credential { checked_at: Some(inner.clock.now()), ..self.sealed(id, user.id, &pair)? };
+        let storing = self.storing().await;
+        let credential = self.sealed(id, user.id, &pair)?;
         persist(|| inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now())).await?;
-        let now = inner.clock.now();
-        persist(|| inner.store.note_account(&credential.id, user.id, user.created, now)).await?;
+        drop(storing);
+        self.note_vouched(&credential.id, &pair.access).await?;
         Ok(Exchanged { user, credential, access: pair.access })
-    }
-
-    /// Ends what an earlier account of the same number had here, where Forgejo says that this is another one.
-    async fn replaced(&self, user: &ForgejoUser) -> Result<(), LogInError> {
-        let inner = &self.0;
-        let known = inner.store.account_created(user.id).await?;
-        if known.is_none() || known == user.created {
-            return Ok(());
-        }
-        error!(
-            MESSAGE_ID = message_id::FOREIGN_ACCOUNT, tenant = %user.id, login = %user.login, reason = "foreign-account",
-            "ALARM: a user's number is another account's by now; everything of the earlier one is ended"
-        );
-        let grants = inner.store.replace_account(user.id, user.created, inner.clock.now()).await?;
-        let _ = inner.changes.send(Change::Lost(grants)).await;
-        Ok(())
     }
 
     /// Whether the user is let in, and what that means for the grants that they have already.
     async fn judged(&self, login: &Exchanged) -> Result<(Result<(), LogInError>, Change), LogInError> {
         let (inner, Exchanged { user, credential, access }) = (&self.0, login);
-        let verdict = timeout(LOGIN_TIMEOUT, inner.access.verify(&inner.forgejo, user, access)).await;
+        let access_lists = inner.access.now();
+        let verdict = timeout(LOGIN_TIMEOUT, access_lists.verify(&inner.forgejo, user, access)).await;
         let verdict = match verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable))) {
             Err(AccessError::NotAdmitted(why)) => {
                 warn!(tenant = %user.id, login = %user.login, reason = "not-admitted", error = %why, "login refused");

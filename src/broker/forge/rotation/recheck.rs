@@ -1,53 +1,57 @@
-//! The accounts behind credentials are looked at now and then: whether they are still the ones that they are kept for, and
-//! still let in. (Personal tokens are never refreshed, and a refresh may come while the API does not answer.)
+//! Accounts are looked at now and then, also where no token is refreshed: personal ones never are.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tracing::{error, warn};
+use futures_util::stream::{self, StreamExt};
+use tracing::error;
 
-use crate::forge::rotation::{Rotation, RotationError, Verdict};
-use crate::forge::vault;
+use crate::forge::identity;
+use crate::forge::rotation::ownership::GOOD_FOR;
+use crate::forge::rotation::{MAX_REFRESHES, Rotation};
 use crate::store::Credential;
 
-/// How often, for each.
-pub(crate) const EVERY: Duration = Duration::from_hours(1);
-
 impl Rotation {
-    /// Looks at the accounts behind credentials that a live grant needs and that were not looked at for an hour. Who is not
-    /// let in any more loses the grants that stand on the credential; trouble on the way is no verdict.
-    pub(crate) async fn recheck(&self) {
-        let before = self.0.clock.now().minus(EVERY);
-        let due = match self.0.store.unchecked_credentials(before).await {
-            Ok(due) => due,
-            Err(e) => {
-                error!(error = %e, "credentials cannot be looked up");
-                return;
-            }
-        };
-        for credential in due {
-            match self.rechecked(&credential).await {
-                Ok(Verdict::Away | Verdict::Known { away: true }) => return,
-                Ok(Verdict::LetIn | Verdict::ShutOut | Verdict::Foreign) => {}
-                // It comes up again; the others must not wait for it.
-                Ok(Verdict::None | Verdict::Known { away: false }) => {
-                    warn!(tenant = %credential.tenant, "Forgejo's answer about an account cannot be used");
-                }
-                Err(e) => error!(tenant = %credential.tenant, error = %e, "an account could not be looked at"),
-            }
+    /// Looks whether the forge is still the same, once an hour; where it is not, all accounts are looked at again.
+    pub(crate) async fn recheck_forge(&self) {
+        let (inner, now) = (&self.0, self.0.clock.now());
+        let mut last = inner.forge_seen.lock().await;
+        if last.is_some_and(|at| at > now.minus(GOOD_FOR)) {
+            return;
+        }
+        *last = Some(now);
+        if !identity::look(&inner.store, &inner.forgejo, now).await
+            && let Err(e) = inner.store.age_owner_checks().await
+        {
+            error!(error = %e, "the accounts that must be looked at cannot be noted");
         }
     }
 
-    async fn rechecked(&self, credential: &Credential) -> Result<Verdict, RotationError> {
-        let inner = &self.0;
-        let token = inner.vault.open_sealed(&credential.access, &vault::access_place(&credential.id))?;
-        let verdict = self.verdict(credential, &token).await;
-        let reason = match verdict {
-            Verdict::ShutOut => "account-refused",
-            Verdict::Foreign => "foreign-account",
-            Verdict::LetIn | Verdict::Known { .. } | Verdict::None | Verdict::Away => return Ok(verdict),
+    /// Looks at the accounts behind tokens that a live grant needs and that were not looked at for an hour. Who is not
+    /// let in any more, or is another, loses the grants that stand on the token; trouble on the way is no verdict.
+    pub(crate) async fn recheck(&self) {
+        // In whole seconds: what is stale for whoever asks for a token is stale here.
+        let before = self.0.clock.now().minus(GOOD_FOR);
+        let due = match self.0.store.credentials_unchecked_since(before).await {
+            Ok(due) => due,
+            Err(e) => {
+                error!(error = %e, "the accounts that must be looked at cannot be looked up");
+                return;
+            }
         };
-        let change = self.shut_out(credential, reason).await?;
-        let _ = inner.changes.send(change).await;
-        Ok(verdict)
+        let away = AtomicBool::new(false);
+        let look = |credential: Credential| {
+            let away = &away;
+            async move {
+                // The next sweep refreshes it, and looks then.
+                if away.load(Ordering::Relaxed) || credential.refresh.is_some() && self.is_due(credential.expires_at) {
+                    return;
+                }
+                // What came of it was logged where it was seen. While Forgejo is away, nobody else can be looked at.
+                if self.looked_at_in_a_task(&credential.id).await.is_away {
+                    away.store(true, Ordering::Relaxed);
+                }
+            }
+        };
+        stream::iter(due).for_each_concurrent(MAX_REFRESHES, look).await;
     }
 }

@@ -3,9 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::forge::vault::Vault;
+use crate::forge::vault::vault_in;
 use crate::store::Store;
-use rand::rngs::SysRng;
 
 use crate::tests::identity::fixture::{UPSTREAM, grant};
 
@@ -20,7 +19,7 @@ fn files_with(dir: &Path, secret: &[u8]) -> Vec<String> {
 #[tokio::test]
 async fn neither_token_is_in_any_file_and_the_files_are_their_owners_alone() {
     let dir = tempfile::tempdir().expect("a directory");
-    let vault = Vault::open(&dir.path().join("key"), false, &mut SysRng).expect("a vault");
+    let vault = vault_in(dir.path());
     let store = Store::open(&dir.path().join("broker.db")).await.expect("a store");
     let (new, token) = grant(&vault, "grant-1", 1);
     store.insert_grant(&new).await.expect("stored");
@@ -40,7 +39,7 @@ async fn neither_token_is_in_any_file_and_the_files_are_their_owners_alone() {
 #[tokio::test]
 async fn what_was_stored_is_there_after_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
-    let vault = Vault::open(&dir.path().join("key"), false, &mut SysRng).expect("a vault");
+    let vault = vault_in(dir.path());
     let file = dir.path().join("broker.db");
     let (new, token) = grant(&vault, "grant-1", 1);
     let store = Store::open(&file).await.expect("a store");

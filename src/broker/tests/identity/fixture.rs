@@ -7,7 +7,7 @@ use crate::auth::bearer::{Challenge, Principals};
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::token::AccessToken;
 use crate::forge::vault;
-use crate::forge::vault::Vault;
+use crate::forge::vault::{Vault, vault_in};
 use crate::store::{NewGrant, Store};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderValue};
@@ -32,7 +32,7 @@ pub(crate) struct Fixture {
 /// A vault with a key of its own.
 pub(crate) fn vault() -> Arc<Vault> {
     let dir = tempfile::tempdir().expect("a directory");
-    Arc::new(Vault::open(&dir.path().join("key"), false, &mut SysRng).expect("a vault"))
+    Arc::new(vault_in(dir.path()))
 }
 
 /// A grant of a user, to be stored, and its token.

@@ -73,7 +73,6 @@ fn credential(round: u8, filling: u8) -> Credential {
         access: sealed(filling),
         refresh: Some(sealed(filling)),
         expires_at: Some(START.plus(Duration::from_hours(1))),
-        checked_at: None,
     }
 }
 
@@ -255,7 +254,7 @@ fn fill(dir: &Path, spare: u64) -> PathBuf {
     ballast
 }
 
-/// The test itself, on a file system of 3 MB.
+/// The test itself, on a file system of 4 MiB.
 async fn on_a_small_disk(dir: &Path) {
     let database = dir.join("broker.db");
     let store = Store::open(&database).await.expect("a store");
@@ -302,7 +301,7 @@ async fn what_was_answered_on_a_full_disk_is_there_after_a_restart() {
     }
     // In mounts of its own, which end with the process.
     let dir = tempfile::tempdir().expect("a directory");
-    let script = format!(r#"mount -t tmpfs -o size=3m tmpfs "${DIRECTORY}" && exec "$0" --exact "$1" --nocapture"#);
+    let script = format!(r#"mount -t tmpfs -o size=4m tmpfs "${DIRECTORY}" && exec "$0" --exact "$1" --nocapture"#);
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &script]).arg(std::env::current_exe().expect("this program"));
     command.arg(format!("tests::identity::full_disk::{NAME}")).env(DIRECTORY, dir.path());

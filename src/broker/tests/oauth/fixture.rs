@@ -12,7 +12,7 @@ use crate::forge::access::Access;
 use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::{Change, Rotation};
-use crate::forge::vault::Vault;
+use crate::forge::vault::vault_in;
 use crate::oauth::client::Client;
 use crate::oauth::config::{DocumentConfig, OAuthConfig};
 use crate::oauth::redirect::Schemes;
@@ -28,7 +28,6 @@ use axum::{Extension, Router};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::BoxFuture;
-use rand::rngs::SysRng;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -131,7 +130,7 @@ impl Fixture {
             Application { client_id: app.client_id.clone(), client_secret, scopes }
         });
         let dir = tempfile::tempdir().expect("a directory");
-        let vault = Arc::new(Vault::open(&dir.path().join("key"), false, &mut SysRng).expect("a vault"));
+        let vault = Arc::new(vault_in(dir.path()));
         let store = Store::in_memory().await.expect("a store");
         let client = Forgejo::new(&forgejo).expect("a client");
         let (rotation, changes) = Rotation::new(

@@ -1,0 +1,232 @@
+//! Whose token is it? Nothing but Forgejo's own word says so, and it may change.
+//!
+//! A refresh may bring another user's token, a grant's number may be given out a second time, a forge may be set up
+//! anew under its old address: a token that was stored for one user then acts as another. So each token is compared
+//! with its owner before it is handed out for the first time and once an hour from then on, and whenever a child dies
+//! at its start. The owner is an account: its number and the time of its making, because numbers begin at 1 again in a
+//! new forge. What is another's is shut out with all that stands on it, and is an alarm.
+//!
+//! While Forgejo is away, a token that was its user's before is used on: it reaches nobody now, and Forgejo is asked
+//! again as soon as it is back. One that never was is not used.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tracing::{error, warn};
+use wire::clock::UnixTime;
+use wire::message::TenantId;
+use wire::secret::UpstreamToken;
+use wire::telemetry::message_id;
+
+use crate::auth::principal::GrantId;
+use crate::forge::access::AccessError;
+use crate::forge::api::{ForgejoUser, UpstreamError};
+use crate::forge::rotation::{Change, Pause, Rotation, RotationError};
+use crate::store::{Credential, Fingerprint, OwnerCheck, StoreError};
+
+/// How long Forgejo's word about a token is believed.
+pub(super) const GOOD_FOR: Duration = Duration::from_hours(1);
+/// While Forgejo is away, or does not give an answer that can be used, it is asked no more often than this.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What Forgejo and the operator's lists say of a token and the account that it was stored for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    LetIn,
+    /// It is the user's own; whether the lists let them in, Forgejo does not say, to nobody or only not about them.
+    Owned {
+        is_away: bool,
+    },
+    ShutOut,
+    /// The token is that of another number.
+    Foreign,
+    /// The number is another account's now.
+    Succeeded(ForgejoUser),
+    /// Neither: the answer about this account cannot be used.
+    None,
+    /// Neither: Forgejo does not answer now.
+    Away,
+}
+
+/// How it stands with a grant whose child could not be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Forgejo takes the token: it was not that.
+    Good,
+    /// The grant is over: its user must log in again.
+    Ended,
+    /// Forgejo does not say now.
+    Unknown,
+}
+
+impl Rotation {
+    /// Lets a token pass that is known to be the user's, and asks Forgejo where that is not known or was long ago. A
+    /// token that passes for the first time is to be followed by the children that run.
+    pub(super) async fn vouched(
+        &self,
+        credential: &Credential,
+        token: &UpstreamToken,
+        pause: &mut Pause,
+        change: &mut Option<Change>,
+    ) -> Result<(), RotationError> {
+        let (inner, now) = (&self.0, self.0.clock.now());
+        let before = inner.store.owner_check(&credential.id).await?;
+        let known = before.filter(|check| check.token == fingerprint(token));
+        if known.is_some_and(|check| check.at > now.minus(GOOD_FOR)) {
+            return Ok(());
+        }
+        let verdict = if pause.look_at.is_some_and(|at| at > now) {
+            Verdict::Away
+        } else {
+            self.verdict(credential.tenant, token).await?
+        };
+        pause.is_away = matches!(verdict, Verdict::Away | Verdict::Owned { is_away: true });
+        match verdict {
+            Verdict::LetIn | Verdict::Owned { .. } => {
+                // Lists that cannot be applied throw nobody out, but Forgejo is asked again.
+                let at = if verdict == Verdict::LetIn { now } else { UnixTime::from_secs(0) };
+                pause.look_at = (verdict != Verdict::LetIn).then(|| now.plus(ASK_AGAIN));
+                let check = OwnerCheck { token: fingerprint(token), at };
+                inner.store.note_owner_check(&credential.id, check).await?;
+                if known.is_none() && credential.refresh.is_some() {
+                    *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
+                }
+                Ok(())
+            }
+            Verdict::Away => {
+                pause.look_at = Some(pause.look_at.filter(|at| *at > now).unwrap_or(now.plus(ASK_AGAIN)));
+                if known.is_some() { Ok(()) } else { Err(RotationError::NotNow) }
+            }
+            Verdict::None => {
+                pause.look_at = Some(now.plus(ASK_AGAIN));
+                warn!(tenant = %credential.tenant, "Forgejo's answer about an account cannot be used");
+                Err(RotationError::NotNow)
+            }
+            out @ (Verdict::ShutOut | Verdict::Foreign | Verdict::Succeeded(_)) => {
+                *change = Some(self.shut_out(credential, token, &out).await?);
+                Err(RotationError::LoginAgain)
+            }
+        }
+    }
+
+    /// Asks Forgejo about the token behind a grant whose child has died at its start, however fresh the last answer is:
+    /// a token that was taken back a minute ago is the likeliest reason. Where it is no good any more, the grant is over
+    /// when this returns.
+    pub(crate) async fn look_again(&self, grant: &GrantId) -> Standing {
+        let found = self.0.store.find_grant(grant).await;
+        let Ok(row) = found.inspect_err(|e| error!(grant = %grant, error = %e, "a grant cannot be looked at")) else {
+            return Standing::Unknown;
+        };
+        let Some(row) = row.filter(|row| !row.revoked) else { return Standing::Ended };
+        if let Err(e) = self.0.store.age_owner_check(&row.credential_id).await {
+            error!(grant = %grant, error = %e, "a grant cannot be looked at");
+            return Standing::Unknown;
+        }
+        match self.fresh(&row.credential_id).await {
+            Ok(_) => match self.0.store.owner_check(&row.credential_id).await {
+                Ok(Some(check)) if check.at > self.0.clock.now().minus(GOOD_FOR) => Standing::Good,
+                _ => Standing::Unknown,
+            },
+            Err(RotationError::LoginAgain) => Standing::Ended,
+            Err(_) => Standing::Unknown,
+        }
+    }
+
+    /// Whether Forgejo's user is the account that this number was until now, as far as that is known. Where it is not,
+    /// all that the earlier one had is ended, and the number is the new account's from now on.
+    pub(crate) async fn recognise(&self, user: &ForgejoUser) -> Result<bool, StoreError> {
+        if self.is_the_same(user).await? {
+            self.0.store.note_account(user.id, &user.login, user.created, self.0.clock.now()).await?;
+            return Ok(true);
+        }
+        let change = self.succeed(user).await?;
+        let _ = self.0.changes.send(change).await;
+        Ok(false)
+    }
+
+    /// Notes that a token is its user's.
+    pub(crate) async fn note_vouched(&self, credential: &str, token: &UpstreamToken) -> Result<(), StoreError> {
+        let check = OwnerCheck { token: fingerprint(token), at: self.0.clock.now() };
+        self.0.store.note_owner_check(credential, check).await
+    }
+
+    /// Forgejo's refresh does not notice a deactivated account, a changed membership, nor whose the token is; its API
+    /// does. Trouble on the way is no verdict.
+    pub(super) async fn verdict(&self, tenant: TenantId, access: &UpstreamToken) -> Result<Verdict, StoreError> {
+        let inner = &self.0;
+        let user = match inner.forgejo.whoami(access).await {
+            Ok(user) => user,
+            Err(UpstreamError::BadToken | UpstreamError::Forbidden) => return Ok(Verdict::ShutOut),
+            Err(e) if e.is_an_outage() => return Ok(Verdict::Away),
+            Err(_) => return Ok(Verdict::None),
+        };
+        if user.id != tenant {
+            return Ok(Verdict::Foreign);
+        }
+        if !self.is_the_same(&user).await? {
+            return Ok(Verdict::Succeeded(user));
+        }
+        inner.store.note_account(user.id, &user.login, user.created, inner.clock.now()).await?;
+        Ok(match inner.access.now().verify(&inner.forgejo, &user, access).await {
+            Ok(()) => Verdict::LetIn,
+            Err(AccessError::NotAdmitted(_)) => Verdict::ShutOut,
+            Err(AccessError::Memberships(e)) => Verdict::Owned { is_away: e.is_an_outage() },
+        })
+    }
+
+    /// Ends what stands on a token that is not let in, for the reason given; nothing where that is none.
+    pub(super) async fn shut_out(
+        &self,
+        credential: &Credential,
+        token: &UpstreamToken,
+        verdict: &Verdict,
+    ) -> Result<Change, RotationError> {
+        let (inner, tenant) = (&self.0, credential.tenant);
+        match verdict {
+            Verdict::Succeeded(user) => Ok(self.succeed(user).await?),
+            Verdict::Foreign => {
+                error!(
+                    MESSAGE_ID = message_id::FOREIGN_ACCOUNT, tenant = %tenant, reason = "foreign-account",
+                    "Forgejo says that a token that was stored for this user is another user's; it is used no more"
+                );
+                let change = self.revoke(&credential.id, "foreign-account").await?;
+                inner.store.end_visits_of(tenant).await?;
+                // Nobody here has a right to it. What a login has put in its place meanwhile stays.
+                if let Some(stored) = inner.store.find_credential(&credential.id).await?
+                    && self.held(&stored)?.token == *token
+                {
+                    inner.store.erase_credential(&stored).await?;
+                }
+                Ok(change)
+            }
+            Verdict::ShutOut => {
+                warn!(tenant = %tenant, reason = "account-refused", "the account is not let in any more");
+                let change = self.revoke(&credential.id, "account-refused").await?;
+                inner.store.end_visits_of(tenant).await?;
+                Ok(change)
+            }
+            Verdict::LetIn | Verdict::Owned { .. } | Verdict::None | Verdict::Away => Ok(Change::Lost(Vec::new())),
+        }
+    }
+
+    async fn is_the_same(&self, user: &ForgejoUser) -> Result<bool, StoreError> {
+        let account = self.0.store.account(user.id).await?;
+        let created: Option<UnixTime> = account.and_then(|account| account.created);
+        Ok(created.is_none_or(|created| created == user.created))
+    }
+
+    async fn succeed(&self, user: &ForgejoUser) -> Result<Change, StoreError> {
+        error!(
+            MESSAGE_ID = message_id::FOREIGN_ACCOUNT, tenant = %user.id, login = %user.login, reason = "foreign-account",
+            "Forgejo has given the number of an earlier account to another; all that the earlier one had is ended. Was \
+             the forge set up anew, or restored from an old copy?"
+        );
+        let (store, now) = (&self.0.store, self.0.clock.now());
+        let ended = store.end_user(user.id, Some((&user.login, user.created)), "foreign-account", now).await?;
+        Ok(Change::Lost(ended))
+    }
+}
+
+fn fingerprint(token: &UpstreamToken) -> Fingerprint {
+    Fingerprint(Sha256::digest(token.expose().as_bytes()).into())
+}

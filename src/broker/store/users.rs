@@ -1,0 +1,134 @@
+//! Users as accounts at Forgejo: what tells one from its successor, what they hold here, and the end of all of it.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::auth::principal::GrantId;
+use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
+use wire::clock::UnixTime;
+use wire::message::{Label, TenantId};
+
+/// What is known of an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// Forgejo's number.
+    pub(crate) tenant: TenantId,
+    /// The login, as it was last told.
+    pub(crate) login: Label,
+    /// When Forgejo made it; unknown where Forgejo was not asked yet.
+    pub(crate) created: Option<UnixTime>,
+}
+
+const READING: &str = "reading the users";
+const ENDING: &str = "ending what a user has";
+
+impl Store {
+    /// One account.
+    pub(crate) async fn account(&self, tenant: TenantId) -> Result<Option<Account>, StoreError> {
+        let row = sqlx::query("SELECT tenant, login, account_created_at FROM users WHERE tenant = $1")
+            .bind(tenant_value(tenant)?)
+            .fetch_optional(self.readers())
+            .await
+            .map_err(StoreError::query(READING))?;
+        row.as_ref().map(account).transpose()
+    }
+
+    /// Notes what Forgejo says of an account: its login may have changed, and the time of its making is kept once and
+    /// for all.
+    pub(crate) async fn note_account(
+        &self,
+        tenant: TenantId,
+        login: &Label,
+        created: UnixTime,
+        now: UnixTime,
+    ) -> Result<(), StoreError> {
+        let statement = sqlx::query(
+            "INSERT INTO users (tenant, login, account_created_at, updated_at) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at, \
+             account_created_at = COALESCE(users.account_created_at, excluded.account_created_at)",
+        )
+        .bind(tenant_value(tenant)?)
+        .bind(login.as_str())
+        .bind(created.secs())
+        .bind(now.secs());
+        self.writer().execute("noting an account", statement).await?;
+        Ok(())
+    }
+
+    /// Ends all that a user has here, all or none: grants, visits, consents, codes on their way, Forgejo's tokens.
+    /// Which grants were live. With a `successor`, the number belongs to that account from now on.
+    pub(crate) async fn end_user(
+        &self,
+        tenant: TenantId,
+        successor: Option<(&Label, UnixTime)>,
+        reason: &'static str,
+        now: UnixTime,
+    ) -> Result<Vec<GrantId>, StoreError> {
+        let number = tenant_value(tenant)?;
+        let mut write = self.writer().begin(ENDING).await?;
+        let revoked = sqlx::query(
+            "UPDATE grants SET revoked_at = $1, revoked_reason = $2 WHERE tenant = $3 AND revoked_at IS NULL \
+             RETURNING id",
+        );
+        let rows = write.fetch_all(revoked.bind(now.secs()).bind(reason).bind(number)).await?;
+        let mut statements = vec![
+            sqlx::query("DELETE FROM visits WHERE tenant = $1").bind(number),
+            sqlx::query("DELETE FROM consents WHERE tenant = $1").bind(number),
+            // Redeemed ones stay, so that a second redemption is noticed.
+            sqlx::query("DELETE FROM authorization_codes WHERE tenant = $1 AND grant_id IS NULL").bind(number),
+            sqlx::query(
+                "UPDATE upstream_credentials SET access_sealed = $1, refresh_sealed = NULL, access_expires_at = NULL, \
+                 checked_token = NULL, checked_at = NULL WHERE tenant = $2",
+            )
+            .bind(Vec::<u8>::new())
+            .bind(number),
+        ];
+        if let Some((login, created)) = successor {
+            statements.push(
+                sqlx::query("UPDATE users SET login = $1, account_created_at = $2, updated_at = $3 WHERE tenant = $4")
+                    .bind(login.as_str())
+                    .bind(created.secs())
+                    .bind(now.secs())
+                    .bind(number),
+            );
+        }
+        for statement in statements {
+            write.execute(statement).await?;
+        }
+        write.commit().await?;
+        grant_ids(&rows, ENDING)
+    }
+
+    /// The same for everybody, with what is known of their accounts: the next login finds nobody it knows.
+    pub(crate) async fn end_everybody(&self, reason: &'static str, now: UnixTime) -> Result<u64, StoreError> {
+        let mut write = self.writer().begin(ENDING).await?;
+        let revoked = sqlx::query("UPDATE grants SET revoked_at = $1, revoked_reason = $2 WHERE revoked_at IS NULL");
+        let ended = write.execute(revoked.bind(now.secs()).bind(reason)).await?;
+        let statements = [
+            sqlx::query("DELETE FROM visits"),
+            sqlx::query("DELETE FROM consents"),
+            sqlx::query("DELETE FROM authorization_codes WHERE grant_id IS NULL"),
+            sqlx::query(
+                "UPDATE upstream_credentials SET access_sealed = $1, refresh_sealed = NULL, access_expires_at = NULL, \
+                 checked_token = NULL, checked_at = NULL",
+            )
+            .bind(Vec::<u8>::new()),
+            sqlx::query("UPDATE users SET account_created_at = NULL"),
+        ];
+        for statement in statements {
+            write.execute(statement).await?;
+        }
+        write.commit().await?;
+        Ok(ended.rows_affected())
+    }
+}
+
+fn account(row: &SqliteRow) -> Result<Account, StoreError> {
+    let login: String = row.try_get("login").map_err(StoreError::query(READING))?;
+    let created: Option<i64> = row.try_get("account_created_at").map_err(StoreError::query(READING))?;
+    Ok(Account {
+        tenant: tenant_of(row, READING)?,
+        login: Label::parse(login).map_err(|_| StoreError::Damaged(READING))?,
+        created: created.map(UnixTime::from_secs),
+    })
+}
