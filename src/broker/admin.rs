@@ -7,6 +7,7 @@
 pub mod api;
 mod keys;
 mod listener;
+mod lists;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use rand::rngs::SysRng;
 use tokio::sync::Mutex;
 use tracing::{error, info};
 
-use crate::admin::api::{CreateToken, CreatedToken, GrantView, Problem, StatusView};
+use crate::admin::api::{CreateToken, CreatedToken, EndedUser, Problem, StatusView};
 pub(crate) use crate::admin::listener::{AdminError, serve};
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::revocation::Revocation;
@@ -70,6 +71,8 @@ enum Refused {
     Upstream(#[from] UpstreamError),
     #[error("there is no such token, or it is revoked already; see `forgejo-mcp-brokerctl token list`")]
     NoSuchToken,
+    #[error("nobody called `{0}` was ever here; see `forgejo-mcp-brokerctl user list`")]
+    NoSuchUser(String),
     #[error("the broker's storage failed; its log says how")]
     Store(#[from] StoreError),
     #[error("the broker cannot seal the token; its log says why")]
@@ -88,7 +91,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Input(_) => StatusCode::BAD_REQUEST,
-            Self::NoSuchToken => StatusCode::NOT_FOUND,
+            Self::NoSuchToken | Self::NoSuchUser(_) => StatusCode::NOT_FOUND,
             Self::Reseal(ResealError::UnderWay) => StatusCode::CONFLICT,
             // In the operator's hands, with all that there is to say.
             Self::OtherUser { .. }
@@ -108,8 +111,10 @@ impl IntoResponse for Refused {
 /// The routes.
 pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
-        .route("/tokens", post(create).get(list))
+        .route("/tokens", post(create).get(lists::tokens))
         .route("/tokens/{grant}", delete(revoke))
+        .route("/users", get(lists::users))
+        .route("/users/{login}", delete(end_user))
         .route("/status", get(status))
         .route("/key", get(keys::show))
         .route("/key/rotate", post(keys::rotate))
@@ -163,28 +168,27 @@ async fn create(State(admin): State<Admin>, Json(asked): Json<CreateToken>) -> R
     }))
 }
 
-async fn list(State(admin): State<Admin>) -> Result<Json<Vec<GrantView>>, Refused> {
-    admin.revocation.principals.flush_uses().await;
-    let grants = admin.store.grants().await?;
-    let view = grants.into_iter().map(|grant| GrantView {
-        id: grant.id.as_str().to_owned(),
-        user: grant.login.as_str().to_owned(),
-        client: grant.client_id,
-        scopes: grant.scopes.as_str().to_owned(),
-        created_at: grant.created_at.secs(),
-        expires_at: grant.expires_at.map(wire::clock::UnixTime::secs),
-        last_used_at: grant.last_used_at.map(wire::clock::UnixTime::secs),
-        revoked_at: grant.revoked_at.map(wire::clock::UnixTime::secs),
-    });
-    Ok(Json(view.collect()))
-}
-
 async fn revoke(State(admin): State<Admin>, Path(grant): Path<String>) -> Result<StatusCode, Refused> {
     if admin.revocation.revoke(&GrantId::new(grant), "operator").await? {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(Refused::NoSuchToken)
     }
+}
+
+/// Everybody with this login: it may have changed hands, and nobody is to be left.
+async fn end_user(State(admin): State<Admin>, Path(login): Path<String>) -> Result<Json<Vec<EndedUser>>, Refused> {
+    let accounts = admin.store.accounts_named(&login).await?;
+    if accounts.is_empty() {
+        return Err(Refused::NoSuchUser(login));
+    }
+    let mut ended = Vec::new();
+    for account in accounts {
+        let (grants, sessions) = admin.revocation.end_user(account.tenant, "operator").await?;
+        let (number, login) = (account.tenant.get(), account.login.as_str().to_owned());
+        ended.push(EndedUser { number, login, grants, sessions });
+    }
+    Ok(Json(ended))
 }
 
 async fn status(State(admin): State<Admin>) -> Json<StatusView> {

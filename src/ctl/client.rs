@@ -10,7 +10,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
 use forgejo_mcp_broker::admin::api::{
-    BACKUP_KEYS, CreateToken, CreatedToken, GrantView, KeyRotated, KeyView, Problem, StatusView,
+    BACKUP_KEYS, CreateToken, CreatedToken, EndedUser, KeyRotated, KeyView, Page, PageQuery, Problem, StatusView,
 };
 use wire::secret::TokenError;
 
@@ -89,8 +89,18 @@ impl Client {
         parsed(response).await
     }
 
-    pub(crate) async fn list(&self) -> Result<Vec<GrantView>, CtlError> {
-        parsed(self.send(self.request(Method::GET, "/tokens")).await?).await
+    /// A page of `list`, which is `/tokens` or `/users`.
+    pub(crate) async fn page<T: DeserializeOwned>(&self, list: &str, query: &PageQuery) -> Result<Page<T>, CtlError> {
+        parsed(self.send(self.request(Method::GET, list).query(query)).await?).await
+    }
+
+    pub(crate) async fn end_user(&self, login: &str) -> Result<Vec<EndedUser>, CtlError> {
+        // As Forgejo names people; anything else would be another address.
+        let known = !login.is_empty() && login.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !known || login.bytes().all(|b| b == b'.') {
+            return Err(CtlError::Refused(format!("`{login}` is not a login of Forgejo's")));
+        }
+        parsed(self.send(self.request(Method::DELETE, &format!("/users/{login}"))).await?).await
     }
 
     pub(crate) async fn revoke(&self, id: &str) -> Result<(), CtlError> {

@@ -16,7 +16,8 @@ use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
 
 use crate::client::{Client, CtlError};
-use forgejo_mcp_broker::admin::api::CreateToken;
+use crate::show::{JsonArray, Row, Table};
+use forgejo_mcp_broker::admin::api::{CreateToken, EndedUser, GrantView, PageQuery, UserView};
 use wire::secret::UpstreamToken;
 
 /// Operates a running forgejo-mcp-broker.
@@ -35,6 +36,9 @@ enum Command {
     /// Tokens without OAuth, for services.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The users, and all that one of them has.
+    #[command(subcommand)]
+    User(UserCommand),
     /// The key that seals Forgejo's tokens.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -45,6 +49,17 @@ enum Command {
     },
     /// What runs, and what separates the users' processes.
     Status(Json),
+}
+
+#[derive(Debug, Subcommand)]
+enum UserCommand {
+    /// List everybody who was ever here, by their number in Forgejo.
+    List(Json),
+    /// End a user's sessions, grants and tokens at once.
+    End {
+        /// The login of the Forgejo user.
+        login: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,8 +74,14 @@ enum KeyCommand {
 enum TokenCommand {
     /// Make a token for a user; reads the user's Forgejo token from standard input.
     Create(Create),
-    /// List all tokens.
-    List(Json),
+    /// List all tokens, the newest first.
+    List {
+        /// Only those of this user.
+        #[arg(long, value_name = "LOGIN")]
+        user: Option<String>,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Revoke a token and end its sessions.
     Revoke {
         /// As `token list` shows it.
@@ -139,9 +160,20 @@ async fn run(options: Options) -> Result<(), CtlError> {
             );
             format!("{}\n", created.token)
         }
-        Command::Token(TokenCommand::List(Json { json })) => {
-            let grants = client.list().await?;
-            if json { show::json(&grants)? } else { show::grants(&grants) }
+        Command::Token(TokenCommand::List { user, json: Json { json } }) => {
+            return list::<GrantView>(&client, "/tokens", user, json).await;
+        }
+        Command::User(UserCommand::List(Json { json })) => {
+            return list::<UserView>(&client, "/users", None, json).await;
+        }
+        Command::User(UserCommand::End { login }) => {
+            for EndedUser { number, login, grants, sessions } in client.end_user(&login).await? {
+                tell(&format!(
+                    "{login} (number {number}): {grants} grants are revoked, {sessions} sessions are ended; nothing keeps \
+                     them from logging in again but [access] deny, or Forgejo"
+                ));
+            }
+            String::new()
         }
         Command::Token(TokenCommand::Revoke { id }) => {
             client.revoke(&id).await?;
@@ -176,6 +208,20 @@ async fn run(options: Options) -> Result<(), CtlError> {
         }
     };
     print(&text)
+}
+
+/// Prints a list page by page as it comes, so that neither side holds all of it.
+async fn list<T: Row>(client: &Client, list: &str, user: Option<String>, json: bool) -> Result<(), CtlError> {
+    let mut query = PageQuery { user, ..PageQuery::default() };
+    let (mut table, mut array) = (Table::default(), JsonArray::default());
+    loop {
+        let page = client.page::<T>(list, &query).await?;
+        print(&if json { array.part(&page.entries)? } else { table.part(&page.entries) })?;
+        query.after = page.next;
+        if query.after.is_none() {
+            return print(if json { array.end() } else { "" });
+        }
+    }
 }
 
 fn print(text: &str) -> Result<(), CtlError> {

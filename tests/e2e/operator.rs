@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::stand_in_deployment;
@@ -130,4 +131,41 @@ fn the_key_is_replaced_under_a_running_broker_and_a_backup_is_restored_with_the_
     std::fs::write(&file, old_key).expect("restored");
     deployment.start_broker().expect("the key that it needs");
     assert!(text(&run(&deployment, &["token", "list"]).stdout).contains("alice"));
+}
+
+#[test]
+fn a_user_on_the_deny_list_is_out_with_a_hangup_and_no_other_signal_ends_the_broker() {
+    let deployment = stand_in_deployment("reload", &[], |_| {});
+    let tokens = ["alice", "bob"].map(|login| {
+        let forgejo_token = deployment.forge_token(login).expect("a Forgejo token");
+        deployment.broker_token(login, &forgejo_token, &[]).expect("a token")
+    });
+    let broker = deployment.broker.as_ref().expect("runs");
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT] {
+        broker.signal(signal);
+    }
+    let file = deployment.config.dir.join("broker-extra.toml");
+    let before = std::fs::read_to_string(&file).expect("readable");
+    let said = |what: &str, times: usize| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while broker.output().matches(what).count() < times {
+            assert!(std::time::Instant::now() < deadline, "not said: {what}\n{}", broker.output());
+            std::thread::yield_now();
+        }
+    };
+    std::fs::write(&file, format!("{before}\n[access]\ndeny = [\"alice\"]\n")).expect("written");
+    broker.signal(Signal::SIGHUP);
+    said("`alice` must be user:LOGIN", 1);
+    std::fs::write(&file, format!("{before}\n[access]\ndeny = [\"user:alice\"]\n")).expect("written");
+    broker.signal(Signal::SIGHUP);
+    said("[access] and [rates] are in force", 1);
+    let listed = run(&deployment, &["token", "list", "--user", "alice", "--json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).expect("json");
+    assert!(listed.pointer("/0/revoked_at").is_some_and(Value::is_i64), "{listed}");
+    let users = text(&run(&deployment, &["user", "list"]).stdout);
+    assert!(users.contains("NUMBER") && users.contains("alice") && users.contains("bob"), "{users}");
+    let ended = run(&deployment, &["user", "end", "bob"]);
+    assert!(text(&ended.stderr).contains("1 grants are revoked"), "{}", text(&ended.stderr));
+    assert_eq!(run(&deployment, &["user", "end", "bob/.."]).status.code(), Some(65));
+    drop(tokens);
 }

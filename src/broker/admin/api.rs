@@ -38,6 +38,62 @@ impl std::fmt::Debug for CreatedToken {
     }
 }
 
+/// The query of `GET /tokens` and `GET /users`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageQuery {
+    /// Only what belongs to this login; of `/tokens`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// How many at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// A part of a list.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The part.
+    pub entries: Vec<T>,
+    /// Where the next part begins; absent at the end.
+    pub next: Option<String>,
+}
+
+/// One of `GET /users`; times in seconds since 1970.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct UserView {
+    /// Forgejo's number.
+    pub number: u64,
+    /// The login.
+    pub login: String,
+    /// Grants that are not revoked.
+    pub grants: i64,
+    /// Of these, how many stand on a token that the operator gave.
+    pub personal: i64,
+    /// Open sessions.
+    pub sessions: usize,
+    /// When a grant was last used.
+    pub last_used_at: Option<i64>,
+    /// When Forgejo made the account.
+    pub created_at: Option<i64>,
+}
+
+/// One of the answer of `DELETE /users/{login}`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EndedUser {
+    /// Forgejo's number.
+    pub number: u64,
+    /// The login.
+    pub login: String,
+    /// Grants that were revoked.
+    pub grants: usize,
+    /// Sessions that were ended.
+    pub sessions: usize,
+}
+
 /// One of `GET /tokens`; times in seconds since 1970.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct GrantView {
@@ -45,6 +101,8 @@ pub struct GrantView {
     pub id: String,
     /// The Forgejo user.
     pub user: String,
+    /// Their number.
+    pub number: u64,
     /// The client.
     pub client: String,
     /// What it allows.

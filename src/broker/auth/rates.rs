@@ -14,6 +14,7 @@ use axum::http::HeaderMap;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
+use parking_lot::RwLock;
 use wire::config_file::Section;
 
 use crate::auth::principal::GrantId;
@@ -122,25 +123,46 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
 
 /// One kind of request, counted by address and by neighbourhood.
 #[derive(Debug)]
-pub(crate) struct ByAddress {
+pub(crate) struct ByAddress(RwLock<Counted>);
+
+#[derive(Debug)]
+struct Counted {
+    a_minute: u32,
     own: Limiter<Source>,
     neighbourhood: Limiter<Source>,
 }
 
+impl Counted {
+    fn new(a_minute: u32) -> Self {
+        let neighbourhood = Limiter::new(a_minute.saturating_mul(NEIGHBOURHOOD_FACTOR));
+        Self { a_minute, own: Limiter::new(a_minute), neighbourhood }
+    }
+}
+
 impl ByAddress {
     fn new(a_minute: u32) -> Self {
-        Self { own: Limiter::new(a_minute), neighbourhood: Limiter::new(a_minute.saturating_mul(NEIGHBOURHOOD_FACTOR)) }
+        Self(RwLock::new(Counted::new(a_minute)))
     }
 
     /// Counts one; refused where it is one too many.
     pub(crate) fn count(&self, source: &Source) -> Result<(), TooMany> {
-        self.own.count(source)?;
-        self.neighbourhood.count(&source.neighbourhood())
+        let counted = self.0.read();
+        counted.own.count(source)?;
+        counted.neighbourhood.count(&source.neighbourhood())
+    }
+
+    /// Another limit begins with nothing counted; the same one goes on.
+    fn replace(&self, a_minute: u32) {
+        let mut counted = self.0.write();
+        if counted.a_minute != a_minute {
+            *counted = Counted::new(a_minute);
+        }
     }
 
     fn forget(&self) {
-        self.own.0.retain_recent();
-        self.neighbourhood.0.retain_recent();
+        let counted = self.0.read();
+        counted.own.0.retain_recent();
+        counted.neighbourhood.0.retain_recent();
     }
 }
 
@@ -171,6 +193,15 @@ impl RateLimits {
             failures: ByAddress::new(rates.failures),
             refreshes: Limiter(RateLimiter::keyed(refreshes())),
         }
+    }
+
+    /// Puts other rates in force.
+    pub(crate) fn replace(&self, rates: Rates) {
+        let Rates { registrations, logins, documents, failures } = rates;
+        self.registrations.replace(registrations);
+        self.logins.replace(logins);
+        self.documents.replace(documents);
+        self.failures.replace(failures);
     }
 
     /// Who sends this request.

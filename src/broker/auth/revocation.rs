@@ -11,6 +11,7 @@ use crate::auth::token::TokenHash;
 use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
+use wire::message::TenantId;
 
 /// Ends grants.
 #[derive(Debug, Clone)]
@@ -38,6 +39,18 @@ impl Revocation {
             Ok(is_first)
         });
         task.await.unwrap_or(Err(StoreError::Interrupted("revoking a grant")))
+    }
+
+    /// Ends all that a user has here; how many grants and sessions. Nothing of it is alive when this returns.
+    pub(crate) async fn end_user(&self, tenant: TenantId, reason: &'static str) -> Result<(usize, usize), StoreError> {
+        let all = self.clone();
+        let task = tokio::spawn(async move {
+            let grants = all.store.end_user(tenant, None, reason, all.clock.now()).await?;
+            let sessions = grants.iter().map(|grant| all.end(grant, reason)).sum();
+            info!(tenant = %tenant, grants = grants.len(), sessions, reason, "all that a user had is ended");
+            Ok((grants.len(), sessions))
+        });
+        task.await.unwrap_or(Err(StoreError::Interrupted("ending what a user has")))
     }
 
     /// Ends one access token of a grant.

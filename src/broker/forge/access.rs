@@ -76,6 +76,11 @@ impl Lists {
     pub(crate) fn now(&self) -> Arc<Access> {
         Arc::clone(&self.0.read())
     }
+
+    /// Puts others in force.
+    pub(crate) fn replace(&self, access: Access) {
+        *self.0.write() = Arc::new(access);
+    }
 }
 
 impl From<Access> for Lists {
@@ -149,6 +154,15 @@ impl Access {
     /// Whether organisations or teams matter.
     pub(crate) fn asks_for_memberships(&self) -> bool {
         self.allow.iter().chain(&self.deny).any(|subject| !matches!(subject, Subject::User(_)))
+    }
+
+    /// Whether the lists keep a login out whatever else Forgejo says of the account: they name it, or they name every
+    /// login that may come in and this is none of them.
+    pub(crate) fn keeps_out(&self, login: &str) -> bool {
+        let login = login.to_lowercase();
+        let is = |subject: &Subject| matches!(subject, Subject::User(name) if *name == login);
+        let names_all = !self.allow.is_empty() && self.allow.iter().all(|one| matches!(one, Subject::User(_)));
+        self.deny.iter().any(is) || names_all && !self.allow.iter().any(is)
     }
 
     /// Whether this user, with these memberships, is let in.
@@ -232,6 +246,24 @@ mod tests {
         assert_eq!(strict.check(&restricted, &Memberships::default()), Err(NotAdmitted::Restricted));
         assert_eq!(lenient.check(&restricted, &Memberships::default()), Ok(()));
         assert_eq!(lenient.check(&locked, &Memberships::default()), Err(NotAdmitted::Locked));
+    }
+
+    #[test]
+    fn a_login_is_kept_out_without_a_question_only_where_the_lists_alone_say_so() {
+        let table = [
+            (&[][..], &[][..], false),
+            (&[], &["user:ALICE"], true),
+            (&[], &["user:bob"], false),
+            (&["user:bob"], &[], true),
+            (&["user:bob", "user:alice"], &[], false),
+            (&["user:bob", "org:acme"], &[], false),
+            (&["org:acme"], &["user:alice"], true),
+            (&[], &["org:acme"], false),
+        ];
+        for (allow, deny, out) in table {
+            let access = Access { allow: list(allow), deny: list(deny), restricted: false };
+            assert_eq!(access.keeps_out("Alice"), out, "allow {allow:?} deny {deny:?}");
+        }
     }
 
     #[test]

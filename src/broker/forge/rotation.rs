@@ -8,6 +8,7 @@
 //! No token leaves this room before Forgejo has said that it is the user's own ([`ownership`]).
 
 mod login;
+mod offboarding;
 mod ownership;
 mod recheck;
 mod reseal;

@@ -33,6 +33,7 @@ use crate::forge::identity;
 use crate::forge::identity::{Adoption, ForgeError};
 use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::{Vault, VaultError};
+use crate::http::reload::{Reloader, Sources};
 use crate::http::{accept, health};
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::scope::Scope;
@@ -41,7 +42,6 @@ use crate::oauth::{Dependencies, OAuth};
 use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
-use wire::config_file::Section;
 use wire::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
 use wire::{lifecycle, telemetry};
 
@@ -120,7 +120,8 @@ pub fn main() -> ExitCode {
     let inherited = ListenFd::from_env();
     lifecycle::begin();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let config = match Config::read(Section::open(&options.config), credentials.as_deref()) {
+    let sources = Sources { files: options.config, credentials };
+    let config = match sources.read() {
         Ok(config) => config,
         Err(problems) => {
             return lifecycle::fail(PROGRAM, EX_CONFIG, &format_args!("the configuration has problems:\n{problems}"));
@@ -139,7 +140,7 @@ pub fn main() -> ExitCode {
     let outcome = match options.adopt_forge {
         Some(adoption) => runtime.block_on(adopt(&config, adoption)),
         None if options.forget_sealed => runtime.block_on(forget_sealed(&config)),
-        None => runtime.block_on(run(config, inherited)),
+        None => runtime.block_on(run(config, sources, inherited)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -189,11 +190,13 @@ async fn forget_sealed(config: &Config) -> Result<(), ServerError> {
 }
 
 /// Serves until asked to stop.
-pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), ServerError> {
+#[expect(clippy::too_many_lines, reason = "how the parts hang together is read best in one piece")]
+pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenFd) -> Result<(), ServerError> {
     // First, because it refuses to be a second broker: nothing that another one holds is touched before.
     let store = Store::open(&config.database).await?;
     let listener = listener(&mut inherited, &config)?;
     let mut signals = StopSignals::new().map_err(ServerError::Signals)?;
+    let hangups = lifecycle::Reload::new().map_err(ServerError::Signals)?;
     let clock = Clock::system();
     let vault = Arc::new(open_vault(&config, &store).await?);
     let forgejo = Forgejo::new(&config.forgejo_url)?;
@@ -223,6 +226,7 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
         registry: registry.clone(),
         clock: clock.clone(),
     };
+    let limits = Arc::new(RateLimits::new(config.rates, config.proxies.clone()));
     let oauth = OAuth::new(Dependencies {
         public_url: config.public_url.clone(),
         policy: config.oauth.clone(),
@@ -231,7 +235,7 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
         forgejo: forgejo.clone(),
         rotation: rotation.clone(),
         revocation: revocation.clone(),
-        limits: Arc::new(RateLimits::new(config.rates, config.proxies.clone())),
+        limits: Arc::clone(&limits),
         clock: clock.clone(),
     })?;
     let router = Router::new()
@@ -255,6 +259,9 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
     tokio::spawn(lifecycle::watchdog());
     tokio::spawn(follow(changes, revocation, config.drain));
+    // Before anybody is served: who was put on the lists while the broker was down is out.
+    rotation.apply_lists().await?;
+    tokio::spawn(Reloader { sources, rotation: rotation.clone(), limits }.on_hangup(hangups));
     let asking = tokio::spawn(tick_upstream(rotation.clone()));
     let replacing = rotation.clone();
     tokio::spawn(async move { replacing.go_on_replacing_key().await });
@@ -295,6 +302,17 @@ pub(crate) async fn run(config: Config, mut inherited: ListenFd) -> Result<(), S
     Ok(())
 }
 
+/// What who has no good token is told.
+fn challenge(config: &Config) -> Challenge {
+    let application = config.application.as_ref();
+    let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);
+    Challenge {
+        // Where nobody can log in there is none.
+        resource_metadata: application.map(metadata),
+        scope: application.map_or(Scopes { write: true }, Application::offers).as_str(),
+    }
+}
+
 /// Pages of the operator's origins may read what the endpoint answers; the browser's question beforehand has no token.
 fn cors(origins: &[String]) -> CorsLayer {
     let named = |names: &[&'static str]| names.iter().map(|&name| HeaderName::from_static(name)).collect::<Vec<_>>();
@@ -312,16 +330,6 @@ fn cors(origins: &[String]) -> CorsLayer {
             "last-event-id",
         ]))
         .expose_headers(named(&["www-authenticate", "mcp-session-id", "mcp-protocol-version", "retry-after"]))
-}
-
-fn challenge(config: &Config) -> Challenge {
-    let application = config.application.as_ref();
-    let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);
-    Challenge {
-        // Where nobody can log in there is none.
-        resource_metadata: application.map(metadata),
-        scope: application.map_or(Scopes { write: true }, Application::offers).as_str(),
-    }
 }
 
 async fn open_vault(config: &Config, store: &Store) -> Result<Vault, ServerError> {

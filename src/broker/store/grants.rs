@@ -66,7 +66,9 @@ pub(crate) struct Grant {
     pub(crate) id: GrantId,
     /// Its client.
     pub(crate) client_id: String,
-    /// Its user's login.
+    /// Its user.
+    pub(crate) tenant: TenantId,
+    /// Their login.
     pub(crate) login: Label,
     /// What it allows.
     pub(crate) scopes: Scopes,
@@ -89,6 +91,20 @@ macro_rules! grant_rows {
             $more,
             " FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id ",
             $which
+        )
+    };
+}
+
+/// A page of [`Grant`]s in the order of an index, so that each costs the same: before the place ($1, $2), $3 rows.
+macro_rules! grants_page {
+    ($which:literal) => {
+        concat!(
+            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.created_at, g.last_used_at, g.revoked_at, u.login, \
+             COALESCE((SELECT MAX(r.expires_at) FROM refresh_tokens r WHERE r.grant_id = g.id), \
+             (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id)) AS expires_at \
+             FROM grants g JOIN users u ON u.tenant = g.tenant WHERE (g.created_at, g.id) < ($1, $2) ",
+            $which,
+            "ORDER BY g.created_at DESC, g.id DESC LIMIT $3"
         )
     };
 }
@@ -164,17 +180,25 @@ impl Store {
         row.as_ref().map(grant_row).transpose()
     }
 
-    /// All grants, the newest first.
-    pub(crate) async fn grants(&self) -> Result<Vec<Grant>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.created_at, g.last_used_at, g.revoked_at, u.login, \
-             COALESCE((SELECT MAX(r.expires_at) FROM refresh_tokens r WHERE r.grant_id = g.id), \
-             (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id)) AS expires_at \
-             FROM grants g JOIN users u ON u.tenant = g.tenant ORDER BY g.created_at DESC, g.id",
-        )
-        .fetch_all(self.readers())
-        .await
-        .map_err(StoreError::query("reading the grants"))?;
+    /// Grants of the accounts with a login, or of everybody, the newest first: at most `limit` of those behind `after`.
+    pub(crate) async fn grants_after(
+        &self,
+        user: Option<&str>,
+        after: Option<(UnixTime, &GrantId)>,
+        limit: u32,
+    ) -> Result<Vec<Grant>, StoreError> {
+        let (created_at, id) = after.map_or((i64::MAX, ""), |(at, grant)| (at.secs(), grant.as_str()));
+        let statement = match user {
+            None => sqlx::query(grants_page!("")).bind(created_at).bind(id).bind(limit),
+            Some(user) => sqlx::query(grants_page!(
+                "AND g.tenant IN (SELECT n.tenant FROM users n WHERE LOWER(n.login) = LOWER($4)) "
+            ))
+            .bind(created_at)
+            .bind(id)
+            .bind(limit)
+            .bind(user),
+        };
+        let rows = statement.fetch_all(self.readers()).await.map_err(StoreError::query("reading the grants"))?;
         rows.iter().map(grant).collect()
     }
 
@@ -241,6 +265,7 @@ fn grant(row: &SqliteRow) -> Result<Grant, StoreError> {
     Ok(Grant {
         id: GrantId::new(text(row, "id")?),
         client_id: text(row, "client_id")?,
+        tenant: tenant_of(row, READING)?,
         login: login(row)?,
         scopes: Scopes::parse(&text(row, "scopes")?),
         created_at: time(row, "created_at")?.ok_or(StoreError::Damaged(READING))?,
@@ -248,4 +273,47 @@ fn grant(row: &SqliteRow) -> Result<Grant, StoreError> {
         expires_at: time(row, "expires_at")?,
         revoked_at: time(row, "revoked_at")?,
     })
+}
+
+#[cfg(test)]
+impl Store {
+    /// All grants, the newest first.
+    pub(crate) async fn grants(&self) -> Result<Vec<Grant>, StoreError> {
+        self.grants_after(None, None, u32::MAX).await
+    }
+
+    /// Many grants of many users, for tests of lists: two a second, every tenth of user 1.
+    pub(crate) async fn fill_with_grants(&self, count: i64) -> Result<(), StoreError> {
+        let statements = [
+            "INSERT INTO clients (client_id, name, created_at) VALUES ('c', 'c', 0)",
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1 / 10) \
+             INSERT INTO users (tenant, login, updated_at) SELECT i, 'user-' || i, 0 FROM n",
+            "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, updated_at) \
+             SELECT 'of-' || tenant, tenant, 'oauth', 'k', x'00', 0 FROM users WHERE $1 > 0",
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < $1 - 1), \
+             g(i, t) AS (SELECT i, CASE WHEN i % 10 = 0 THEN 1 ELSE 1 + i % ($1 / 10) END FROM n) \
+             INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
+             SELECT 'grant-' || i, 'c', t, 'of-' || t, 'forgejo:read', i / 2 FROM g",
+        ];
+        for statement in statements {
+            self.writer().execute("filling a table", sqlx::query(statement).bind(count)).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_page_of_grants_is_read_in_the_order_of_an_index_and_nothing_is_sorted() {
+        let store = Store::in_memory().await.expect("a store");
+        store.fill_with_grants(1000).await.expect("filled");
+        let plan = sqlx::query(concat!("EXPLAIN QUERY PLAN ", grants_page!("")));
+        let rows = plan.bind(i64::MAX).bind("").bind(10).fetch_all(store.readers()).await.expect("a plan");
+        let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        assert!(steps.iter().any(|step| step.contains("grants_by_age")), "{steps:?}");
+        assert!(!steps.iter().any(|step| step.contains("ORDER BY")), "{steps:?}");
+    }
 }

@@ -19,6 +19,21 @@ pub(crate) struct Account {
     pub(crate) created: Option<UnixTime>,
 }
 
+/// A user as the operator sees them.
+#[derive(Debug)]
+pub(crate) struct UserCounts {
+    /// Who.
+    pub(crate) account: Account,
+    /// Grants that are not revoked.
+    pub(crate) grants: i64,
+    /// Of these, how many stand on a token that the operator gave.
+    pub(crate) personal: i64,
+    /// Sessions that have not ended.
+    pub(crate) sessions: i64,
+    /// When a grant was last used.
+    pub(crate) last_used_at: Option<UnixTime>,
+}
+
 const READING: &str = "reading the users";
 const ENDING: &str = "ending what a user has";
 
@@ -31,6 +46,48 @@ impl Store {
             .await
             .map_err(StoreError::query(READING))?;
         row.as_ref().map(account).transpose()
+    }
+
+    /// The accounts with a login, whatever its case; more than one where a login has changed hands.
+    pub(crate) async fn accounts_named(&self, login: &str) -> Result<Vec<Account>, StoreError> {
+        let rows = sqlx::query("SELECT tenant, login, account_created_at FROM users WHERE LOWER(login) = LOWER($1)")
+            .bind(login)
+            .fetch_all(self.readers())
+            .await
+            .map_err(StoreError::query(READING))?;
+        rows.iter().map(account).collect()
+    }
+
+    /// The accounts that have a live grant.
+    pub(crate) async fn accounts_with_grants(&self) -> Result<Vec<Account>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT tenant, login, account_created_at FROM users u WHERE EXISTS \
+             (SELECT 1 FROM grants g WHERE g.tenant = u.tenant AND g.revoked_at IS NULL) ORDER BY tenant",
+        )
+        .fetch_all(self.readers())
+        .await
+        .map_err(StoreError::query(READING))?;
+        rows.iter().map(account).collect()
+    }
+
+    /// Users by their number, after `after`, at most `limit`.
+    pub(crate) async fn users_after(&self, after: u64, limit: u32) -> Result<Vec<UserCounts>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT u.tenant, u.login, u.account_created_at, \
+             (SELECT COUNT(*) FROM grants g WHERE g.tenant = u.tenant AND g.revoked_at IS NULL) AS live, \
+             (SELECT COUNT(*) FROM grants g JOIN upstream_credentials c ON c.id = g.credential_id \
+             WHERE g.tenant = u.tenant AND g.revoked_at IS NULL AND c.kind = 'pat') AS personal, \
+             (SELECT COUNT(*) FROM sessions s JOIN grants g ON g.id = s.grant_id \
+             WHERE g.tenant = u.tenant AND g.revoked_at IS NULL AND s.ended_at IS NULL) AS open, \
+             (SELECT MAX(g.last_used_at) FROM grants g WHERE g.tenant = u.tenant) AS used_at \
+             FROM users u WHERE u.tenant > $1 ORDER BY u.tenant LIMIT $2",
+        )
+        .bind(i64::try_from(after).unwrap_or(i64::MAX))
+        .bind(limit)
+        .fetch_all(self.readers())
+        .await
+        .map_err(StoreError::query(READING))?;
+        rows.iter().map(counts).collect()
     }
 
     /// Notes what Forgejo says of an account: its login may have changed, and the time of its making is kept once and
@@ -130,5 +187,17 @@ fn account(row: &SqliteRow) -> Result<Account, StoreError> {
         tenant: tenant_of(row, READING)?,
         login: Label::parse(login).map_err(|_| StoreError::Damaged(READING))?,
         created: created.map(UnixTime::from_secs),
+    })
+}
+
+fn counts(row: &SqliteRow) -> Result<UserCounts, StoreError> {
+    let number = |name: &str| row.try_get::<i64, _>(name).map_err(StoreError::query(READING));
+    let used: Option<i64> = row.try_get("used_at").map_err(StoreError::query(READING))?;
+    Ok(UserCounts {
+        account: account(row)?,
+        grants: number("live")?,
+        personal: number("personal")?,
+        sessions: number("open")?,
+        last_used_at: used.map(UnixTime::from_secs),
     })
 }

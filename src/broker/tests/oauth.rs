@@ -5,6 +5,6 @@ mod attacks;
 mod discovery;
 mod documents;
 mod families;
-mod fixture;
+pub(crate) mod fixture;
 mod flow;
 mod trouble;

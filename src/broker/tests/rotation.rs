@@ -1,6 +1,7 @@
 //! Upstream tokens are refreshed ahead of their end, once a user, and what goes wrong costs no more than it must.
 
 mod forge_identity;
+mod offboarding;
 mod ownership;
 mod reseal;
 

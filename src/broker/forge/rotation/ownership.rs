@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 use tracing::{error, warn};
 use wire::clock::UnixTime;
 use wire::message::TenantId;
@@ -28,6 +29,8 @@ use crate::store::{Credential, Fingerprint, OwnerCheck, StoreError};
 pub(super) const GOOD_FOR: Duration = Duration::from_hours(1);
 /// While Forgejo is away, or does not give an answer that can be used, it is asked no more often than this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How long whoever has a token that was good before waits for Forgejo's word.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What Forgejo and the operator's lists say of a token and the account that it was stored for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +80,9 @@ impl Rotation {
         }
         let verdict = if pause.look_at.is_some_and(|at| at > now) {
             Verdict::Away
+        } else if known.is_some() {
+            // Somebody waits, and there is a way without the answer.
+            timeout(PATIENCE, self.verdict(credential.tenant, token)).await.unwrap_or(Ok(Verdict::Away))?
         } else {
             self.verdict(credential.tenant, token).await?
         };
