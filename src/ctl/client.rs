@@ -6,6 +6,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
@@ -13,6 +15,10 @@ use forgejo_mcp_broker::admin::api::{
     BACKUP_KEYS, CreateToken, CreatedToken, EndedUser, KeyRotated, KeyView, Page, PageQuery, Problem, StatusView,
 };
 use wire::secret::TokenError;
+use zeroize::Zeroizing;
+
+/// Bytes of a request at most: a Forgejo token and two names.
+const MAX_REQUEST: usize = 16 * 1024;
 
 /// Why the tool did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +91,11 @@ impl Client {
     }
 
     pub(crate) async fn create(&self, asked: &CreateToken) -> Result<CreatedToken, CtlError> {
-        let response = self.send(self.request(Method::POST, "/tokens").json(asked)).await?;
+        // In one piece that is cleared when it was sent: a JSON body of the client's own making would stay in memory.
+        let mut body = Zeroizing::new(Vec::with_capacity(MAX_REQUEST));
+        serde_json::to_writer(&mut *body, asked).map_err(|_| CtlError::Answer)?;
+        let request = self.request(Method::POST, "/tokens").header(CONTENT_TYPE, "application/json");
+        let response = self.send(request.body(Bytes::from_owner(body))).await?;
         parsed(response).await
     }
 

@@ -1,6 +1,8 @@
 //! `forgejo-mcp-brokerctl`, as the operator uses it.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
@@ -168,4 +170,29 @@ fn a_user_on_the_deny_list_is_out_with_a_hangup_and_no_other_signal_ends_the_bro
     assert!(text(&ended.stderr).contains("1 grants are revoked"), "{}", text(&ended.stderr));
     assert_eq!(run(&deployment, &["user", "end", "bob/.."]).status.code(), Some(65));
     drop(tokens);
+}
+
+#[test]
+fn a_proxy_of_the_environment_gets_nothing_over_the_operators_socket() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("admin.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the tool");
+        let (mut said, mut part) = (Vec::new(), [0; 4096]);
+        while !said.windows(4).any(|end| end == b"\r\n\r\n") {
+            let length = stream.read(&mut part).expect("a request");
+            said.extend_from_slice(part.get(..length).expect("read"));
+        }
+        stream.write_all(b"HTTP/1.1 500 no\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").expect("answered");
+        text(&said).to_lowercase()
+    });
+    let mut command = Command::new(crate::binaries().join("forgejo-mcp-brokerctl"));
+    command.arg("--socket").arg(&socket).arg("status");
+    for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        command.env(name, "http://somebody:secret@127.0.0.1:9");
+    }
+    assert_eq!(command.output().expect("it runs").status.code(), Some(76));
+    let said = answering.join().expect("no panic");
+    assert!(said.starts_with("get /status http/1.1") && !said.contains("proxy-"), "{said}");
 }

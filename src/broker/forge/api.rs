@@ -5,12 +5,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::form_urlencoded;
+use zeroize::Zeroizing;
 
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -22,6 +24,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of an answer that are read. A user has about one KiB.
 const MAX_ANSWER: usize = 256 * 1024;
+/// What most answers have at most.
+const USUAL_ANSWER: usize = 8 * 1024;
 
 /// Why Forgejo did not say who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -128,7 +132,7 @@ impl Forgejo {
     }
 
     /// What the API answers to GET with this token.
-    pub(crate) async fn api(&self, path: &str, token: &UpstreamToken) -> Result<Vec<u8>, UpstreamError> {
+    pub(crate) async fn api(&self, path: &str, token: &UpstreamToken) -> Result<Zeroizing<Vec<u8>>, UpstreamError> {
         let request = self.client.get(format!("{}{path}", self.url)).bearer_auth(token.expose());
         let response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
         match response.status() {
@@ -155,7 +159,7 @@ impl Forgejo {
     }
 
     /// The public keys that it signs tokens with, as JSON (RFC 7517); open to all. `None` where it does not tell.
-    pub(crate) async fn signing_keys(&self) -> Option<Vec<u8>> {
+    pub(crate) async fn signing_keys(&self) -> Option<Zeroizing<Vec<u8>>> {
         let request = self.client.get(format!("{}/login/oauth/keys", self.url)).timeout(PROBE_TIMEOUT);
         body(request.send().await.ok().filter(|response| response.status() == StatusCode::OK)?).await
     }
@@ -182,14 +186,58 @@ fn is_refusal(text: &[u8]) -> bool {
     serde_json::from_slice::<Refusal>(text).is_ok()
 }
 
-/// The body of an answer; `None` where it breaks off or goes beyond [`MAX_ANSWER`].
-pub(crate) async fn body(mut response: Response) -> Option<Vec<u8>> {
-    let mut text = Vec::new();
+/// The body of an answer; `None` where it breaks off or goes beyond [`MAX_ANSWER`]. Cleared when it is dropped: answers
+/// hold tokens, and Forgejo's refusals repeat them.
+pub(crate) async fn body(mut response: Response) -> Option<Zeroizing<Vec<u8>>> {
+    let mut text = Zeroizing::new(Vec::with_capacity(USUAL_ANSWER));
     while let Some(chunk) = response.chunk().await.ok()? {
-        text.extend_from_slice(&chunk);
-        if text.len() > MAX_ANSWER {
+        if text.len().saturating_add(chunk.len()) > MAX_ANSWER {
             return None;
         }
+        append(&mut text, &chunk);
     }
     Some(text)
+}
+
+/// Appends without leaving a copy behind where the text has to move.
+fn append(text: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
+    let needed = text.len().saturating_add(more.len());
+    if needed > text.capacity() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(needed.saturating_mul(2)));
+        larger.extend_from_slice(text);
+        // The smaller one is cleared here.
+        *text = larger;
+    }
+    text.extend_from_slice(more);
+}
+
+/// A form as the body of a request, cleared when it is dropped.
+pub(crate) fn form<'a>(fields: impl IntoIterator<Item = &'a (&'a str, &'a str)>) -> Bytes {
+    let fields: Vec<_> = fields.into_iter().collect();
+    // No byte becomes more than three; the text never moves.
+    let length = |text: &str| text.len().saturating_mul(3).saturating_add(1);
+    let length = fields.iter().map(|(name, value)| length(name).saturating_add(length(value))).sum();
+    let mut text = form_urlencoded::Serializer::new(String::with_capacity(length));
+    text.extend_pairs(fields.into_iter().copied());
+    Bytes::from_owner(Zeroizing::new(text.finish().into_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_moves_stays_the_same() {
+        let mut text = Zeroizing::new(Vec::with_capacity(2));
+        for n in 0..200_u8 {
+            append(&mut text, &[n, n]);
+        }
+        assert_eq!(*text, (0..200).flat_map(|n| [n, n]).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn a_form_is_encoded_as_forms_are() {
+        let text = form(&[("grant_type", "refresh_token"), ("refresh_token", "a+b/c=&\u{e4}")]);
+        assert_eq!(&*text, b"grant_type=refresh_token&refresh_token=a%2Bb%2Fc%3D%26%C3%A4");
+    }
 }

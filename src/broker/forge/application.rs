@@ -5,6 +5,7 @@ use crate::forge::access::Access;
 use crate::forge::scopes::Reach;
 use wire::config_file::Section;
 use wire::secret::UpstreamToken;
+use zeroize::Zeroizing;
 
 /// Forgejo's scopes that the tools of today need. Never none: Forgejo takes that for all.
 const SCOPES: [&str; 6] =
@@ -39,7 +40,7 @@ impl Application {
             forgejo.complain("client_id", "and client_secret_file are needed together");
         }
         let (client_id, file) = (id?, file?);
-        let secret = std::fs::read_to_string(&file).map_err(|e| e.to_string());
+        let secret = std::fs::read_to_string(&file).map(Zeroizing::new).map_err(|e| e.to_string());
         match secret.and_then(|text| UpstreamToken::parse(text.trim()).map_err(|e| e.to_string())) {
             Ok(client_secret) => Some(Self { client_id, client_secret, scopes }),
             Err(what) => {

@@ -7,12 +7,16 @@
 use std::time::Duration;
 
 use reqwest::StatusCode;
+use reqwest::header::CONTENT_TYPE;
 use serde::Deserialize;
 
+use crate::forge::api;
 use crate::forge::api::{Forgejo, body};
 use crate::forge::application::Application;
 use crate::forge::scopes::effective;
 use wire::secret::UpstreamToken;
+
+const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A fresh pair.
 #[derive(Debug)]
@@ -86,7 +90,8 @@ impl Forgejo {
         }
         let Application { client_id, client_secret, .. } = application;
         let request = self.client.post(format!("{}/login/oauth/introspect", self.url));
-        let request = request.basic_auth(client_id, Some(client_secret.expose())).form(&[("token", access.expose())]);
+        let request = request.basic_auth(client_id, Some(client_secret.expose())).header(CONTENT_TYPE, FORM);
+        let request = request.body(api::form(&[("token", access.expose())]));
         let response = request.send().await.ok().filter(|response| response.status() == StatusCode::OK)?;
         let told: Introspected = serde_json::from_slice(&body(response).await?).ok()?;
         told.scope.filter(|_| told.active).map(|scope| effective(&scope))
@@ -106,8 +111,8 @@ impl Forgejo {
             error_description: String,
         }
         let client = [("client_id", &*application.client_id), ("client_secret", application.client_secret.expose())];
-        let form: Vec<_> = form.iter().chain(&client).collect();
-        let request = self.client.post(format!("{}/login/oauth/access_token", self.url)).form(&form);
+        let request = self.client.post(format!("{}/login/oauth/access_token", self.url));
+        let request = request.header(CONTENT_TYPE, FORM).body(api::form(form.iter().chain(&client)));
         let response = request.send().await.map_err(|_| PairError::NotNow)?;
         let status = response.status();
         let text = body(response).await.ok_or(PairError::NotNow)?;
