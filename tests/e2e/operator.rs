@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::stand_in_deployment;
-use harness::deployment::{Deployment, others_may_enter};
+use harness::deployment::{BROKER_UID, Deployment, others_may_enter};
 
 fn run(deployment: &Deployment, arguments: &[&str]) -> Output {
     deployment.ctl().args(arguments).stdin(Stdio::null()).output().expect("brokerctl runs")
@@ -195,4 +195,56 @@ fn a_proxy_of_the_environment_gets_nothing_over_the_operators_socket() {
     assert_eq!(command.output().expect("it runs").status.code(), Some(76));
     let said = answering.join().expect("no panic");
     assert!(said.starts_with("get /status http/1.1") && !said.contains("proxy-"), "{said}");
+}
+
+/// Runs the broker's program for one answer of the operator's, under the given uid.
+fn once(deployment: &Deployment, uid: u32, arguments: &[&str]) -> (Option<i32>, String) {
+    let dir = &deployment.config.dir;
+    let program = deployment.config.broker_program.clone();
+    let mut command = Command::new(program.unwrap_or_else(|| crate::binaries().join("forgejo-mcp-broker")));
+    for file in ["broker.toml", "broker-extra.toml"] {
+        command.arg("--config").arg(dir.join(file));
+    }
+    if deployment.config.privileged {
+        command.uid(uid).gid(uid);
+    }
+    let output = command.args(arguments).output().expect("it runs");
+    (output.status.code(), text(&output.stderr))
+}
+
+#[test]
+fn with_a_forge_that_was_set_up_anew_the_broker_starts_only_when_the_operator_has_said_what_it_is() {
+    let mut deployment = stand_in_deployment("forge_reset", &[], |_| {});
+    let forgejo_token = deployment.forge_token("alice").expect("a Forgejo token");
+    deployment.broker_token("alice", &forgejo_token, &[]).expect("a token");
+    deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+    deployment.start_broker().expect("the same forge");
+    deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+    deployment.stub("/stub/reset", "{}").expect("reset");
+    let refused = deployment.start_broker().expect_err("another forge").to_string();
+    assert!(refused.contains("--adopt-forge other") && refused.contains("signing keys"), "{refused}");
+    if deployment.config.privileged {
+        let (code, said) = once(&deployment, 0, &["--adopt-forge", "other"]);
+        assert!(code == Some(69) && said.contains("runuser"), "{said}");
+    }
+    let (code, said) = once(&deployment, BROKER_UID, &["--adopt-forge", "other"]);
+    assert_eq!(code, Some(0), "{said}");
+    deployment.start_broker().expect("it was said");
+    let listed = text(&run(&deployment, &["token", "list"]).stdout);
+    assert!(listed.contains("alice") && listed.contains("revoked") && !listed.contains("active"), "{listed}");
+    deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+
+    // And a key that is lost: what it sealed is given up on the operator's word.
+    let forgejo_token = deployment.forge_token("bob").expect("a Forgejo token");
+    deployment.start_broker().expect("starts");
+    deployment.broker_token("bob", &forgejo_token, &[]).expect("a token");
+    deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+    let key = deployment.config.dir.join("broker/upstream.key");
+    std::fs::remove_file(&key).expect("lost");
+    let refused = deployment.start_broker().expect_err("no key").to_string();
+    assert!(refused.contains("is not there") && refused.contains("--forget-sealed") && !key.exists(), "{refused}");
+    let (code, said) = once(&deployment, BROKER_UID, &["--forget-sealed"]);
+    assert_eq!(code, Some(0), "{said}");
+    deployment.start_broker().expect("with a new key");
+    assert!(!text(&run(&deployment, &["token", "list"]).stdout).contains("active"));
 }

@@ -34,7 +34,7 @@ use crate::forge::identity::{Adoption, ForgeError};
 use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::{Vault, VaultError};
 use crate::http::reload::{Reloader, Sources};
-use crate::http::{accept, health};
+use crate::http::{accept, health, once};
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::scope::Scope;
 use crate::oauth::document::DocumentCacheError;
@@ -92,6 +92,9 @@ pub(crate) enum ServerError {
     /// The store does not open.
     #[error("the store does not open")]
     Store(#[from] StoreError),
+    /// Somebody else would make files that the broker cannot open.
+    #[error("run this as the user that the database {0} belongs to: `runuser -u \"$(stat -c %U {0})\" -- …`")]
+    NotOwner(PathBuf),
     /// The database belongs to another forge.
     #[error(transparent)]
     Forge(#[from] ForgeError),
@@ -138,8 +141,8 @@ pub fn main() -> ExitCode {
         }
     };
     let outcome = match options.adopt_forge {
-        Some(adoption) => runtime.block_on(adopt(&config, adoption)),
-        None if options.forget_sealed => runtime.block_on(forget_sealed(&config)),
+        Some(adoption) => runtime.block_on(once::adopt_forge(&config, adoption)),
+        None if options.forget_sealed => runtime.block_on(once::forget_sealed(&config)),
         None => runtime.block_on(run(config, sources, inherited)),
     };
     match outcome {
@@ -158,35 +161,9 @@ impl ServerError {
     }
 }
 
-/// Carries out `--adopt-forge`.
-async fn adopt(config: &Config, adoption: Adoption) -> Result<(), ServerError> {
-    let store = Store::open(&config.database).await?;
-    let forgejo = Forgejo::new(&config.forgejo_url)?;
-    let grants = identity::adopt(&store, &forgejo, adoption, Clock::system().now()).await?;
-    store.close().await;
-    info!(forge = %config.forgejo_url, grants, "the database belongs to this forge now; so many grants were revoked");
-    Ok(())
-}
-
 fn causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-/// Carries out `--forget-sealed`.
-async fn forget_sealed(config: &Config) -> Result<(), ServerError> {
-    let store = Store::open(&config.database).await?;
-    if let Err(e) = open_vault(config, &store).await {
-        let ServerError::Vault(VaultError::WrongKey { missing, .. }) = e else { return Err(e) };
-        for key in missing {
-            let grants = store.forget_sealed_under(&key, Clock::system().now()).await?.len();
-            info!(key, grants, "what was sealed under this key is given up; so many grants were revoked");
-        }
-    } else {
-        info!("the key file belongs to this database: nothing was given up");
-    }
-    store.close().await;
-    Ok(())
 }
 
 /// Serves until asked to stop.
@@ -332,7 +309,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         .expose_headers(named(&["www-authenticate", "mcp-session-id", "mcp-protocol-version", "retry-after"]))
 }
 
-async fn open_vault(config: &Config, store: &Store) -> Result<Vault, ServerError> {
+pub(super) async fn open_vault(config: &Config, store: &Store) -> Result<Vault, ServerError> {
     let sealed: Vec<String> = store.sealing_keys().await?.into_iter().map(|(id, _)| id).collect();
     Ok(Vault::open(config.key_file.clone(), &sealed, &mut SysRng)?)
 }
