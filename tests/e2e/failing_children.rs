@@ -101,24 +101,3 @@ async fn a_child_that_dies_because_forgejo_does_not_take_the_token_any_more_send
     assert_eq!(again.status().as_u16(), 401, "the grant is over");
     no_child_is_left(&deployment).await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_of_a_forge_that_was_set_up_anew_is_not_started_with_until_the_operator_says_what_it_is() {
-    let mut deployment = stand_in_deployment("other-forge", &[], |_| {});
-    let old = token(&deployment, "alice");
-    tokio::task::block_in_place(|| {
-        deployment.broker.as_mut().expect("runs").stop().expect("it ends");
-        deployment.stub("/stub/reset", "").expect("set up anew");
-        let refused = deployment.start_broker().expect_err("refused").to_string();
-        assert!(refused.contains("--adopt-forge other"), "{refused}");
-        let mut adopt = std::process::Command::new(harness::program("forgejo-mcp-broker"));
-        adopt.args(["--adopt-forge", "other"]).arg("--config").arg(deployment.config.dir.join("broker.toml"));
-        let output = adopt.output().expect("it runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        deployment.start_broker().expect("it starts");
-    });
-    let response = post(&http(), &deployment.url, &old, None, &initialize()).await.expect("an answer");
-    assert_eq!(response.status().as_u16(), 401, "nobody of before is anybody now");
-    let new = token(&deployment, "alice");
-    Session::open(&deployment.url, &new).await.expect("whoever is known since then is served");
-}

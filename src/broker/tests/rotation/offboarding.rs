@@ -46,7 +46,10 @@ async fn a_reload_puts_lists_and_rates_in_force_and_one_with_problems_changes_no
     let scene = Scene::new().await;
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("broker.toml");
-    let good = "public_url = \"http://127.0.0.1:1\"\n[forgejo]\nurl = \"http://127.0.0.1:2\"\n";
+    let database = dir.path().join("broker.db");
+    let good = format!(
+        "public_url = \"http://127.0.0.1:1\"\n[forgejo]\nurl = \"http://127.0.0.1:2\"\n[store]\npath = {database:?}\n"
+    );
     let write = |more: &str| std::fs::write(&file, format!("{good}{more}")).expect("written");
     let rates = Rates { registrations: 1, logins: 1, documents: 1, failures: 1 };
     let limits = Arc::new(RateLimits::new(rates, Vec::new()));
