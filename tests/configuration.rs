@@ -185,14 +185,19 @@ fn a_range_that_a_user_of_the_machine_has_is_refused_by_check() {
         println!("SKIPPED: a_range_that_a_user_of_the_machine_has_is_refused_by_check: needs root");
         return;
     }
-    let passwd = std::fs::read_to_string("/etc/passwd").expect("readable");
-    let uids = passwd.lines().filter_map(|line| line.split(':').nth(2)?.parse::<u32>().ok());
-    let Some(taken) = uids.filter(|uid| (1024..61_000).contains(uid)).min() else {
-        println!("SKIPPED: a_range_that_a_user_of_the_machine_has_is_refused_by_check: nobody has a uid from 1024 on");
-        return;
-    };
-    let line = format!("uids = {{ first = {taken}, count = 2 }}");
-    refused_one_by_one(SUPERVISOR, supervisor_file, &[(&line, "uids: the range is not free: ")]);
+    // A user of the machine, in mounts that end with the process.
+    let dir = tempfile::tempdir().expect("a directory");
+    let users = write(dir.path(), "passwd", "root:x:0:0::/root:/bin/sh\nada:x:50000:50000::/:/bin/sh\n");
+    for (first, taken) in [(49_998, false), (49_999, true), (50_000, true), (50_001, false)] {
+        let config = supervisor_file(dir.path(), &format!("uids = {{ first = {first}, count = 2 }}"));
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", "mount --bind \"$1\" /etc/passwd && shift && exec \"$@\"", "sh"]);
+        command.arg(&users).arg(harness::program(SUPERVISOR)).args(["--check", "--config"]).arg(config);
+        let output = command.output().expect("unshare(1)");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(if taken { 78 } else { 0 }), "{first}: {said}");
+        assert_eq!(said.contains("uids: the range is not free: ") && said.contains("ada"), taken, "{said}");
+    }
 }
 
 #[test]

@@ -52,7 +52,7 @@ async fn it_shows_two_users_with_different_answers_and_ctrl_c_leaves_nothing_beh
         shown.push_str(&line);
         shown.push('\n');
     }
-    assert!(shown.contains("carol@example.org") && shown.contains("dave@example.org"), "{shown}");
+    assert!(shown.contains("carol/carol-garden") && shown.contains("dave/dave-garden"), "{shown}");
     assert!(shown.contains("stub of Forgejo's API, not Forgejo"), "{shown}");
     assert!(shown.contains("claude mcp add --transport http forgejo http://127.0.0.1:"), "{shown}");
     let root = nix::unistd::geteuid().is_root();
