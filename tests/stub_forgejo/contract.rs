@@ -311,3 +311,33 @@ async fn a_refusal_of_the_api_is_json_with_a_message() {
         assert!(told["message"].is_string() && told["url"].is_string(), "{told}");
     }
 }
+
+#[tokio::test]
+async fn an_account_is_told_from_its_successor_by_when_it_was_made_which_does_not_change() {
+    let fixture = Fixture::given().await;
+    let mut told = Vec::new();
+    for login in ["alice", "alice", "bob"] {
+        let pair = fixture.sign_in(login, "read:user").await;
+        let user: Value = fixture.api("/api/v1/user", &pair["access_token"]).await.json().await.unwrap();
+        // RFC 3339, with the offset of the server's own time zone.
+        let created = text(&user["created"]);
+        assert!(created.len() >= 20 && created.as_bytes()[10] == b'T', "{created}");
+        told.push((user["id"].clone(), created));
+    }
+    assert_eq!(told[0], told[1]);
+    assert_ne!(told[0].0, told[2].0);
+}
+
+#[tokio::test]
+async fn a_forge_tells_everybody_the_keys_that_it_signs_tokens_with() {
+    let fixture = Fixture::given().await;
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let answer = fixture.get("/login/oauth/keys").send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        told.push(answer.json::<Value>().await.unwrap());
+    }
+    assert_eq!(told[0], told[1]);
+    let key = &told[0]["keys"][0];
+    assert!(key["kty"].is_string() && (key["n"].is_string() || key["x"].is_string()), "{key}");
+}

@@ -46,11 +46,12 @@ async fn a_refresh_that_is_under_way_is_stored_and_the_old_key_waits_for_it() {
     while scene.refreshes() == 0 {
         tokio::task::yield_now().await;
     }
-    let rotation = scene.rotation.clone();
+    let (rotation, old) = (scene.rotation.clone(), scene.vault.key_id());
     let replacing = tokio::spawn(async move { rotation.replace_key().await });
-    while scene.vault.older_key_id().is_none() {
+    while scene.vault.key_id() == old {
         tokio::task::yield_now().await;
     }
+    assert_eq!(scene.vault.older_key_id(), Some(old));
     assert!(matches!(scene.rotation.replace_key().await, Err(ResealError::UnderWay)));
     scene.mode(|_| {});
     let fresh = refresh.await.expect("no panic").expect("a token").token;
