@@ -1,11 +1,12 @@
 //! Connections of clients, and the program put together.
 //!
-//! [`accept`] bounds and serves connections, [`health`] answers probes, [`server`] reads the configuration, builds
-//! every other room, and stops them in order; [`reload`] reads it again, [`once`] does what
-//! only the operator can decide. Nothing here trusts a request.
+//! [`listener`] is where they come in, [`accept`] bounds and serves them, [`health`] answers probes, [`server`] reads the
+//! configuration, builds every other room, and stops them in order; [`reload`] reads it again, [`once`] does what only
+//! the operator can decide. Nothing here trusts a request.
 
 pub(crate) mod accept;
 pub(crate) mod health;
+pub(crate) mod listener;
 mod once;
 pub(crate) mod reload;
 pub(crate) mod server;

@@ -1,8 +1,8 @@
 //! The operator's socket: made for its owner alone, and for root.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -11,43 +11,35 @@ use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use wire::unix_socket::bind_stream;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 #[error("the operator's socket {0} cannot be made")]
 pub(crate) struct AdminError(PathBuf, #[source] io::Error);
 
-/// Removes the socket's name when dropped.
-struct Named(PathBuf);
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
+/// A pause after the system refused a connection, such as for want of descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Binds `path` and serves in the background until asked to stop.
 ///
-/// The socket is bound under another name and renamed, so that it is never there with a wider mode, and replaces what
-/// a dead predecessor left.
+/// A socket that another program serves is not replaced, and only a name that was made here is removed
+/// ([`wire::unix_socket`]).
 pub(crate) fn serve(path: &Path, router: Router, stop: CancellationToken) -> Result<(), AdminError> {
     let failed = |e| AdminError(path.to_owned(), e);
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(".new");
-    let fresh = PathBuf::from(fresh);
-    let _ = std::fs::remove_file(&fresh);
-    let listener = UnixListener::bind(&fresh).map_err(failed)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    std::fs::rename(&fresh, path).map_err(failed)?;
-    let named = Named(path.to_owned());
+    let (listener, name) = bind_stream(path, 0o600, None).map_err(failed)?;
+    let listener = UnixListener::from_std(listener).map_err(failed)?;
     tokio::spawn(async move {
-        let _named = named;
+        let _name = name;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => greet(stream, router.clone()),
-                    Err(e) => warn!(error = %e, "the operator's socket failed to accept"),
+                    Err(e) => {
+                        warn!(error = %e, "the operator's socket failed to accept");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
                 },
             }
         }

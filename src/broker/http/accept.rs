@@ -15,10 +15,8 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
-use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -26,21 +24,18 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::auth::rates::Peer;
+use crate::http::listener::Listener;
+use wire::lifecycle;
 
 /// How long a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a connection's read buffer, and so of a request's head: hyper would hold up to 400 KiB for a stranger. The
 /// largest heads of real clients have four (a JWT, a trace).
 const MAX_HEAD: usize = 32 * 1024;
-/// Descriptors that connections leave alone: the store's, the supervisor's socket, the operator's, requests to Forgejo.
-const RESERVED_DESCRIPTORS: u64 = 256;
 /// Descriptors that the three pipes of a child take.
-const DESCRIPTORS_A_CHILD: u64 = 3;
+const DESCRIPTORS_A_CHILD: usize = 3;
 /// How long a connection that was accepted just before a shutdown may take to send its first request.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long written bytes may stay unacknowledged before the connection counts as dead (tcp(7)): a keep-alive that
-/// cannot be written closes its stream.
-const TCP_USER_TIMEOUT: Duration = Duration::from_mins(1);
 /// A pause after the system refused a connection, such as for want of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -67,15 +62,13 @@ pub(crate) struct ConnectionCaps {
 impl ConnectionCaps {
     /// No more than there are descriptors for, with so many children.
     pub(crate) fn within_descriptors(mut self, children: usize) -> Self {
-        // Without an answer the smallest limit that any system has is believed.
-        let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-        let children = u64::try_from(children).unwrap_or(u64::MAX).saturating_mul(DESCRIPTORS_A_CHILD);
-        // Children leave connections at least half: a low limit must not lock everybody out.
-        let taken = children.min(soft / 4).saturating_add(RESERVED_DESCRIPTORS.min(soft / 4));
-        let free = usize::try_from(soft.saturating_sub(taken)).unwrap_or(usize::MAX).max(1);
+        let limit = lifecycle::descriptor_limit();
+        // Children leave connections most of it: a low limit must not lock everybody out.
+        let taken = children.saturating_mul(DESCRIPTORS_A_CHILD).min(limit / 4);
+        let free = limit.saturating_sub(taken).max(1);
         if free < self.total {
             warn!(
-                limit = soft,
+                limit,
                 connections = free,
                 reason = "descriptor-limit",
                 "fewer connections than configured: raise LimitNOFILE="
@@ -145,7 +138,7 @@ impl Connections {
     }
 
     /// Accepts until asked to stop.
-    pub(crate) async fn accept(self, listener: TcpListener, router: Router, stop: CancellationToken) {
+    pub(crate) async fn accept(self, listener: Listener, router: Router, stop: CancellationToken) {
         loop {
             let accepted = async {
                 // The semaphore is never closed.
@@ -163,7 +156,6 @@ impl Connections {
                         debug!(%peer, reason = "connections-of-address", "a connection was closed: its address has too many");
                         continue;
                     };
-                    prepare(&stream);
                     let (router, closing) = (router.clone(), self.closing.clone());
                     self.tasks.spawn(async move {
                         serve(stream, peer, router, closing).await;
@@ -189,7 +181,10 @@ impl Connections {
 }
 
 /// Serves one connection to its end, or until the broker closes.
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, closing: CancellationToken) {
+async fn serve<S>(stream: S, peer: SocketAddr, router: Router, closing: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
     let begun = CancellationToken::new();
     let (router, first) = (TowerToHyperService::new(router), begun.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -228,18 +223,13 @@ async fn first_request<C: Future>(connection: C, begun: &CancellationToken) -> O
     }
 }
 
-fn prepare(stream: &TcpStream) {
-    // Without it an answer in two writes waits 40 ms for the peer's delayed acknowledgement.
-    if let Err(e) = stream.set_nodelay(true) {
-        debug!(error = %e, "TCP_NODELAY");
-    }
-    if let Err(e) = SockRef::from(stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT)) {
-        debug!(error = %e, "TCP_USER_TIMEOUT");
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::Extension;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpStream, UnixStream};
+
     use super::*;
 
     #[test]
@@ -257,5 +247,34 @@ mod tests {
         drop((held, v6, proxied));
         assert!(take("192.0.2.1").is_some());
         assert!(by_address.open.lock().is_empty(), "addresses without connections take no memory");
+    }
+
+    /// What a server answers to one request, to the end of the connection.
+    async fn asks(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    }
+
+    #[tokio::test]
+    async fn clients_are_served_on_every_socket_and_those_of_a_unix_socket_count_as_of_this_machine() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("socket");
+        let unix = tokio::net::UnixListener::bind(&path).expect("bound");
+        let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = tcp.local_addr().expect("an address");
+        let connections = Connections::new(ConnectionCaps { total: 2, per_address: 2, proxies: Vec::new() });
+        let peer = |Extension(Peer(peer)): Extension<Peer>| async move { format!("from {}", peer.ip()) };
+        let router = Router::new().route("/", get(peer));
+        let stop = CancellationToken::new();
+        let accepting = [Listener::Tcp(tcp), Listener::Unix(unix)]
+            .map(|listener| tokio::spawn(connections.clone().accept(listener, router.clone(), stop.clone())));
+        assert!(asks(TcpStream::connect(address).await.expect("connected")).await.ends_with("from 127.0.0.1"));
+        assert!(asks(UnixStream::connect(&path).await.expect("connected")).await.ends_with("from 127.0.0.1"));
+        stop.cancel();
+        for accepting in accepting {
+            accepting.await.expect("it ends");
+        }
     }
 }

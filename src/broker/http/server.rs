@@ -1,6 +1,5 @@
 //! The broker put together: configuration in, connections served, everything stopped in order.
 
-use std::net::TcpListener as StdListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,11 +10,11 @@ use axum::middleware::from_fn_with_state;
 use clap::Parser;
 use listenfd::ListenFd;
 use rand::rngs::SysRng;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{error, info, warn};
 
@@ -33,6 +32,7 @@ use crate::forge::identity;
 use crate::forge::identity::{Adoption, ForgeError};
 use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::{Vault, VaultError};
+use crate::http::listener::Listener;
 use crate::http::reload::{Reloader, Sources};
 use crate::http::{accept, health, once};
 use crate::mcp::endpoint::Endpoint;
@@ -171,7 +171,8 @@ fn causes(error: &dyn std::error::Error) -> String {
 pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenFd) -> Result<(), ServerError> {
     // First, because it refuses to be a second broker: nothing that another one holds is touched before.
     let store = Store::open(&config.database).await?;
-    let listener = listener(&mut inherited, &config)?;
+    let listeners =
+        Listener::all(&mut inherited, config.listen).map_err(|e| ServerError::Listen(config.listen.to_string(), e))?;
     let mut signals = StopSignals::new().map_err(ServerError::Signals)?;
     let hangups = lifecycle::Reload::new().map_err(ServerError::Signals)?;
     let clock = Clock::system();
@@ -244,11 +245,15 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
     tokio::spawn(async move { replacing.go_on_replacing_key().await });
     let ticking =
         [tokio::spawn(tick(registry.clone(), principals.clone())), tokio::spawn(tidy(oauth, store.clone(), clock))];
-    let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
+    let addresses = listeners.iter().map(Listener::name).collect::<Vec<_>>().join(" ");
     let connections =
         accept::Connections::new(config.connections.clone().within_descriptors(config.sessions.children.total));
-    let accepting = tokio::spawn(connections.clone().accept(listener, router, stop.clone()));
-    info!(listen = %address, public_url = %config.public_url, "ready");
+    let accepting = TaskTracker::new();
+    for listener in listeners {
+        accepting.spawn(connections.clone().accept(listener, router.clone(), stop.clone()));
+    }
+    accepting.close();
+    info!(listen = %addresses, public_url = %config.public_url, "ready");
     lifecycle::ready("serving");
 
     let signal = signals.next().await;
@@ -261,7 +266,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
         registry.drain(config.drain).await;
         // From here on new connections wait in the socket for the next broker, or are refused; those that are open go on.
         stop.cancel();
-        let _ = accepting.await;
+        accepting.wait().await;
         registry.shut_down(LAST_CALLS).await;
         connections.finish(RESPONSES_TIMEOUT).await;
         rotation.finish(EXCHANGES_TIMEOUT).await;
@@ -312,16 +317,6 @@ fn cors(origins: &[String]) -> CorsLayer {
 pub(super) async fn open_vault(config: &Config, store: &Store) -> Result<Vault, ServerError> {
     let sealed: Vec<String> = store.sealing_keys().await?.into_iter().map(|(id, _)| id).collect();
     Ok(Vault::open(config.key_file.clone(), &sealed, &mut SysRng)?)
-}
-
-fn listener(inherited: &mut ListenFd, config: &Config) -> Result<TcpListener, ServerError> {
-    let failed = |e| ServerError::Listen(config.listen.to_string(), e);
-    let listener = match inherited.take_tcp_listener(0).map_err(failed)? {
-        Some(listener) => listener,
-        None => StdListener::bind(config.listen).map_err(failed)?,
-    };
-    listener.set_nonblocking(true).map_err(failed)?;
-    TcpListener::from_std(listener).map_err(failed)
 }
 
 /// Acts on what becomes of upstream credentials.
