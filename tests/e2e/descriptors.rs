@@ -46,6 +46,9 @@ async fn fifteen_hundred_idle_connections_under_a_limit_of_1024_descriptors_cut_
     let idle: Vec<_> =
         (0..IDLE).map_while(|_| TcpStream::connect_timeout(&address, Duration::from_secs(4)).ok()).collect();
     assert!(idle.len() > 672, "only {} connections", idle.len());
+    let pid = deployment.broker.as_ref().expect("runs").pid();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("readable").count();
+    assert!((600..900).contains(&open), "{open} descriptors: many connections, and a reserve");
 
     let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
         "params": {"name": "echo", "arguments": {"text": "still here"}}});
