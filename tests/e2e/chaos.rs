@@ -147,7 +147,7 @@ fn strike(deployment: &mut Deployment, round: u32, counts: &Counts) {
             let _ = kill(Pid::from_raw(i32::try_from(child.pid).expect("a pid")), signal);
         }
     };
-    match round % 6 {
+    match round % 8 {
         0 => {
             signal(Signal::SIGKILL);
             count(counts, "strike: child killed");
@@ -178,9 +178,20 @@ fn strike(deployment: &mut Deployment, round: u32, counts: &Counts) {
             mode(deployment, &json!({"fail": 500}));
             count(counts, "strike: Forgejo fails");
         }
-        _ => {
+        5 => {
             mode(deployment, &json!({"hang": true}));
             count(counts, "strike: Forgejo hangs");
+        }
+        6 => {
+            // In order it loses no pair: it waits for what is on its way.
+            deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+            deployment.start_broker().expect("the broker starts again");
+            count(counts, "strike: broker restarted");
+        }
+        _ => {
+            deployment.supervisor.as_mut().expect("runs").stop().expect("it ends");
+            deployment.start_supervisor().expect("the supervisor starts again");
+            count(counts, "strike: supervisor restarted");
         }
     }
 }
