@@ -44,11 +44,11 @@ async fn open(url: &str, token: &str) -> Result<String, u16> {
     id.ok_or(status)
 }
 
-/// One call; the status, and whether it was answered with a result.
+/// One call; the status (0 where the connection was closed on it), and whether it was answered with a result.
 async fn echo(url: &str, token: &str, id: &str) -> (u16, bool) {
     let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
         "params": {"name": "echo", "arguments": {"text": "x"}}});
-    let response = post(&http(), url, token, Some(id), &call).await.expect("an answer");
+    let Ok(response) = post(&http(), url, token, Some(id), &call).await else { return (0, false) };
     let status = response.status().as_u16();
     let answer: Value = message(response).await.unwrap_or_default();
     (status, answer.get("result").is_some())
@@ -107,6 +107,7 @@ async fn users_who_all_come_at_once_and_all_come_back_after_a_restart_are_all_se
     }
     println!("bursts: {answered} answered, with an error while the broker was stopping: {errors:?}");
     assert!(answered > USERS * 3, "{answered} answered only");
-    // What was in flight in the last half second of the old broker may have its error; nothing after that.
+    // What was in flight in the last half second of the old broker may have its error, or on a busy machine, where the
+    // stop reaches its bounds, a closed connection; nothing after that.
     assert!(errors.values().sum::<usize>() <= USERS, "{errors:?}");
 }
