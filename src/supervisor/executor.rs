@@ -296,6 +296,9 @@ impl Executor {
         let (executor, ladder) = (self.clone(), config.stop);
         tokio::task::spawn_local(async move {
             let exit = attend(child, leaf, ladder, stop_orders).await;
+            // A stop whose signal came at the same time is heard first: the signal is looked for before this goes on, so
+            // that its announcement comes before this end.
+            tokio::task::yield_now().await;
             executor.ended(id, exit);
         });
 
