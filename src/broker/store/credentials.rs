@@ -26,6 +26,18 @@ pub(crate) struct Credential {
 
 const READING: &str = "reading a credential";
 
+/// The columns that [`credential`] reads, from `upstream_credentials c`.
+macro_rules! credential_rows {
+    ($which:literal) => {
+        concat!(
+            "SELECT c.id, c.tenant, c.key_id, c.access_sealed, c.refresh_sealed, c.access_expires_at \
+             FROM upstream_credentials c ",
+            $which
+        )
+    };
+}
+pub(super) use credential_rows;
+
 impl Store {
     /// Stores the user and the credential of a login at Forgejo, both or neither. There is one credential a user: an
     /// earlier one is replaced under its own id, because Forgejo has just made its refresh token worthless, and the
@@ -118,24 +130,20 @@ impl Store {
 
     /// One credential.
     pub(crate) async fn find_credential(&self, id: &str) -> Result<Option<Credential>, StoreError> {
-        let row = sqlx::query(
-            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at \
-             FROM upstream_credentials WHERE id = $1",
-        )
-        .bind(id)
-        .fetch_optional(self.readers())
-        .await
-        .map_err(StoreError::query(READING))?;
+        let row = sqlx::query(credential_rows!("WHERE c.id = $1"))
+            .bind(id)
+            .fetch_optional(self.readers())
+            .await
+            .map_err(StoreError::query(READING))?;
         row.as_ref().map(credential).transpose()
     }
 
     /// Credentials that a live grant needs and whose access token ends before `before`.
     pub(crate) async fn credentials_ending(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at FROM upstream_credentials c \
-             WHERE kind = 'oauth' AND access_expires_at < $1 AND EXISTS \
-             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)",
-        )
+        let rows = sqlx::query(credential_rows!(
+            "WHERE kind = 'oauth' AND access_expires_at < $1 AND EXISTS \
+             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)"
+        ))
         .bind(before.secs())
         .fetch_all(self.readers())
         .await

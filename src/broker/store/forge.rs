@@ -2,7 +2,7 @@
 
 use sqlx::Row;
 
-use crate::store::credentials::credential;
+use crate::store::credentials::{credential, credential_rows};
 use crate::store::{Credential, Store, StoreError};
 use wire::clock::UnixTime;
 
@@ -103,12 +103,11 @@ impl Store {
 
     /// Credentials that a live grant needs and that were last checked before `before`, the longest ago first.
     pub(crate) async fn credentials_unchecked_since(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT id, tenant, key_id, access_sealed, refresh_sealed, access_expires_at FROM upstream_credentials c \
-             WHERE (checked_at IS NULL OR checked_at < $1) AND EXISTS \
+        let rows = sqlx::query(credential_rows!(
+            "WHERE (checked_at IS NULL OR checked_at < $1) AND EXISTS \
              (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) \
-             ORDER BY COALESCE(checked_at, 0)",
-        )
+             ORDER BY COALESCE(checked_at, 0)"
+        ))
         .bind(before.secs())
         .fetch_all(self.readers())
         .await

@@ -125,6 +125,12 @@ impl FakeChild {
         stdout.write_all(format!("{line}\n").as_bytes()).await.expect("the broker reads");
     }
 
+    /// The whole handshake, up to the note that the broker is ready.
+    pub(crate) async fn comes_up(&mut self) {
+        self.welcomes().await;
+        self.hears().await.expect("initialized");
+    }
+
     /// Closes its standard input and lives on.
     pub(crate) fn closes_its_input(&mut self) {
         self.stdin = None;

@@ -104,8 +104,7 @@ async fn a_request_that_waits_for_its_child_is_kept_alive_on_a_stream_and_answer
     assert_eq!(header(&response, "content-type"), Some("text/event-stream"));
     let reading = tokio::spawn(crate::tests::sessions::fixture::text(response));
     tokio::time::sleep(Duration::from_secs(31)).await;
-    slow.welcomes().await;
-    slow.hears().await.expect("initialized");
+    slow.comes_up().await;
     slow.answers(json!({"at": "last"})).await;
     let text = reading.await.expect("no panic");
     assert!(text.matches(": keepalive").count() >= 3, "{text}");

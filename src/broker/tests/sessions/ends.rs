@@ -75,8 +75,7 @@ async fn a_lost_supervisor_fails_what_is_pending_and_keeps_the_session() {
     assert!(body(calling.await.expect("no panic")).await["error"].is_object());
     let again = fixture.posting(&alice, Some(&id), call(2, "x"));
     let mut next = fixture.child().await;
-    next.welcomes().await;
-    next.hears().await.expect("initialized");
+    next.comes_up().await;
     next.answers(json!({"back": true})).await;
     assert_eq!(body(again.await.expect("no panic")).await["result"]["back"], true);
 }
@@ -143,8 +142,7 @@ async fn with_respawn_the_session_outlives_its_child_until_it_falls_too_often() 
                     continue;
                 }
             };
-            next.welcomes().await;
-            next.hears().await.expect("initialized");
+            next.comes_up().await;
             next.hears().await.expect("the call");
             break next;
         };

@@ -40,8 +40,7 @@ async fn requests_that_arrive_while_a_child_starts_wait_for_it_and_only_one_is_s
     child.is_stopped().await;
     let calls: Vec<_> = (0..5).map(|n| fixture.posting(&alice, Some(&id), call(n, "x"))).collect();
     let mut next = fixture.child().await;
-    next.welcomes().await;
-    next.hears().await.expect("initialized");
+    next.comes_up().await;
     for _ in 0..5 {
         next.answers(json!({})).await;
     }
@@ -104,8 +103,7 @@ async fn a_child_that_does_not_come_back_is_an_error_and_the_next_request_tries_
     );
     let calling = fixture.posting(&alice, Some(&id), call(2, "x"));
     let mut next = fixture.child().await;
-    next.welcomes().await;
-    next.hears().await.expect("initialized");
+    next.comes_up().await;
     next.answers(json!({})).await;
     assert!(body(calling.await.expect("no panic")).await["result"].is_object());
 }
@@ -173,8 +171,7 @@ async fn the_log_level_and_the_watched_resources_are_told_to_the_next_child() {
     let mut after = Fixture::over(config(), fixture.records.clone()).await;
     let calling = after.posting(&alice, Some(&id), call("mine", "x"));
     let mut next = after.child().await;
-    next.welcomes().await;
-    next.hears().await.expect("initialized");
+    next.comes_up().await;
     assert_eq!(next.answers(json!({})).await["params"]["level"], "error");
     assert_eq!(next.answers(json!({})).await["params"]["uri"], "forge://b");
     assert_eq!(next.answers(json!({})).await["method"], "tools/call");

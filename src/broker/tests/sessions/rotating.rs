@@ -62,8 +62,7 @@ async fn a_child_that_was_being_started_when_the_token_changed_is_replaced_at_th
     assert_eq!(body(calling.await.expect("no panic")).await["result"]["from"], "old", "it is good for a while yet");
     let mut new = fixture.child().await;
     assert_eq!(new.order.token.expose(), "the-second-token");
-    new.welcomes().await;
-    new.hears().await.expect("initialized");
+    new.comes_up().await;
     old.is_stopped().await;
     // A request that was authenticated before the change brings no older token back.
     for caller in [&before, &after] {

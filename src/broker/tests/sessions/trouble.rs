@@ -41,8 +41,7 @@ async fn a_record_that_cannot_be_read_is_503_and_the_session_goes_on_when_it_can
     fixture.records.fail(false);
     let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
     let mut next = fixture.child().await;
-    next.welcomes().await;
-    next.hears().await.expect("initialized");
+    next.comes_up().await;
     next.answers(json!({})).await;
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
@@ -136,8 +135,7 @@ async fn a_rotation_whose_new_child_fails_stops_the_old_one_when_it_is_quiet_and
     old.is_stopped().await;
     let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
     let mut next = fixture.child().await;
-    next.welcomes().await;
-    next.hears().await.expect("initialized");
+    next.comes_up().await;
     next.answers(json!({})).await;
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
