@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use harness::deployment::{Deployment, DeploymentConfig, Program};
 use harness::mcp_session::{Result, Session};
@@ -127,11 +128,12 @@ async fn run(options: Options) -> Result<()> {
     if options.once {
         println!("-- done (--once)");
     } else {
+        // Before it is said, so that it holds.
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         println!("-- running; Ctrl-C ends it");
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
         println!("\n-- stopping");
     }
@@ -230,7 +232,7 @@ async fn show_calls(users: &mut [User]) -> Result<()> {
         for tool in ["whoami", "get_my_user_info", "list_my_repos"] {
             if tools.iter().any(|name| name == tool) {
                 let text = user.session.text(tool, json!({})).await?;
-                println!("   {}: {tool} -> {}", user.login, shortened(&text));
+                println!("   {}: {tool} -> {}", user.login, shortened(&text, &user.login));
                 answered.push_str(&text);
             }
         }
@@ -245,9 +247,17 @@ async fn show_calls(users: &mut [User]) -> Result<()> {
     Ok(())
 }
 
-fn shortened(text: &str) -> String {
+/// An answer in one line, from the user's first repository on where it lists them: some children answer whole records, whose
+/// beginnings look alike.
+fn shortened(text: &str, login: &str) -> String {
+    const SHOWN: usize = 150;
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() > 150 { line.chars().take(150).chain(['…']).collect() } else { line }
+    let (before, from) = match line.find(&format!("{login}/")) {
+        Some(at) if line.chars().count() > SHOWN => ("…", line.split_at(at).1),
+        _ => ("", line.as_str()),
+    };
+    let after = if from.chars().count() > SHOWN { "…" } else { "" };
+    format!("{before}{}{after}", from.chars().take(SHOWN).collect::<String>())
 }
 
 fn table(deployment: &Deployment, users: &[User]) -> String {
