@@ -1,5 +1,6 @@
 // A client of the TypeScript SDK (v2; v1 tries its refresh token instead, and gives up) that was allowed to read only and asks for more: step-up.mjs ENDPOINT READS WRITES
-// Connects, calls the tool READS, calls WRITES, is refused, lets the SDK ask for the missing scope, and calls it again.
+// Connects, calls the tool READS, calls WRITES, is refused, lets the SDK ask for the missing scope, and calls it again, on the
+// transport that it has: with a new login and the session of the old one.
 // Prints `OPEN url` whenever the person should go somewhere, and `RESULT json` at the end.
 
 import { Memory, callback, load } from './loopback.mjs';
@@ -27,9 +28,10 @@ const reader = await connect();
 const result = { read: await call(reader.client, reads) };
 authProvider.redirectUrl = back[1].url;
 result.refused = await call(reader.client, writes).then(() => false, (error) => error instanceof UnauthorizedError);
+const session = reader.transport.sessionId;
 await reader.transport.finishAuth(await back[1].answered);
-const writer = await connect();
-result.written = await call(writer.client, writes);
+result.written = await call(reader.client, writes);
+result.sameSession = session !== undefined && reader.transport.sessionId === session;
 result.scope = authProvider.tokens().scope;
 console.log(`RESULT ${JSON.stringify(result)}`);
 process.exit(0);

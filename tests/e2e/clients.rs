@@ -183,6 +183,7 @@ async fn a_client_that_may_only_read_asks_its_user_for_more_when_it_needs_more()
     let result = run(&deployment, &mut command, &[Decision::ReadOnly, Decision::Allow]).await;
     assert_eq!(result.get("refused"), Some(&json!(true)), "{result}");
     assert_eq!(result.get("written"), Some(&json!("x")), "{result}");
+    assert_eq!(result.get("sameSession"), Some(&json!(true)), "its session goes on with the new login: {result}");
     assert_eq!(result.get("scope"), Some(&json!("forgejo:read forgejo:write")), "{result}");
 }
 

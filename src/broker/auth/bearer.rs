@@ -201,13 +201,15 @@ impl Principals {
             (self.0.vault.open_sealed(&row.credential, &place)?, row.credential_ends)
         };
         Ok(Principal::new(PrincipalParts {
-            client_id: row.client_id,
+            client_id: row.client_id.into(),
+            credential: row.credential_id.into(),
             tenant: row.tenant,
             login: row.login,
             upstream,
             upstream_ends,
             scopes: row.scopes,
             grant: row.grant,
+            granted_at: row.created_at,
         }))
     }
 

@@ -9,7 +9,7 @@ use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
 use wire::secret::UpstreamToken;
 
-/// The token family that one user gave one client; sessions belong to it. Refreshing keeps it, revoking ends it.
+/// The token family that one user gave one client. Refreshing keeps it, revoking ends it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct GrantId(Arc<str>);
 
@@ -28,6 +28,36 @@ impl GrantId {
 impl std::fmt::Display for GrantId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// A user by way of one client, with one Forgejo credential: what a session belongs to. A client that logs the same user
+/// in again, or steps up, gets another grant and stays the same holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// The user.
+    pub(crate) tenant: TenantId,
+    /// The client.
+    pub(crate) client_id: Arc<str>,
+    /// Names the upstream credential. A child has one, so grants with another one (two tokens of the operator's, say)
+    /// share none.
+    pub(crate) credential: Arc<str>,
+}
+
+/// A grant's place among those of one holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// When it was given.
+    pub(crate) at: UnixTime,
+    /// Which.
+    pub(crate) grant: GrantId,
+}
+
+impl Given {
+    /// Whether what belonged to `earlier` belongs to this one from now on. Two of the same second follow each other in
+    /// either order.
+    pub(crate) fn follows(&self, earlier: &Self) -> bool {
+        self.grant != earlier.grant && self.at >= earlier.at
     }
 }
 
@@ -63,7 +93,9 @@ pub(crate) struct Principal(Arc<PrincipalParts>);
 #[derive(Debug)]
 pub(crate) struct PrincipalParts {
     /// The OAuth client, or the name given to `brokerctl token create --client`.
-    pub(crate) client_id: String,
+    pub(crate) client_id: Arc<str>,
+    /// Names the user's Forgejo credential.
+    pub(crate) credential: Arc<str>,
     /// Forgejo's id of the user; decides the uid.
     pub(crate) tenant: TenantId,
     /// Forgejo's login; for people only.
@@ -74,14 +106,27 @@ pub(crate) struct PrincipalParts {
     pub(crate) upstream_ends: Option<UnixTime>,
     /// What the grant allows.
     pub(crate) scopes: Scopes,
-    /// The token family; sessions are bound to it.
+    /// The token family.
     pub(crate) grant: GrantId,
+    /// When the grant was given.
+    pub(crate) granted_at: UnixTime,
 }
 
 impl Principal {
     /// Wraps the parts.
     pub(crate) fn new(parts: PrincipalParts) -> Self {
         Self(Arc::new(parts))
+    }
+
+    /// What this caller's sessions belong to.
+    pub(crate) fn holder(&self) -> Holder {
+        let PrincipalParts { tenant, client_id, credential, .. } = &**self;
+        Holder { tenant: *tenant, client_id: Arc::clone(client_id), credential: Arc::clone(credential) }
+    }
+
+    /// The caller's grant among those of the same holder.
+    pub(crate) fn given(&self) -> Given {
+        Given { at: self.granted_at, grant: self.grant.clone() }
     }
 }
 

@@ -12,7 +12,7 @@ pub(crate) enum SessionError {
     /// No such session: never minted here, or ended.
     #[error("Session not found")]
     Unknown,
-    /// Another grant minted it.
+    /// It is another user's or another client's.
     #[error("The session belongs to another login")]
     Foreign,
     /// The cap on sessions of all users is reached.

@@ -1,7 +1,7 @@
 //! Session ids: 192 random bits in hex, known to the client alone.
 //!
 //! The broker keeps their SHA-256 only, so neither its memory nor its database gives a session away. An id
-//! authenticates nobody: every request is bound to the grant that minted it.
+//! authenticates nobody: every request is checked against the user and the client that opened the session.
 
 use rand::TryCryptoRng;
 use sha2::{Digest, Sha256};

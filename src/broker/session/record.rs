@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::auth::principal::GrantId;
+use crate::auth::principal::{Given, GrantId, Holder, Principal};
 use crate::child::bridge::Bridge;
 use crate::child::get_stream::GetStream;
 use crate::jsonrpc::Message;
@@ -26,10 +26,8 @@ use wire::message::TenantId;
 pub(crate) struct Session {
     /// What it is known by.
     pub(crate) digest: SessionDigest,
-    /// The grant that minted it; no other may use it.
-    pub(crate) grant: GrantId,
-    /// Whose it is.
-    pub(crate) tenant: TenantId,
+    /// What it belongs to: nobody else may use it.
+    holder: Holder,
     /// The protocol version that was negotiated.
     pub(crate) version: Box<str>,
     /// Its own stream.
@@ -40,6 +38,20 @@ pub(crate) struct Session {
 /// How a start ends, for all that wait for it.
 pub(crate) type StartOutcome = watch::Receiver<Option<Result<Arc<Bridge>, SessionError>>>;
 
+/// Whether somebody may use a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Admitted {
+    /// It is another user's or another client's.
+    No,
+    /// Yes.
+    Yes,
+    /// Yes, and it belongs to the caller's grant from now on.
+    Moved {
+        /// What it belonged to.
+        from: GrantId,
+    },
+}
+
 /// All that changes, under one lock.
 #[derive(Debug)]
 struct State {
@@ -47,6 +59,8 @@ struct State {
     /// Of the start that is under way or was the last.
     outcome: Option<StartOutcome>,
     settings: Settings,
+    /// The holder's latest grant that used it; ends with it.
+    given: Given,
     last_used: UnixTime,
     saved: UnixTime,
     /// Given back when the session ends, which its last request in flight may outlive.
@@ -55,10 +69,33 @@ struct State {
 
 impl Session {
     pub(crate) fn new(record: Record, settings: Settings, machine: Machine<Arc<Bridge>>, permit: Permit) -> Self {
-        let Record { digest, grant, tenant, version, get_stream, last_used } = record;
+        let Record { digest, holder, given, version, get_stream, last_used } = record;
         let permit = Some(permit);
-        let state = State { machine, outcome: None, settings, last_used, saved: last_used, permit };
-        Self { digest, grant, tenant, version, get_stream, state: Mutex::new(state) }
+        let state = State { machine, outcome: None, settings, given, last_used, saved: last_used, permit };
+        Self { digest, holder, version, get_stream, state: Mutex::new(state) }
+    }
+
+    /// Whose it is.
+    pub(crate) fn tenant(&self) -> TenantId {
+        self.holder.tenant
+    }
+
+    /// Whether it ends with this grant.
+    pub(crate) fn is_of(&self, grant: &GrantId) -> bool {
+        self.state.lock().given.grant == *grant
+    }
+
+    /// Whether the caller may use it: the same user through the same client, by whatever login. It moves to a later one,
+    /// because the earlier may end first.
+    pub(crate) fn admit(&self, caller: &Principal) -> Admitted {
+        if self.holder != caller.holder() {
+            return Admitted::No;
+        }
+        let (given, mut state) = (caller.given(), self.state.lock());
+        if !given.follows(&state.given) {
+            return Admitted::Yes;
+        }
+        Admitted::Moved { from: std::mem::replace(&mut state.given, given).grant }
     }
 
     /// Takes one event and says what is to be done. Over, the session gives its permit back.
@@ -149,8 +186,8 @@ impl Session {
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) digest: SessionDigest,
-    pub(crate) grant: GrantId,
-    pub(crate) tenant: TenantId,
+    pub(crate) holder: Holder,
+    pub(crate) given: Given,
     pub(crate) version: Box<str>,
     pub(crate) get_stream: Arc<GetStream>,
     pub(crate) last_used: UnixTime,

@@ -5,6 +5,7 @@
 
 use futures_util::future::BoxFuture;
 
+use crate::auth::principal::GrantId;
 use crate::store::{LiveSession, SessionDigest, SessionRecord, Store, StoreError};
 use wire::clock::UnixTime;
 
@@ -16,6 +17,8 @@ pub(crate) trait Records: Send + Sync + std::fmt::Debug + 'static {
     fn find<'a>(&'a self, digest: &'a SessionDigest) -> BoxFuture<'a, Result<Option<SessionRecord>, StoreError>>;
     /// All sessions that have not ended.
     fn live(&self) -> BoxFuture<'_, Result<Vec<LiveSession>, StoreError>>;
+    /// Gives a session to a later grant of its holder.
+    fn move_to<'a>(&'a self, digest: &'a SessionDigest, grant: &'a GrantId) -> BoxFuture<'a, Result<(), StoreError>>;
     /// Marks a session as ended.
     fn end<'a>(
         &'a self,
@@ -40,6 +43,10 @@ impl Records for Store {
 
     fn live(&self) -> BoxFuture<'_, Result<Vec<LiveSession>, StoreError>> {
         Box::pin(self.live_sessions())
+    }
+
+    fn move_to<'a>(&'a self, digest: &'a SessionDigest, grant: &'a GrantId) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(self.move_session(digest, grant))
     }
 
     fn end<'a>(

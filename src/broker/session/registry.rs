@@ -1,7 +1,7 @@
 //! The sessions of the broker: opening, finding, waking, ending.
 //!
 //! Trusts a [`Principal`], because only the bearer layer makes one, and nothing else: an id in a header is looked up
-//! and then checked against the grant that minted it. Knows the [`Spawner`] trait, not the supervisor. Decides nothing
+//! and then checked against the user and the client that it belongs to. Knows the [`Spawner`] trait, not the supervisor. Decides nothing
 //! about a session's child: that is the session's machine ([`Event`] in, [`Effect`] out), which this carries out.
 //!
 //! Where a request waits, at most until its deadline: for its turn to start a child ([`StartQueue`]), for a permit, for
@@ -33,7 +33,7 @@ use crate::session::error::SessionError;
 use crate::session::id::{self, SessionId};
 use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::{Permit, Quota};
-use crate::session::record::{Record, Session};
+use crate::session::record::{Admitted, Record, Session};
 use crate::session::record_store::Records;
 use crate::session::settings::Settings;
 use crate::session::start_queue::StartQueue;
@@ -89,14 +89,15 @@ impl Registry {
         for live in records.live().await? {
             let record = Record {
                 digest: live.digest,
-                grant: live.grant,
-                tenant: live.tenant,
+                holder: live.holder,
+                given: live.given,
                 version: live.protocol_version.into(),
                 get_stream: Arc::default(),
                 last_used: live.last_used_at,
             };
             let machine = Machine::cold(config.respawn);
-            let session = Session::new(record, Settings::default(), machine, session_quota.take_existing(live.tenant));
+            let permit = session_quota.take_existing(record.holder.tenant);
+            let session = Session::new(record, Settings::default(), machine, permit);
             sessions.insert(session.digest, Arc::new(session));
         }
         info!(sessions = sessions.len(), "sessions loaded");
@@ -125,12 +126,37 @@ impl Registry {
     pub(crate) fn find(&self, id: &str, principal: &Principal) -> Result<Arc<Session>, SessionError> {
         let digest = SessionId::parse(id).ok_or(SessionError::Unknown)?.digest();
         let session = self.0.sessions.lock().get(&digest).cloned().ok_or(SessionError::Unknown)?;
-        if session.grant != principal.grant {
-            info!(session = %id::tag(&digest), tenant = %principal.tenant, reason = "foreign-session", "request refused");
-            return Err(SessionError::Foreign);
+        match session.admit(principal) {
+            Admitted::Yes => {}
+            Admitted::Moved { from } => self.moved(&session, &from, principal),
+            Admitted::No => {
+                info!(session = %id::tag(&digest), tenant = %principal.tenant, reason = "foreign-session", "request refused");
+                return Err(SessionError::Foreign);
+            }
         }
         session.touch(self.0.clock.now());
         Ok(session)
+    }
+
+    /// Keeps that a session has moved to a later login. Should that login have been revoked since its token was looked at,
+    /// the session ends with it.
+    fn moved(&self, session: &Arc<Session>, from: &GrantId, principal: &Principal) {
+        info!(
+            session = %id::tag(&session.digest), tenant = %principal.tenant, login = %principal.login,
+            client = %principal.client_id, grant = %principal.grant, from_grant = %from,
+            "session moved to a later login of the same user and client"
+        );
+        let (registry, session, grant) = (self.clone(), Arc::clone(session), principal.grant.clone());
+        self.0.tasks.spawn(async move {
+            match registry.0.records.move_to(&session.digest, &grant).await {
+                Ok(()) => {}
+                Err(StoreError::GrantRevoked) => registry.end(&session, "revoked"),
+                Err(error) => error!(
+                    session = %id::tag(&session.digest), error = %error,
+                    "the move of a session could not be stored; it ends with the earlier login after a restart"
+                ),
+            }
+        });
     }
 
     /// Ends a session: its child is stopped, its stream closed, its record marked. Ending it again does nothing.
@@ -142,7 +168,7 @@ impl Registry {
             bridge.stop();
         }
         session.get_stream.close();
-        info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason, "session ended");
+        info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason, "session ended");
         let (inner, digest, now) = (Arc::clone(&self.0), session.digest, self.0.clock.now());
         self.0.tasks.spawn(async move {
             if let Err(error) = inner.records.end(&digest, reason, now).await {
@@ -171,7 +197,7 @@ impl Registry {
     }
 
     fn of_grant(&self, grant: &GrantId) -> Vec<Arc<Session>> {
-        self.0.sessions.lock().values().filter(|session| session.grant == *grant).cloned().collect()
+        self.0.sessions.lock().values().filter(|session| session.is_of(grant)).cloned().collect()
     }
 
     /// How many sessions a grant has open.

@@ -49,6 +49,8 @@ pub(crate) struct GrantRow {
     pub(crate) login: Label,
     /// What the grant allows.
     pub(crate) scopes: Scopes,
+    /// When it was given.
+    pub(crate) created_at: UnixTime,
     /// Names the credential.
     pub(crate) credential_id: String,
     /// The credential.
@@ -86,7 +88,7 @@ pub(crate) struct Grant {
 macro_rules! grant_rows {
     ($more:literal, $which:literal) => {
         concat!(
-            "SELECT g.id, g.client_id, g.tenant, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
+            "SELECT g.id, g.client_id, g.tenant, g.created_at, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
              c.access_sealed, c.access_expires_at, ",
             $more,
             " FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id ",
@@ -254,6 +256,7 @@ fn grant_row(row: &SqliteRow) -> Result<GrantRow, StoreError> {
         tenant: tenant_of(row, READING)?,
         login: login(row)?,
         scopes: Scopes::parse(&text(row, "scopes")?),
+        created_at: time(row, "created_at")?.ok_or(StoreError::Damaged(READING))?,
         credential_id: text(row, "credential_id")?,
         credential: Sealed { key_id: text(row, "key_id")?, bytes },
         credential_ends: time(row, "access_expires_at")?,

@@ -3,7 +3,7 @@
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::auth::principal::GrantId;
+use crate::auth::principal::{Given, GrantId, Holder};
 use crate::hex;
 use crate::store::tidy::BATCH;
 use crate::store::{Store, StoreError, tenant_of, tenant_value};
@@ -25,7 +25,7 @@ impl std::fmt::Debug for SessionDigest {
 pub(crate) struct SessionRecord {
     /// Names it.
     pub(crate) digest: SessionDigest,
-    /// The grant that minted it.
+    /// The grant that it was opened with, or has moved to.
     pub(crate) grant: GrantId,
     /// Whose it is.
     pub(crate) tenant: TenantId,
@@ -48,14 +48,27 @@ pub(crate) struct SessionRecord {
 pub(crate) struct LiveSession {
     /// Names it.
     pub(crate) digest: SessionDigest,
-    /// The grant that minted it.
-    pub(crate) grant: GrantId,
-    /// Whose it is.
-    pub(crate) tenant: TenantId,
+    /// What it belongs to.
+    pub(crate) holder: Holder,
+    /// The holder's grant that used it last.
+    pub(crate) given: Given,
     /// Negotiated.
     pub(crate) protocol_version: String,
     /// When it was last used, as far as that was written.
     pub(crate) last_used_at: UnixTime,
+}
+
+/// The columns of a [`LiveSession`], more, and which.
+macro_rules! live_sessions {
+    ($more:literal, $which:literal) => {
+        concat!(
+            "SELECT s.session_hash, s.grant_id, s.tenant, s.protocol_version, s.last_used_at, g.client_id, g.credential_id, \
+             g.created_at AS granted_at",
+            $more,
+            " FROM sessions s JOIN grants g ON g.id = s.grant_id WHERE s.ended_at IS NULL AND ",
+            $which
+        )
+    };
 }
 
 impl Store {
@@ -81,22 +94,20 @@ impl Store {
 
     /// A session that has not ended.
     pub(crate) async fn find_session(&self, digest: &SessionDigest) -> Result<Option<SessionRecord>, StoreError> {
-        let row = sqlx::query(
-            "SELECT session_hash, grant_id, tenant, protocol_version, initialize, answer, settings, created_at, last_used_at \
-             FROM sessions WHERE session_hash = $1 AND ended_at IS NULL",
-        )
-        .bind(digest.0.as_slice())
-        .fetch_optional(self.readers())
-        .await
-        .map_err(StoreError::query("reading a session"))?;
+        let row =
+            sqlx::query(live_sessions!(", s.initialize, s.answer, s.settings, s.created_at", "s.session_hash = $1"))
+                .bind(digest.0.as_slice())
+                .fetch_optional(self.readers())
+                .await
+                .map_err(StoreError::query("reading a session"))?;
         let Some(row) = row else { return Ok(None) };
         let live = live(&row)?;
         let column = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query("reading a session"));
         let created_at = row.try_get("created_at").map_err(StoreError::query("reading a session"))?;
         Ok(Some(SessionRecord {
             digest: live.digest,
-            grant: live.grant,
-            tenant: live.tenant,
+            grant: live.given.grant,
+            tenant: live.holder.tenant,
             protocol_version: live.protocol_version,
             initialize: column("initialize")?,
             answer: column("answer")?,
@@ -108,14 +119,23 @@ impl Store {
 
     /// All sessions that have not ended and whose grant is not revoked.
     pub(crate) async fn live_sessions(&self) -> Result<Vec<LiveSession>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT s.session_hash, s.grant_id, s.tenant, s.protocol_version, s.last_used_at FROM sessions s \
-             JOIN grants g ON g.id = s.grant_id WHERE s.ended_at IS NULL AND g.revoked_at IS NULL",
-        )
-        .fetch_all(self.readers())
-        .await
-        .map_err(StoreError::query("reading the sessions"))?;
+        let rows = sqlx::query(live_sessions!("", "g.revoked_at IS NULL"))
+            .fetch_all(self.readers())
+            .await
+            .map_err(StoreError::query("reading the sessions"))?;
         rows.iter().map(live).collect()
+    }
+
+    /// Gives a session to a later grant of its holder; refused when that was revoked meanwhile.
+    pub(crate) async fn move_session(&self, digest: &SessionDigest, to: &GrantId) -> Result<(), StoreError> {
+        let statement = sqlx::query(
+            "UPDATE sessions SET grant_id = $1 WHERE session_hash = $2 AND \
+             EXISTS (SELECT 1 FROM grants WHERE id = $1 AND revoked_at IS NULL)",
+        )
+        .bind(to.as_str())
+        .bind(digest.0.as_slice());
+        let done = self.writer().execute("moving a session", statement).await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::GrantRevoked) }
     }
 
     /// Marks a session as ended; the first reason stays. What only its children needed, and what a client may make as
@@ -181,8 +201,12 @@ fn live(row: &SqliteRow) -> Result<LiveSession, StoreError> {
     let digest: Vec<u8> = row.try_get("session_hash").map_err(StoreError::query(WHAT))?;
     Ok(LiveSession {
         digest: SessionDigest(digest.try_into().map_err(|_| StoreError::Damaged(WHAT))?),
-        grant: GrantId::new(text("grant_id")?),
-        tenant: tenant_of(row, WHAT)?,
+        holder: Holder {
+            tenant: tenant_of(row, WHAT)?,
+            client_id: text("client_id")?.into(),
+            credential: text("credential_id")?.into(),
+        },
+        given: Given { at: UnixTime::from_secs(number("granted_at")?), grant: GrantId::new(text("grant_id")?) },
         protocol_version: text("protocol_version")?,
         last_used_at: UnixTime::from_secs(number("last_used_at")?),
     })

@@ -225,7 +225,7 @@ impl Registry {
             }
             Err(error) => {
                 session.step(Event::NotStarted);
-                warn!(session = %id::tag(&session.digest), tenant = %session.tenant, error = %error, "no child for a session");
+                warn!(session = %id::tag(&session.digest), tenant = %session.tenant(), error = %error, "no child for a session");
                 Err(error)
             }
         }
@@ -250,11 +250,11 @@ impl Registry {
             Ok(Started { bridge, number, permit }) => {
                 let effect = session.step(Event::Renewed(number, Arc::clone(&bridge)));
                 self.watch(session, number, bridge, permit);
-                info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "token-rotated", "child replaced");
+                info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason = "token-rotated", "child replaced");
                 effect
             }
             Err(error) => {
-                warn!(session = %id::tag(&session.digest), tenant = %session.tenant, error = %error, "no child with the new token");
+                warn!(session = %id::tag(&session.digest), tenant = %session.tenant(), error = %error, "no child with the new token");
                 // The next request tries again; meanwhile nobody works with a token that ends.
                 session.step(Event::NotRenewed)
             }
@@ -314,7 +314,7 @@ impl Inner {
     fn stop_longest_idle(&self, principal: &Principal, full: Full) -> Option<Arc<Bridge>> {
         let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
         let candidates =
-            sessions.into_iter().filter(|session| full == Full::Total || session.tenant == principal.tenant);
+            sessions.into_iter().filter(|session| full == Full::Total || session.tenant() == principal.tenant);
         let mut idle: Vec<_> = candidates
             .filter_map(|session| {
                 let (number, bridge) = session.child()?;
@@ -327,7 +327,7 @@ impl Inner {
                 return None;
             }
             let Effect::Stop(bridge) = session.step(Event::Stopped(number)) else { return None };
-            info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "made-room", "child stopped");
+            info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason = "made-room", "child stopped");
             bridge.stop();
             Some(bridge)
         })

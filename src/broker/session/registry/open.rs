@@ -97,8 +97,8 @@ impl Registry {
         };
         let kept = Record {
             digest: record.digest,
-            grant: record.grant.clone(),
-            tenant: record.tenant,
+            holder: principal.holder(),
+            given: principal.given(),
             version: result.version.into(),
             get_stream,
             last_used: now,
@@ -157,7 +157,7 @@ impl Registry {
 impl Inner {
     fn longest_idle_of(&self, principal: &Principal) -> Option<Arc<Session>> {
         let sessions = self.sessions.lock();
-        let idle = sessions.values().filter(|session| session.tenant == principal.tenant && !session.is_busy());
+        let idle = sessions.values().filter(|session| session.tenant() == principal.tenant && !session.is_busy());
         idle.min_by_key(|session| session.last_used()).cloned()
     }
 }

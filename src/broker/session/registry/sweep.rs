@@ -23,7 +23,7 @@ impl Registry {
                 if idle_since.is_some_and(|since| bridge.close_if_idle(since))
                     && let Effect::Stop(bridge) = session.step(Event::Stopped(number))
                 {
-                    info!(session = %id::tag(&session.digest), tenant = %session.tenant, reason = "child-idle", "child stopped");
+                    info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason = "child-idle", "child stopped");
                     bridge.stop();
                 }
             }

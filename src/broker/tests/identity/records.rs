@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::store::{SessionDigest, SessionRecord, StoreError};
 
-use crate::tests::identity::fixture::{Fixture, START, fixture};
+use crate::tests::identity::fixture::{Fixture, START, fixture, grant};
 
 fn record(fixture: &Fixture, n: u8) -> SessionRecord {
     SessionRecord {
@@ -47,6 +47,22 @@ async fn the_sessions_of_a_revoked_grant_do_not_come_back_after_a_restart() {
     assert!(matches!(late, Err(StoreError::GrantRevoked)), "nor is one opened that came too late: {late:?}");
     assert!(fixture.store.live_sessions().await.expect("readable").is_empty());
     fixture.store.probe().await.expect("it goes on");
+}
+
+#[tokio::test]
+async fn a_session_that_has_moved_lives_as_long_as_the_grant_that_it_has_moved_to() {
+    let fixture = fixture().await;
+    let session = record(&fixture, 1);
+    fixture.store.insert_session(&session).await.expect("stored");
+    let (another, _) = grant(&fixture.vault, "grant-2", 1);
+    fixture.store.insert_grant(&another).await.expect("stored");
+    let later = another.grant;
+    fixture.store.move_session(&session.digest, &later).await.expect("stored");
+    fixture.store.revoke_grant(&fixture.grant, "operator", START).await.expect("revoked");
+    let live = fixture.store.live_sessions().await.expect("readable");
+    assert_eq!(live.iter().map(|live| &live.given.grant).collect::<Vec<_>>(), [&later]);
+    let back = fixture.store.move_session(&session.digest, &fixture.grant).await;
+    assert!(matches!(back, Err(StoreError::GrantRevoked)), "never to one that is over: {back:?}");
 }
 
 #[tokio::test]

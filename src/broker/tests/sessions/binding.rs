@@ -1,31 +1,94 @@
-//! A session belongs to the grant that minted it, whoever asks and however.
+//! A session belongs to the user and the client that opened it, whoever asks and however.
+
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
 use serde_json::json;
 
-use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, post, request};
+use crate::auth::principal::Principal;
+use crate::tests::sessions::fixture::{Fixture, body, call, caller, caller_but, config, post, request};
+use crate::tests::sessions::records::{FakeRecords, GIVEN};
+
+/// A later login of the same user through the same client.
+fn later(grant: &str) -> Principal {
+    caller_but(1, grant, "upstream-token-of-1", |parts| parts.granted_at = GIVEN.plus(Duration::from_secs(60)))
+}
+
+async fn delete(fixture: &Fixture, caller: &Principal, id: &str) -> StatusCode {
+    let asked = request(Method::DELETE, Some(id)).body(Body::empty()).expect("a request");
+    fixture.send(caller, asked).await.status()
+}
 
 #[tokio::test]
-async fn another_login_gets_403_on_every_method_and_the_child_sees_nothing() {
+async fn a_session_is_its_users_and_its_clients_by_whatever_login() {
+    let upstream = "upstream-token-of-1";
+    let table = [
+        ("the same token", caller(1, "g1"), 200),
+        ("a refreshed token", caller(1, "g1"), 200),
+        (
+            "a step-up",
+            caller_but(1, "g2", upstream, |parts| parts.granted_at = GIVEN.plus(Duration::from_secs(9))),
+            200,
+        ),
+        ("a new login", later("g3"), 200),
+        ("the login that it has left", caller(1, "g1"), 200),
+        (
+            "another client of the same user",
+            caller_but(1, "g4", upstream, |parts| parts.client_id = "other".into()),
+            403,
+        ),
+        ("another user through the same client", caller(2, "g5"), 403),
+        (
+            "a token of the operator's for the same user, under the client's name",
+            caller_but(1, "g6", "another-upstream-token", |parts| parts.credential = "another".into()),
+            403,
+        ),
+    ];
     let mut fixture = Fixture::new(config()).await;
-    let alice = caller(1, "g1");
-    let (id, mut child) = fixture.open(&alice).await;
-    let others = [caller(2, "g2"), caller(1, "another login of the same user")];
-    for other in &others {
-        let stolen = fixture.post(other, Some(&id), call(7, "whoami")).await;
-        assert_eq!(stolen.status(), StatusCode::FORBIDDEN);
-        assert_eq!(body(stolen).await["id"], 7);
-        for method in [Method::GET, Method::DELETE] {
-            let asked = request(method, Some(&id)).body(Body::empty()).expect("a request");
-            assert_eq!(fixture.send(other, asked).await.status(), StatusCode::FORBIDDEN);
+    let (id, mut child) = fixture.open(&caller(1, "g1")).await;
+    for (who, caller, status) in &table {
+        let calling = fixture.posting(caller, Some(&id), call("x", "whoami"));
+        if *status == 200 {
+            // The child is the same, and the next thing that it hears is not a stranger's.
+            assert_eq!(child.answers(json!({})).await["params"]["name"], "whoami", "{who}");
         }
+        let answer = calling.await.expect("no panic");
+        assert_eq!(answer.status().as_u16(), *status, "{who}");
+        assert_eq!(body(answer).await["id"], "x", "{who}");
     }
-    // The next thing that the child hears is its owner's.
-    let calling = fixture.posting(&alice, Some(&id), call("mine", "whoami"));
-    let heard = child.answers(json!({})).await;
-    assert_eq!(heard["params"]["name"], "whoami");
-    assert_eq!(body(calling.await.expect("no panic")).await["id"], "mine");
+    for (who, caller, _) in table.iter().filter(|(_, _, status)| *status == 403) {
+        assert_eq!(delete(&fixture, caller, &id).await, StatusCode::FORBIDDEN, "{who}");
+        let listen = request(Method::GET, Some(&id)).body(Body::empty()).expect("a request");
+        assert_eq!(fixture.send(caller, listen).await.status(), StatusCode::FORBIDDEN, "{who}");
+    }
+    assert_eq!(delete(&fixture, &later("g3"), &id).await, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn a_session_that_has_moved_ends_with_the_later_login_and_not_with_the_earlier() {
+    let records = FakeRecords::default();
+    let mut fixture = Fixture::over(config(), records.clone()).await;
+    let (first, second) = (caller(1, "g1"), later("g2"));
+    let (id, mut child) = fixture.open(&first).await;
+    for caller in [&second, &first] {
+        let calling = fixture.posting(caller, Some(&id), call(1, "whoami"));
+        child.answers(json!({})).await;
+        assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
+    }
+    assert_eq!(
+        fixture.registry.end_grant(&first.grant, "revoked"),
+        0,
+        "a straggler of the earlier does not move it back"
+    );
+    let calling = fixture.posting(&second, Some(&id), call(1, "whoami"));
+    child.answers(json!({})).await;
+    assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
+    fixture.registry.shut_down(Duration::ZERO).await;
+
+    let fixture = Fixture::over(config(), records).await;
+    assert_eq!(fixture.registry.end_grant(&first.grant, "revoked"), 0, "nor after a restart");
+    assert_eq!(fixture.registry.end_grant(&second.grant, "revoked"), 1);
 }
 
 #[tokio::test]

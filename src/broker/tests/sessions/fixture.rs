@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::bearer::Challenge;
-use crate::auth::principal::{GrantId, Principal, PrincipalParts, Scopes};
+use crate::auth::principal::{GrantId, Holder, Principal, PrincipalParts, Scopes};
 use crate::budget::BudgetCaps;
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::refusal::UnknownSession;
@@ -26,7 +26,7 @@ use wire::message::{Label, TenantId};
 use wire::secret::UpstreamToken;
 
 use crate::tests::sessions::backend::{FakeChild, FakeSpawner};
-use crate::tests::sessions::records::FakeRecords;
+use crate::tests::sessions::records::{FakeRecords, GIVEN, holder};
 
 pub(crate) const BOTH: &str = "application/json, text/event-stream";
 
@@ -39,7 +39,7 @@ pub(crate) struct Fixture {
     endpoint: Endpoint,
 }
 
-/// A caller; callers with the same `grant` are the same login.
+/// A caller through the one client of tests; callers with the same `grant` are the same login.
 pub(crate) fn caller(user: u64, grant: &str) -> Principal {
     caller_with(user, grant, &format!("upstream-token-of-{user}"))
 }
@@ -50,15 +50,30 @@ pub(crate) fn caller_with(user: u64, grant: &str, upstream: &str) -> Principal {
 
 /// A caller whose token of Forgejo's ends.
 pub(crate) fn caller_until(user: u64, grant: &str, upstream: &str, ends: Option<UnixTime>) -> Principal {
-    Principal::new(PrincipalParts {
-        client_id: "test".to_owned(),
-        tenant: TenantId::new(user).expect("an id"),
+    caller_but(user, grant, upstream, |parts| parts.upstream_ends = ends)
+}
+
+/// A caller who differs from the others in some part.
+pub(crate) fn caller_but(
+    user: u64,
+    grant: &str,
+    upstream: &str,
+    differ: impl FnOnce(&mut PrincipalParts),
+) -> Principal {
+    let Holder { tenant, client_id, credential } = holder(TenantId::new(user).expect("an id"));
+    let mut parts = PrincipalParts {
+        client_id,
+        credential,
+        tenant,
         login: Label::parse(format!("user{user}")).expect("a label"),
         upstream: UpstreamToken::parse(upstream).expect("a token"),
-        upstream_ends: ends,
+        upstream_ends: None,
         scopes: Scopes { write: true },
         grant: GrantId::new(grant),
-    })
+        granted_at: GIVEN,
+    };
+    differ(&mut parts);
+    Principal::new(parts)
 }
 
 pub(crate) fn config() -> SessionConfig {

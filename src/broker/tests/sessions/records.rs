@@ -4,15 +4,25 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::auth::principal::{Given, GrantId, Holder};
 use crate::session::record_store::Records;
 use crate::store::{LiveSession, SessionDigest, SessionRecord, StoreError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 use wire::clock::UnixTime;
+use wire::message::TenantId;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FakeRecords(Arc<Mutex<HashMap<SessionDigest, SessionRecord>>>, Arc<AtomicBool>);
+
+/// When the grants of tests are given, unless they say otherwise.
+pub(crate) const GIVEN: UnixTime = UnixTime::from_secs(1_700_000_000);
+
+/// The user by way of the client of tests.
+pub(crate) fn holder(tenant: TenantId) -> Holder {
+    Holder { tenant, client_id: "test".into(), credential: format!("credential of {tenant}").into() }
+}
 
 impl FakeRecords {
     /// Everything fails from now on, or works again.
@@ -47,12 +57,19 @@ impl Records for FakeRecords {
         let sessions = self.0.lock();
         let live = sessions.values().cloned().map(|record| LiveSession {
             digest: record.digest,
-            grant: record.grant,
-            tenant: record.tenant,
+            holder: holder(record.tenant),
+            given: Given { at: GIVEN, grant: record.grant },
             protocol_version: record.protocol_version,
             last_used_at: record.last_used_at,
         });
         ready(Ok(live.collect())).boxed()
+    }
+
+    fn move_to<'a>(&'a self, digest: &'a SessionDigest, grant: &'a GrantId) -> BoxFuture<'a, Result<(), StoreError>> {
+        if let Some(session) = self.0.lock().get_mut(digest) {
+            session.grant = grant.clone();
+        }
+        ready(self.check()).boxed()
     }
 
     fn end<'a>(

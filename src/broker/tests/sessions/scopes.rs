@@ -1,26 +1,18 @@
 //! What a grant lets through: `forgejo:read` sees and calls only what reads.
 
-use crate::auth::principal::{GrantId, Principal, PrincipalParts, Scopes};
+use crate::auth::principal::{Principal, Scopes};
 use crate::mcp::tools::Tables;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use wire::message::{Label, TenantId};
-use wire::secret::UpstreamToken;
 
 use crate::tests::sessions::backend::FakeChild;
-use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, header, initialize, post, session_of};
+use crate::tests::sessions::fixture::{
+    Fixture, body, call, caller, caller_but, config, header, initialize, post, session_of,
+};
 use crate::tests::sessions::records::FakeRecords;
 
 fn reader() -> Principal {
-    Principal::new(PrincipalParts {
-        client_id: "test".to_owned(),
-        tenant: TenantId::new(1).expect("an id"),
-        login: Label::parse("user1").expect("a label"),
-        upstream: UpstreamToken::parse("upstream-token-of-1").expect("a token"),
-        upstream_ends: None,
-        scopes: Scopes { write: false },
-        grant: GrantId::new("g1"),
-    })
+    caller_but(1, "g1", "upstream-token-of-1", |parts| parts.scopes = Scopes { write: false })
 }
 
 /// A session with a child that calls itself `program`.
