@@ -15,6 +15,7 @@ pub(crate) mod config;
 mod consent;
 pub(crate) mod document;
 mod error;
+pub(crate) mod families;
 mod front_page;
 mod login;
 mod metadata;

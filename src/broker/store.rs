@@ -15,6 +15,7 @@ mod grants;
 mod keys;
 mod lock;
 mod logins;
+mod refresh_tokens;
 mod sessions;
 mod tidy;
 mod upkeep;
@@ -37,12 +38,13 @@ use tokio::time::timeout;
 use tracing::warn;
 
 pub(crate) use crate::store::clients::RegisteredClient;
-pub(crate) use crate::store::codes::{Code, NewPair, USED_ONES_STAY, Used};
+pub(crate) use crate::store::codes::{Code, Redeemed};
 pub(crate) use crate::store::consents::Consent;
 pub(crate) use crate::store::credentials::Credential;
 pub(crate) use crate::store::forge::{Fingerprint, KnownForge, OwnerCheck};
-pub(crate) use crate::store::grants::{GrantRow, NewGrant};
+pub(crate) use crate::store::grants::{FoundToken, GrantRow, NewGrant};
 pub(crate) use crate::store::logins::{Login, Visitor};
+pub(crate) use crate::store::refresh_tokens::{Exchange, NewPair, NoPair, RefreshRow, Seen, Used, Verdict};
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
 
 use crate::auth::principal::GrantId;

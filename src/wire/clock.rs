@@ -34,6 +34,11 @@ impl UnixTime {
         Self(self.0.saturating_sub(i64::try_from(span.as_secs()).unwrap_or(i64::MAX)))
     }
 
+    /// How old what was made at `then` is; none where that lies ahead, because the clock went backwards.
+    pub fn age_of(self, then: Self) -> Option<Duration> {
+        u64::try_from(self.0.saturating_sub(then.0)).ok().map(Duration::from_secs)
+    }
+
     /// How long after `earlier` this is; zero where the clock went backwards.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_secs(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -54,14 +59,15 @@ pub struct Clock(Source);
 
 #[derive(Debug, Clone)]
 enum Source {
-    System,
+    /// With the latest time that it has told.
+    System(Arc<AtomicI64>),
     Manual(Arc<AtomicI64>),
 }
 
 impl Clock {
-    /// The system's clock.
-    pub const fn system() -> Self {
-        Self(Source::System)
+    /// The system's clock. Says in the log when it is set back.
+    pub fn system() -> Self {
+        Self(Source::System(Arc::new(AtomicI64::new(i64::MIN))))
     }
 
     /// A clock that stands at `start` until [`Clock::advance`] moves it; clones share the hand.
@@ -73,8 +79,28 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the system for the time of day")]
     pub fn now(&self) -> UnixTime {
         match &self.0 {
-            Source::System => SystemTime::now().into(),
+            Source::System(latest) => {
+                let now: UnixTime = SystemTime::now().into();
+                let before = latest.swap(now.0, Ordering::Relaxed);
+                // By a second alone two threads may overtake each other.
+                if now.0 < before.saturating_sub(1) {
+                    let seconds = before.saturating_sub(now.0);
+                    tracing::warn!(
+                        reason = "clock-step",
+                        seconds,
+                        "the system's clock was set back by {seconds} s: codes and used tokens from after it are over"
+                    );
+                }
+                now
+            }
             Source::Manual(hand) => UnixTime(hand.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Sets a manual clock, also back; the system's clock is not ours to set.
+    pub fn set(&self, now: UnixTime) {
+        if let Source::Manual(hand) = &self.0 {
+            hand.store(now.0, Ordering::SeqCst);
         }
     }
 

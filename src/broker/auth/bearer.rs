@@ -24,7 +24,7 @@ use crate::auth::token::{AccessToken, TokenHash};
 use crate::forge::rotation::{Rotation, RotationError, Standing};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
-use crate::store::{GrantRow, Store, StoreError};
+use crate::store::{FoundToken, GrantRow, Store, StoreError};
 use wire::clock::{Clock, UnixTime};
 
 /// Principals kept in memory by the bearer layer.
@@ -97,6 +97,8 @@ struct Known {
     /// Counts revocations; a look-up that began before one must not be kept.
     generation: u64,
     used: HashSet<GrantId>,
+    /// The refresh tokens that tokens were given for which were used for the first time.
+    succeeded: HashSet<TokenHash>,
 }
 
 #[derive(Debug)]
@@ -149,9 +151,10 @@ impl Principals {
             }
             known.generation
         };
-        let entry = self.look_up(&hash, now).await?;
+        let (entry, parent) = self.look_up(&hash, now).await?;
         let principal = entry.principal.clone();
         let mut known = self.0.known.lock();
+        known.succeeded.extend(parent);
         if known.generation == generation {
             known.keep(hash, entry, now);
         }
@@ -163,9 +166,10 @@ impl Principals {
         self.0.rotation.as_ref().is_some_and(|rotation| rotation.is_due(upstream_ends))
     }
 
-    async fn look_up(&self, hash: &TokenHash, now: UnixTime) -> Result<CachedPrincipal, Denied> {
+    /// Whose token it is, and the refresh token that it was given for.
+    async fn look_up(&self, hash: &TokenHash, now: UnixTime) -> Result<(CachedPrincipal, Option<TokenHash>), Denied> {
         let row = self.0.store.find_token(hash).await.map_err(|e| unavailable(&e.into()))?;
-        let (grant, expires_at) = row.ok_or(Denied::Unknown)?;
+        let (grant, FoundToken { expires_at, parent }) = row.ok_or(Denied::Unknown)?;
         if grant.revoked {
             return Err(Denied::Revoked);
         }
@@ -176,7 +180,7 @@ impl Principals {
             LookupError::Rotation(RotationError::LoginAgain) => Denied::Revoked,
             error => unavailable(&error),
         })?;
-        Ok(CachedPrincipal { principal, expires_at })
+        Ok((CachedPrincipal { principal, expires_at }, parent))
     }
 
     /// Who stands behind a grant now, with a token that is good now; `None` where the grant is revoked.
@@ -231,8 +235,22 @@ impl Principals {
         known.tokens.retain(|_, entry| entry.principal.grant != *grant);
     }
 
-    /// Writes which grants were used since the last time.
+    /// Writes which refresh tokens have had their answer used since the last time. What cannot be written stays for the
+    /// next time.
+    pub(crate) async fn flush_succeeded(&self) -> Result<(), StoreError> {
+        let parents: Vec<_> = std::mem::take(&mut self.0.known.lock().succeeded).into_iter().collect();
+        let done = self.0.store.note_succeeded(&parents, self.0.clock.now()).await;
+        if done.is_err() {
+            self.0.known.lock().succeeded.extend(parents);
+        }
+        done
+    }
+
+    /// Writes what was used since the last time.
     pub(crate) async fn flush_uses(&self) {
+        if let Err(error) = self.flush_succeeded().await {
+            error!(error = %error, "the first use of tokens could not be stored");
+        }
         let (grants, now) = (std::mem::take(&mut self.0.known.lock().used), self.0.clock.now());
         if grants.is_empty() {
             return;

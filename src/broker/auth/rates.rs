@@ -94,6 +94,14 @@ impl Source {
     }
 }
 
+impl Source {
+    /// Its neighbourhood as people write one: enough to know it again, and no address of anybody's.
+    pub(crate) fn network(&self) -> String {
+        let Self(network) = self.neighbourhood();
+        format!("{network}/{}", if network.is_ipv4() { 24 } else { 48 })
+    }
+}
+
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)

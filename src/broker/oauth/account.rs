@@ -16,9 +16,12 @@ use crate::oauth::browser::Browser;
 use crate::oauth::page;
 use crate::oauth::page::Message;
 use crate::oauth::params::Params;
+use crate::oauth::tokens::why_ended;
 use crate::oauth::{Context, body, login};
 use crate::store::{StoreError, Visitor};
 
+/// How long the page tells of what looked like a theft.
+const REMEMBERED: Duration = Duration::from_hours(30 * 24);
 /// What all forms of the page are about; which one it is stands in the form itself.
 const FORM: &str = "account";
 
@@ -31,6 +34,8 @@ struct AccountPage {
     /// Where Forgejo holds the user to other scopes than this service asks for.
     scopes: Option<ScopesView>,
     connections: Vec<ConnectionView>,
+    /// Connections that were ended because they may have been stolen.
+    ended: Vec<EndedView>,
     /// Approvals without a connection.
     approvals: Vec<ApprovalView>,
 }
@@ -50,6 +55,21 @@ struct ConnectionView {
     since: String,
     used: String,
     sessions: usize,
+    /// Further programs that came to use it.
+    forks: Vec<ForkView>,
+}
+
+#[derive(Debug)]
+struct ForkView {
+    when: String,
+    network: String,
+}
+
+#[derive(Debug)]
+struct EndedView {
+    client: String,
+    when: String,
+    why: &'static str,
 }
 
 #[derive(Debug)]
@@ -105,6 +125,18 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
         place: consent.redirect,
         writes: consent.scopes.write,
     });
+    let since = now.minus(REMEMBERED);
+    let forks = context.store.forks_of(visitor.tenant, since).await?;
+    let ended = context.store.ended_connections_of(
+        visitor.tenant,
+        &["refresh-token-reused", "second-branch", "code-replayed"],
+        since,
+    );
+    let ended = ended.await?.into_iter().map(|one| EndedView {
+        client: one.client_name,
+        when: ago(now.since(one.at)),
+        why: why_ended(&one.reason),
+    });
     let granted = context.store.granted_scopes_of(visitor.tenant).await?;
     let differ = granted.and_then(|granted| difference(context.scopes_at_forgejo(), &granted));
     let page = AccountPage {
@@ -113,10 +145,16 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
         forgejo: context.forgejo.url().to_owned(),
         token: browser.form_token(FORM),
         approvals: approvals.collect(),
+        ended: ended.collect(),
         connections: connections
             .into_iter()
             .map(|one| ConnectionView {
                 sessions: context.revocation.registry.sessions_of(&one.grant),
+                forks: forks
+                    .iter()
+                    .filter(|fork| fork.grant == one.grant)
+                    .map(|fork| ForkView { when: ago(now.since(fork.at)), network: fork.network.clone() })
+                    .collect(),
                 grant: one.grant.as_str().to_owned(),
                 client: one.client_name,
                 client_id: one.client_id,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::auth::token::TokenHash;
 use crate::oauth::client::{Client, Origin};
+use crate::oauth::families::ReusePolicy;
 use crate::oauth::redirect::{RedirectUri, Schemes};
 use sha2::{Digest, Sha256};
 use wire::config_file::{Section, seconds};
@@ -21,6 +22,8 @@ pub(crate) struct OAuthConfig {
     pub(crate) access_ttl: Duration,
     /// How long a refresh token lives; each exchange gives one that lives as long again.
     pub(crate) refresh_ttl: Duration,
+    /// What becomes of a refresh token that comes back.
+    pub(crate) reuse: ReusePolicy,
     /// How long somebody stays logged in at the broker's own pages.
     pub(crate) visit_ttl: Duration,
     /// How long a client that registered and never completed a login is kept.
@@ -69,6 +72,16 @@ impl OAuthConfig {
         if access_ttl > refresh_ttl {
             section.complain("access_token_ttl", "must not be above refresh_token_ttl: it would outlive its family");
         }
+        let reuse = ReusePolicy {
+            window: section.duration("refresh_reuse_window", Duration::from_mins(5), seconds(0, hour)),
+            one_branch: section
+                .value("refresh_forks", |value| match value.as_str() {
+                    Some("keep") => Ok(false),
+                    Some("end") => Ok(true),
+                    _ => Err("must be \"keep\" or \"end\"".to_owned()),
+                })
+                .unwrap_or(false),
+        };
         let visit_ttl = section.duration("login_ttl", Duration::from_hours(12), seconds(60, 30 * 24 * hour));
         let keep_unused =
             section.duration("keep_unused_clients", Duration::from_hours(7 * 24), seconds(hour, 366 * 24 * hour));
@@ -80,7 +93,7 @@ impl OAuthConfig {
         let clients = clients(&mut section, &schemes);
         let documents = DocumentConfig::read(section.section("documents"));
         section.close();
-        Self { access_ttl, refresh_ttl, visit_ttl, keep_unused, schemes, clients, documents }
+        Self { access_ttl, refresh_ttl, reuse, visit_ttl, keep_unused, schemes, clients, documents }
     }
 }
 

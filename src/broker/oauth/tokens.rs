@@ -25,17 +25,18 @@ use crate::hex;
 use crate::oauth::error::{OAuthError, uncached};
 use crate::oauth::params::Params;
 use crate::oauth::{Context, body};
-use crate::store::{Code, NewPair, USED_ONES_STAY, Used};
+use crate::store::{Code, Exchange, NewPair, NoPair, Redeemed, RefreshRow, Used};
+use wire::clock::UnixTime;
 
 /// Connections of one user through one client, such as on several machines; a further one ends the one that was not
 /// used for longest.
 const MAX_CONNECTIONS: u32 = 20;
 /// How long a code is good.
 pub(crate) const CODE_TTL: Duration = Duration::from_mins(1);
-/// How long a refresh token that was used gives a sibling: clients send one twice when an answer was lost or two of
-/// their processes refresh at once. Later it is a thief's, or the thief was first.
-const REUSE_WINDOW: Duration = Duration::from_mins(1);
-const _: () = assert!(USED_ONES_STAY.as_secs() > REUSE_WINDOW.as_secs(), "the store knows when a token was used");
+/// A code with its proof that comes again so soon is a client's whose answer was lost.
+const CODE_REPEATED: Duration = Duration::from_secs(10);
+/// Used refresh tokens are kept for the window of their reuse and so much longer, for who comes at its end.
+const USED_ONES_STAY: Duration = Duration::from_mins(1);
 
 /// A good answer (RFC 6749 section 5.1).
 #[derive(Serialize)]
@@ -54,9 +55,10 @@ struct Caller {
 
 /// POST `/oauth/token`.
 pub(crate) async fn token(State(context): State<Arc<Context>>, request: Request) -> Response {
+    let network = context.limits.source(&request).network();
     answer(&context, request, async |params, caller| match params.get("grant_type") {
         Some("authorization_code") => redeem(&context, &params, &caller).await.map(respond),
-        Some("refresh_token") => refresh(&context, &params, &caller).await.map(respond),
+        Some("refresh_token") => refresh(&context, &params, &caller, &network).await.map(respond),
         Some(_) => Err(OAuthError::Bad("unsupported_grant_type", "only authorization_code and refresh_token")),
         None => Err(OAuthError::invalid_request("grant_type is missing")),
     })
@@ -159,28 +161,22 @@ async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<G
     }
     let code = AuthorizationCode::parse(given).ok_or(WORTHLESS)?.hash();
     let code = context.store.find_code(&code).await?.ok_or(WORTHLESS)?;
-    // Who cannot show all of this changes nothing: a thief must not be able to burn the owner's code.
+    // Who cannot show all of this changes nothing as long as the code is good: a thief must not be able to burn it.
     // The address is not sent again by clients of OAuth 2.1 (draft -16, section 10.2); by others it must be the same.
     let same_address = params.get("redirect_uri").is_none_or(|redirect| redirect == code.redirect_uri);
-    if code.client_id != caller.id || !same_address || !proves(verifier, &code.challenge) {
-        return Err(WORTHLESS);
-    }
+    let proven = code.client_id == caller.id && same_address && proves(verifier, &code.challenge);
     let now = context.clock.now();
-    if let Some(grant) = &code.redeemed {
-        return replayed(context, &code, grant).await.and(Err(WORTHLESS));
+    if let Some(redeemed) = &code.redeemed {
+        return replayed(context, &code, redeemed, proven, now).await.and(Err(WORTHLESS));
     }
-    if now.since(code.created_at) >= CODE_TTL {
+    // A code from the future is none: the clock went backwards, and nobody knows how old it is.
+    if !proven || now.age_of(code.created_at).is_none_or(|age| age >= CODE_TTL) {
         return Err(WORTHLESS);
     }
     let grant = GrantId::new(hex::random_id(&mut SysRng)?);
     let (pair, granted) = mint(context, &Family::mint(&mut SysRng)?, code.scopes, None)?;
     if !context.store.redeem_code(&code, &grant, &pair, now).await? {
-        // Somebody was faster by a moment; which of the two is the thief, nobody knows.
-        if let Some(code) = context.store.find_code(&code.hash).await?
-            && let Some(grant) = &code.redeemed
-        {
-            replayed(context, &code, grant).await?;
-        }
+        // Somebody with the same proof was faster by a moment: the client itself.
         return Err(WORTHLESS);
     }
     info!(grant = %grant, tenant = %code.tenant, client = %code.client_id, scopes = code.scopes.as_str(), "client connected");
@@ -197,8 +193,21 @@ async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<G
     Ok(granted)
 }
 
-/// A good code that comes a second time: its grant ends (RFC 6749 section 4.1.2).
-async fn replayed(context: &Context, code: &Code, grant: &GrantId) -> Result<(), OAuthError> {
+/// A code that comes a second time: its grant ends (RFC 6749 section 4.1.2), unless its client has only not heard the first
+/// answer.
+async fn replayed(
+    context: &Context,
+    code: &Code,
+    redeemed: &Redeemed,
+    proven: bool,
+    now: UnixTime,
+) -> Result<(), OAuthError> {
+    let grant = &redeemed.grant;
+    let age = redeemed.at.and_then(|at| now.age_of(at));
+    if proven && age.is_some_and(|age| age < CODE_REPEATED) {
+        info!(grant = %grant, tenant = %code.tenant, client = %code.client_id, reason = "code-repeated", "a code came twice at once");
+        return Ok(());
+    }
     warn!(grant = %grant, tenant = %code.tenant, client = %code.client_id, reason = "code-replayed", "a code came twice");
     context.revocation.revoke(grant, "code-replayed").await?;
     Ok(())
@@ -213,9 +222,8 @@ fn proves(verifier: &str, challenge: &str) -> bool {
 }
 
 /// A refresh token for the next pair of its family.
-async fn refresh(context: &Context, params: &Params, caller: &Caller) -> Result<Granted, OAuthError> {
-    const WORTHLESS: OAuthError =
-        OAuthError::invalid_grant("the refresh token is unknown, used, expired, revoked, or not this client's");
+async fn refresh(context: &Context, params: &Params, caller: &Caller, network: &str) -> Result<Granted, OAuthError> {
+    const WORTHLESS: OAuthError = OAuthError::invalid_grant("the refresh token is unknown, or not this client's");
     let given = params.get("refresh_token").ok_or(OAuthError::invalid_request("refresh_token is missing"))?;
     if !params.resource_is(&context.resource) {
         return Err(OAuthError::Bad("invalid_target", "resource is not this service"));
@@ -223,32 +231,77 @@ async fn refresh(context: &Context, params: &Params, caller: &Caller) -> Result<
     let token = RefreshToken::parse(given).ok_or(WORTHLESS)?;
     let now = context.clock.now();
     let row = context.store.find_refresh_token(&token.name(), now).await?.ok_or(WORTHLESS)?;
-    if row.client_id != caller.id || row.revoked {
+    if row.client_id != caller.id {
         return Err(WORTHLESS);
     }
-    let used_before = match row.used {
-        Used::Never => false,
-        Used::At(used) => now.since(used) >= REUSE_WINDOW,
-        Used::LongAgo => true,
-    };
-    if used_before {
-        warn!(
-            grant = %row.grant, tenant = %row.tenant, client = %row.client_id, reason = "refresh-token-reused",
-            "a used refresh token came back"
-        );
-        context.revocation.revoke(&row.grant, "refresh-token-reused").await?;
-        return Err(WORTHLESS);
+    if let Some(reason) = &row.revoked {
+        return Err(OAuthError::invalid_grant(why_ended(reason)));
+    }
+    if row.used == Used::LongAgo {
+        return Err(end_family(context, &row, NoPair::Reused).await);
     }
     if row.expires_at <= now {
-        return Err(WORTHLESS);
+        return Err(OAuthError::invalid_grant("the refresh token has expired"));
     }
     context.limits.refreshes.count(&row.grant).map_err(OAuthError::TooMany)?;
+    if row.used != Used::Never {
+        // Whether its answer was lost is decided by what was used, so nothing of that may wait to be written.
+        context.revocation.principals.flush_succeeded().await?;
+    }
     let narrowed = params.get("scope").and_then(|asked| narrowed(asked, row.scopes));
     let (pair, granted) = mint(context, &token.family(), row.scopes, narrowed)?;
-    if !context.store.exchange_refresh_token(&token.hash(), &row.grant, &pair, now).await? {
-        return Err(WORTHLESS);
+    let reuse = context.policy.reuse;
+    let exchange = Exchange {
+        token: &token.hash(),
+        grant: &row.grant,
+        pair: &pair,
+        network,
+        keep: reuse.window + USED_ONES_STAY,
+        now,
+    };
+    match context.store.exchange_refresh_token(&exchange, |seen| reuse.judge(seen, now)).await? {
+        Ok(false) => Ok(granted),
+        Ok(true) => {
+            info!(
+                grant = %row.grant, tenant = %row.tenant, client = %row.client_id, network, reason = "login-forked",
+                used_at = row.used.secs(), "a used refresh token came again and was given a sibling"
+            );
+            Ok(granted)
+        }
+        Err(NoPair::Gone) => Err(WORTHLESS),
+        Err(NoPair::TooManyBranches) => {
+            warn!(grant = %row.grant, tenant = %row.tenant, client = %row.client_id, reason = "too-many-branches", "refresh refused");
+            Err(OAuthError::invalid_grant("too many programs share this login: log in again"))
+        }
+        Err(why @ (NoPair::Reused | NoPair::SecondBranch)) => Err(end_family(context, &row, why).await),
     }
-    Ok(granted)
+}
+
+/// Ends a family, and tells the operator about whom and what.
+async fn end_family(context: &Context, row: &RefreshRow, why: NoPair) -> OAuthError {
+    let reason = if why == NoPair::SecondBranch { "second-branch" } else { "refresh-token-reused" };
+    warn!(
+        grant = %row.grant, tenant = %row.tenant, client = %row.client_id, reason, used_at = row.used.secs(),
+        "a login is ended: {}", why_ended(reason)
+    );
+    match context.revocation.revoke(&row.grant, reason).await {
+        Ok(_) => OAuthError::invalid_grant(why_ended(reason)),
+        Err(error) => error.into(),
+    }
+}
+
+/// Why a grant has ended, for its client and its user.
+pub(crate) fn why_ended(reason: &str) -> &'static str {
+    match reason {
+        "refresh-token-reused" => "a refresh token that had been used long before came back; log in again",
+        "second-branch" => "two programs refreshed one login; log in again in each",
+        "code-replayed" => "its authorization code came twice; log in again",
+        "expired" => "it was not used for too long; log in again",
+        "user-disconnected" => "its user has disconnected it",
+        "client-revoked" => "the client itself has revoked it",
+        "made-room" => "the user has connected this client too often; log in again",
+        _ => "it was revoked; log in again",
+    }
 }
 
 /// The scopes of an access token for which fewer are asked than the grant allows. More is never given; a client that

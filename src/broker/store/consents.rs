@@ -1,6 +1,6 @@
 //! What people agreed to, and what they are connected with: the account page's view.
 
-use sqlx::Row;
+use sqlx::{QueryBuilder, Row};
 
 use crate::auth::principal::{GrantId, Scopes};
 use crate::store::{Store, StoreError, tenant_value};
@@ -41,6 +41,17 @@ pub(crate) struct Connection {
 
 const READING: &str = "reading consents";
 const CONNECTIONS: &str = "reading a user's connections";
+
+/// A connection that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EndedConnection {
+    /// What its client calls itself.
+    pub(crate) client_name: String,
+    /// Why, as it was logged.
+    pub(crate) reason: String,
+    /// When.
+    pub(crate) at: UnixTime,
+}
 
 impl Store {
     /// Remembers an approval; a later one for the same client and place replaces it.
@@ -108,6 +119,37 @@ impl Store {
             .bind(client_id);
         self.writer().execute("forgetting a consent", statement).await?;
         Ok(())
+    }
+
+    /// The grants of a user that were revoked for one of `reasons` since `since`, the last one first.
+    pub(crate) async fn ended_connections_of(
+        &self,
+        tenant: TenantId,
+        reasons: &[&str],
+        since: UnixTime,
+    ) -> Result<Vec<EndedConnection>, StoreError> {
+        let mut query = QueryBuilder::new(
+            "SELECT c.name, g.revoked_at, g.revoked_reason FROM grants g JOIN clients c ON c.client_id = g.client_id \
+             WHERE g.tenant = ",
+        );
+        query.push_bind(tenant_value(tenant)?).push(" AND g.revoked_at >= ").push_bind(since.secs());
+        query.push(" AND g.revoked_reason IN (");
+        let mut list = query.separated(", ");
+        for reason in reasons {
+            list.push_bind(*reason);
+        }
+        query.push(") ORDER BY g.revoked_at DESC LIMIT 20");
+        let rows = query.build().fetch_all(self.readers()).await.map_err(StoreError::query(CONNECTIONS))?;
+        let ended = |row: &sqlx::sqlite::SqliteRow| {
+            let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(CONNECTIONS));
+            let at = row.try_get("revoked_at").map_err(StoreError::query(CONNECTIONS))?;
+            Ok(EndedConnection {
+                client_name: text("name")?,
+                reason: text("revoked_reason")?,
+                at: UnixTime::from_secs(at),
+            })
+        };
+        rows.iter().map(ended).collect()
     }
 
     /// The live grants of a user, the newest first.

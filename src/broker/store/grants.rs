@@ -61,6 +61,15 @@ pub(crate) struct GrantRow {
     pub(crate) revoked: bool,
 }
 
+/// An access token.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FoundToken {
+    /// Its end.
+    pub(crate) expires_at: UnixTime,
+    /// The refresh token that it was given for.
+    pub(crate) parent: Option<TokenHash>,
+}
+
 /// A grant as the operator sees it.
 #[derive(Debug)]
 pub(crate) struct Grant {
@@ -157,10 +166,10 @@ impl Store {
         self.writer().execute_all("storing a grant", statements).await
     }
 
-    /// What stands behind a token, and when the token ends.
-    pub(crate) async fn find_token(&self, token: &TokenHash) -> Result<Option<(GrantRow, UnixTime)>, StoreError> {
+    /// What stands behind a token, and what is known of the token itself.
+    pub(crate) async fn find_token(&self, token: &TokenHash) -> Result<Option<(GrantRow, FoundToken)>, StoreError> {
         let row = sqlx::query(grant_rows!(
-            "t.expires_at, COALESCE(t.scopes, g.scopes) AS scopes",
+            "t.expires_at, t.parent_hash, COALESCE(t.scopes, g.scopes) AS scopes",
             "JOIN access_tokens t ON t.grant_id = g.id WHERE t.token_hash = $1"
         ))
         .bind(token.0.as_slice())
@@ -168,8 +177,10 @@ impl Store {
         .await
         .map_err(StoreError::query("reading a token"))?;
         let Some(row) = row else { return Ok(None) };
-        let ends = time(&row, "expires_at")?.ok_or(StoreError::Damaged(READING))?;
-        Ok(Some((grant_row(&row)?, ends)))
+        let expires_at = time(&row, "expires_at")?.ok_or(StoreError::Damaged(READING))?;
+        let parent: Option<Vec<u8>> = row.try_get("parent_hash").map_err(StoreError::query(READING))?;
+        let parent = parent.map(|hash| hash.try_into().map(TokenHash).map_err(|_| StoreError::Damaged(READING)));
+        Ok(Some((grant_row(&row)?, FoundToken { expires_at, parent: parent.transpose()? })))
     }
 
     /// A grant and what stands behind it.

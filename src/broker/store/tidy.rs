@@ -149,6 +149,11 @@ impl Store {
             };
             self.remove::<Vec<u8>>(WHAT, found, &format!("DELETE FROM {table} WHERE {key} IN (")).await?;
         }
+        let found = || {
+            sqlx::query("SELECT DISTINCT grant_id FROM refresh_forks WHERE grant_id IN (SELECT id FROM grants WHERE revoked_at < $1)")
+                .bind(before)
+        };
+        self.remove::<String>(WHAT, found, "DELETE FROM refresh_forks WHERE grant_id IN (").await?;
         let found = || sqlx::query("SELECT id FROM grants WHERE revoked_at < $1").bind(before);
         self.remove::<String>(WHAT, found, "DELETE FROM grants WHERE id IN (").await?;
         Ok(())

@@ -9,8 +9,8 @@ use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::token::{RefreshName, TokenHash};
 use crate::forge::vault::Sealed;
 use crate::store::{
-    Code, Consent, Credential, Login, NewGrant, NewPair, RegisteredClient, SessionDigest, SessionRecord, Store,
-    StoreError, Used,
+    Code, Consent, Credential, Exchange, Login, NewGrant, NewPair, RegisteredClient, SessionDigest, SessionRecord,
+    Store, StoreError, Used, Verdict,
 };
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -172,6 +172,14 @@ async fn write_all(store: &Store, round: u8) -> (Vec<Answered>, usize) {
     let (refresh, next) = (hash(round, "live-refresh"), pair(round, "next-access", "next-refresh"));
     let fresh = credential(round, 2);
     let set = [(digest(round, "set"), r#"{"level":"debug"}"#.to_owned())];
+    let exchange = Exchange {
+        token: &refresh,
+        grant: &grant(round, "live"),
+        pair: &next,
+        network: "192.0.2.0/24",
+        keep: Duration::from_mins(6),
+        now: LATER,
+    };
     let outcomes = [
         (store.insert_client(&client, &[round; 32], START).await, Answered::Registered(client.client_id.clone())),
         (store.insert_login(&login).await, Answered::Login(login.state)),
@@ -181,7 +189,7 @@ async fn write_all(store: &Store, round: u8) -> (Vec<Answered>, usize) {
             Answered::Redeemed(waiting.hash, redeemed.access),
         ),
         (
-            store.exchange_refresh_token(&refresh, &grant(round, "live"), &next, LATER).await.map(drop),
+            store.exchange_refresh_token(&exchange, |_| Verdict::Next { settle: false }).await.map(drop),
             Answered::Refreshed(refresh, next.refresh),
         ),
         (

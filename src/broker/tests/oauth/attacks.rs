@@ -138,11 +138,43 @@ async fn code_replay_ends_what_the_code_was_redeemed_for() {
     let (_, tokens) = fixture.redeem(&client, WEB, &code).await;
     let access = tokens["access_token"].as_str().expect("a token").to_owned();
     assert!(fixture.who(&access).await.is_ok());
+    // At once and with its proof it is the client, which has not heard the answer.
+    fixture.clock.advance(Duration::from_secs(9));
+    assert_eq!(fixture.redeem(&client, WEB, &code).await.0, 400);
+    assert!(fixture.who(&access).await.is_ok(), "what it was redeemed for lives on");
+    fixture.clock.advance(Duration::from_secs(1));
     let (status, refused) = fixture.redeem(&client, WEB, &code).await;
     assert_eq!((status, &refused["error"]), (400, &json!("invalid_grant")));
     assert_eq!(fixture.who(&access).await, Err(401));
     let refresh = tokens["refresh_token"].as_str().expect("a token");
     assert_eq!(fixture.refresh(&client, refresh).await.0, 400);
+}
+
+#[tokio::test]
+async fn code_replay_without_the_proof_ends_it_at_once() {
+    let (fixture, mut alice, client, _, _) = connected().await;
+    for thief in [fixture.client(EVIL).await, client.clone()] {
+        let code = fixture.log_in(&mut alice, &client, WEB).await.get("code").to_owned();
+        let (_, tokens) = fixture.redeem(&client, WEB, &code).await;
+        let verifier = "some-other-verifier-of-more-than-forty-three-characters";
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("client_id", &thief),
+            ("code", &code),
+            ("redirect_uri", WEB),
+            ("code_verifier", verifier),
+        ];
+        assert_eq!(fixture.token(&form).await.0, 400);
+        assert_eq!(fixture.who(tokens["access_token"].as_str().expect("a token")).await, Err(401));
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_makes_no_code_good_again() {
+    let (fixture, mut alice, client, _, _) = connected().await;
+    let code = fixture.log_in(&mut alice, &client, WEB).await.get("code").to_owned();
+    fixture.clock.set(fixture.clock.now().minus(Duration::from_mins(10)));
+    assert_eq!(fixture.redeem(&client, WEB, &code).await.0, 400, "nobody knows how old it is");
 }
 
 #[tokio::test]
@@ -435,7 +467,8 @@ async fn stolen_refresh_token_used_after_its_owner_ends_the_family() {
     let (fixture, _, client, access, stolen) = connected().await;
     let (_, tokens) = fixture.refresh(&client, &stolen).await;
     let (second, next) = (tokens["access_token"].clone(), tokens["refresh_token"].clone());
-    fixture.clock.advance(Duration::from_secs(60));
+    assert!(fixture.who(second.as_str().expect("a token")).await.is_ok());
+    fixture.clock.advance(Duration::from_mins(5));
     let (status, refused) = fixture.refresh(&client, &stolen).await;
     assert_eq!((status, &refused["error"]), (400, &json!("invalid_grant")));
     for token in [access.as_str(), second.as_str().expect("a token")] {
@@ -531,7 +564,7 @@ async fn guessing_is_slowed_down_and_honest_refreshes_from_the_same_address_are_
 #[tokio::test]
 async fn stolen_refresh_token_a_family_that_is_revoked_in_the_middle_of_an_exchange_gives_nothing() {
     use crate::auth::token::{AccessToken, RefreshToken};
-    use crate::store::NewPair;
+    use crate::store::{Exchange, NewPair, NoPair, Verdict};
     let (fixture, _, _, _, refresh) = connected().await;
     let token = RefreshToken::parse(&refresh).expect("a token");
     // Between the look at the row and the exchange:
@@ -548,6 +581,15 @@ async fn stolen_refresh_token_a_family_that_is_revoked_in_the_middle_of_an_excha
         family: token.family().hash(),
         refresh_ends: now.plus(Duration::from_mins(1)),
     };
-    assert!(!fixture.store.exchange_refresh_token(&token.hash(), &row.grant, &pair, now).await.expect("no trouble"));
+    let exchange = Exchange {
+        token: &token.hash(),
+        grant: &row.grant,
+        pair: &pair,
+        network: "192.0.2.0/24",
+        keep: Duration::from_mins(6),
+        now,
+    };
+    let exchanged = fixture.store.exchange_refresh_token(&exchange, |_| Verdict::Next { settle: false }).await;
+    assert_eq!(exchanged.expect("no trouble"), Err(NoPair::Gone));
     assert!(fixture.store.find_token(&access.hash()).await.expect("read").is_none());
 }

@@ -15,6 +15,7 @@ use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::vault_in;
 use crate::oauth::client::Client;
 use crate::oauth::config::{DocumentConfig, OAuthConfig};
+use crate::oauth::families::ReusePolicy;
 use crate::oauth::redirect::Schemes;
 use crate::oauth::{Dependencies, OAuth};
 use crate::session::config::SessionConfig;
@@ -78,6 +79,7 @@ pub(crate) struct Terms {
     pub(crate) rates: Rates,
     pub(crate) proxies: Vec<ipnet::IpNet>,
     pub(crate) clients: Vec<Client>,
+    pub(crate) reuse: ReusePolicy,
     /// What is asked of Forgejo.
     pub(crate) scopes: &'static [&'static str],
 }
@@ -91,6 +93,7 @@ impl Default for Terms {
             rates,
             proxies: Vec::new(),
             clients: Vec::new(),
+            reuse: ReusePolicy { window: Duration::from_mins(5), one_branch: false },
             scopes: &["write:user", "write:repository", "read:organization"],
         }
     }
@@ -152,7 +155,7 @@ impl Fixture {
             Revocation { store: store.clone(), principals: principals.clone(), registry, clock: clock.clone() };
         let oauth = OAuth::new(Dependencies {
             public_url: url.clone(),
-            policy: OAuthConfig { clients: terms.clients, ..policy(terms.documents) },
+            policy: OAuthConfig { clients: terms.clients, reuse: terms.reuse, ..policy(terms.documents) },
             application: Some(application),
             store: store.clone(),
             forgejo: client,
@@ -293,6 +296,7 @@ pub(crate) fn policy(documents: DocumentConfig) -> OAuthConfig {
     OAuthConfig {
         access_ttl: Duration::from_hours(1),
         refresh_ttl: Duration::from_hours(30 * 24),
+        reuse: Terms::default().reuse,
         visit_ttl: Duration::from_hours(12),
         keep_unused: Duration::from_hours(7 * 24),
         schemes: Schemes::new(vec!["cursor".to_owned()]),

@@ -254,7 +254,8 @@ async fn what_is_over_is_removed_and_a_grant_without_a_live_token_ends() {
     let client = fixture.client(WEB).await;
     let mut alice = UserAgent::new("alice", "secret");
     let (_, refresh) = fixture.connect(&mut alice, &client, WEB).await;
-    fixture.refresh(&client, &refresh).await;
+    let (_, second) = fixture.refresh(&client, &refresh).await;
+    fixture.who(second["access_token"].as_str().expect("a token")).await.expect("it is used");
     let page = alice.open(fixture.authorize(&client, WEB, &[("prompt", "consent")])).await;
     alice.send(&decided(page.form("/oauth/consent"), Decision::Allow)).await;
     assert_eq!(
