@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::io;
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::notify;
 use crate::notify::tell;
+use crate::stderr;
 
 /// `EX_OK`.
 pub const EX_OK: u8 = 0;
@@ -56,8 +56,7 @@ fn less_reserve(limit: u64) -> usize {
 
 /// Says on standard error why the program ends, whatever `RUST_LOG` hides, and makes an exit code of it.
 pub fn fail(program: &str, code: u8, what: &dyn Display) -> ExitCode {
-    // Nobody is left to tell if standard error is closed.
-    let _ = writeln!(io::stderr(), "{program}: {what}");
+    stderr::line(format!("{program}: {what}\n").as_bytes());
     ExitCode::from(code)
 }
 

@@ -1,5 +1,7 @@
 //! Where log lines go: the journal where standard error is the journal, else standard error. A leaf.
 //!
+//! No line waits for whoever reads it: what is not taken at once is lost, and how much that was is told later.
+//!
 //! Field names are stable and go to the journal in capitals: `TENANT`, `SESSION`, `GRANT`, `UID`,
 //! `CHILD_PID`, `REASON`, `DURATION_MS`. `RUST_LOG` filters; the default is `info`.
 
@@ -9,6 +11,10 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::journal::Journal;
+use crate::stderr;
+use crate::stderr::LogWriter;
 
 /// Stable `MESSAGE_ID`s for `journalctl MESSAGE_ID=…` (sd-journal's message catalog).
 pub mod message_id {
@@ -35,12 +41,12 @@ pub fn init() {
     // `Targets`, not `EnvFilter`: the same directives (`info,forgejo_mcp_broker=debug`) without a regex engine in root.
     let asked = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse::<Targets>().ok());
     let filter = asked.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
-    let journal = if stderr_is_the_journal() { tracing_journald::layer().ok() } else { None };
+    let journal = if stderr_is_the_journal() { Journal::open().ok() } else { None };
     let outcome = if let Some(journal) = journal {
-        // Without the prefix, or MESSAGE_ID would be F_MESSAGE_ID and mean nothing to the journal.
-        tracing_subscriber::registry().with(filter).with(journal.with_field_prefix(None)).try_init()
+        tracing_subscriber::registry().with(filter).with(journal).try_init()
     } else {
-        let text = fmt::layer().compact().with_writer(std::io::stderr).with_ansi(false);
+        stderr::open();
+        let text = fmt::layer().compact().with_writer(LogWriter).with_ansi(false);
         tracing_subscriber::registry().with(filter).with(text).try_init()
     };
     if outcome.is_err() {
