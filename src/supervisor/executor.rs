@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use crate::cgroup::Cgroups;
 use crate::children::{StopOrder, attend};
 use crate::core::{ConnId, Core, Effect, Event, StartOrder};
+use crate::log_limit::{Line, LogLimit};
 use crate::policy::InForce;
 use crate::spawn;
 use crate::spawn::{Launch, StartError};
@@ -73,6 +74,7 @@ struct State {
     conns: HashMap<ConnId, Rc<Outbox>>,
     next_conn: u64,
     children: HashMap<ChildId, Running>,
+    log_limit: LogLimit,
 }
 
 /// A handle; clones share the executor.
@@ -88,7 +90,8 @@ impl Executor {
     /// Nothing is connected, nothing runs. Must be used within a `LocalSet`.
     pub(crate) fn new(setup: Setup, policy: InForce, core: Core) -> Self {
         let policy = Rc::new(policy);
-        let state = State { core, policy, conns: HashMap::new(), next_conn: 1, children: HashMap::new() };
+        let log_limit = LogLimit::default();
+        let state = State { core, policy, conns: HashMap::new(), next_conn: 1, children: HashMap::new(), log_limit };
         Self { setup: Rc::new(setup), state: Rc::new(RefCell::new(state)), idle: Rc::default(), changed: Rc::default() }
     }
 
@@ -117,6 +120,23 @@ impl Executor {
     /// Resolves when the numbers may have changed since it resolved last. For one waiter.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// Whether a line about something of this class may be written now: what a peer can cause is told once a second.
+    pub(crate) fn may_log(&self, class: &'static str) -> Option<Line> {
+        self.state.borrow_mut().log_limit.admit(class, Instant::now())
+    }
+
+    /// Tells what [`Executor::may_log`] left out of classes of which nothing has happened since.
+    pub(crate) fn tell_left_out(&self) {
+        for (reason, left_out) in self.state.borrow_mut().log_limit.due(Instant::now()) {
+            tracing::info!(reason, left_out, "the same happened again, and was not logged each time");
+        }
+    }
+
+    /// How many connections are open, those that are being closed among them.
+    pub(crate) fn connections(&self) -> usize {
+        self.state.borrow().conns.len()
     }
 
     /// Kills and cleans what an earlier supervisor left in the range.
@@ -221,8 +241,11 @@ impl Executor {
     }
 
     fn send(&self, conn: ConnId, reply: &Reply, fds: Vec<OwnedFd>) -> Option<Event> {
-        if let Reply::Refused { refusal, .. } = reply {
-            tracing::warn!(MESSAGE_ID = message_id::REFUSED, reason = refusal.code(), ?refusal, "request refused");
+        if let Reply::Refused { refusal, .. } = reply
+            && let Some(Line { left_out }) = self.may_log(refusal.code())
+        {
+            let reason = refusal.code();
+            tracing::warn!(MESSAGE_ID = message_id::REFUSED, reason, ?refusal, left_out, "request refused");
         }
         let outbox = self.state.borrow().conns.get(&conn).cloned()?;
         if outbox.leaving.get() {
@@ -241,7 +264,10 @@ impl Executor {
     }
 
     fn hang_up(&self, conn: ConnId, reason: Farewell) {
-        tracing::info!(MESSAGE_ID = message_id::HUNG_UP, reason = reason.code(), "connection closed by the supervisor");
+        if let Some(Line { left_out }) = self.may_log(reason.code()) {
+            let reason = reason.code();
+            tracing::info!(MESSAGE_ID = message_id::HUNG_UP, reason, left_out, "connection closed by the supervisor");
+        }
         let Some(outbox) = self.state.borrow().conns.get(&conn).cloned() else { return };
         if reason == Farewell::NotReading {
             outbox.queue.borrow_mut().clear();
@@ -260,7 +286,9 @@ impl Executor {
         let config = &policy.config;
         let limits = config.limits_of(tenant);
         let not_started = |error: &dyn Display, StartError { step, errno }| {
-            tracing::error!(%tenant, %label, ?step, errno, %error, "a child could not be started");
+            if let Some(Line { left_out }) = self.may_log("not-started") {
+                tracing::error!(%tenant, %label, ?step, errno, %error, left_out, "a child could not be started");
+            }
             self.step(Event::NotStarted(id, step, errno))
         };
         let ruleset = match policy.prepare() {

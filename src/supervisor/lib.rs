@@ -12,6 +12,7 @@ pub(crate) mod connection;
 pub(crate) mod core;
 pub(crate) mod executor;
 pub(crate) mod forge_url;
+pub(crate) mod log_limit;
 pub(crate) mod policy;
 pub(crate) mod profile;
 pub(crate) mod program;
@@ -26,6 +27,7 @@ pub(crate) mod uid;
 mod tests;
 
 use std::fmt::Display;
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -36,6 +38,7 @@ use nix::unistd::{Group, Uid};
 use crate::config::{Config, Purpose};
 use crate::core::{Core, Event, Policy};
 use crate::executor::{Executor, Setup};
+use crate::log_limit::Line;
 use crate::policy::InForce;
 use crate::uid::Pool;
 use wire::lifecycle;
@@ -51,6 +54,8 @@ use wire::{inherited, telemetry};
 const STOP_BOUND: Duration = Duration::from_secs(80);
 /// What a killed child may take to be gone. One that does not go hangs in the kernel.
 const KILL_BOUND: Duration = Duration::from_secs(5);
+/// Before a connection is accepted again, when the system could not.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pauses between two lines for `systemctl status`.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
@@ -233,7 +238,9 @@ async fn tell_numbers(executor: Executor) {
             lifecycle::status(&line);
             told = line;
         }
+        // What was left out meanwhile rings `changed` as well, so that its count is told one turn later at the latest.
         tokio::time::sleep(STATUS_PAUSE).await;
+        executor.tell_left_out();
     }
 }
 
@@ -292,15 +299,24 @@ fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Vec<Listener
 }
 
 async fn accept(mut listener: Listener, executor: Executor) {
+    // When no descriptor is left its place is the one for the next connection: the broker can ask for the numbers, and end
+    // children, when nothing else can be opened.
+    let mut reserve = File::open("/dev/null").ok();
     loop {
         match listener.accept().await {
             Ok(socket) => {
                 tokio::task::spawn_local(connection::serve(executor.clone(), socket));
+                reserve = reserve.or_else(|| File::open("/dev/null").ok());
             }
             Err(error) => {
-                // Out of descriptors or memory: only time helps, and spinning would take it from everybody.
-                tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                if let Some(Line { left_out }) = executor.may_log("not-accepted") {
+                    let reason = "not-accepted";
+                    tracing::warn!(%error, reason, left_out, "accepting a connection failed");
+                }
+                if reserve.take().is_none() {
+                    // Out of descriptors or memory: only time helps, and spinning would take it from everybody.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
