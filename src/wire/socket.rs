@@ -7,6 +7,7 @@
 
 use std::io;
 use std::mem::size_of;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -112,6 +113,11 @@ impl Socket {
             ancillary.add_fds(fds)?;
         }
         self.0.send_with_ancillary(frame, &mut ancillary).await.map(drop)
+    }
+
+    /// Nothing more will be sent: once the peer has read what was, it reads the end. What it says can still be received.
+    pub fn close_writing(&self) -> io::Result<()> {
+        self.0.shutdown(Shutdown::Write)
     }
 }
 
