@@ -14,6 +14,7 @@ pub(crate) mod executor;
 pub(crate) mod forge_url;
 pub(crate) mod log_limit;
 pub(crate) mod policy;
+pub(crate) mod privileges;
 pub(crate) mod profile;
 pub(crate) mod program;
 pub(crate) mod rlimit;
@@ -96,6 +97,8 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     // Before anything else: it takes the variables out of the environment, which must not race with readers.
     let inherited = listenfd::ListenFd::from_env();
+    // Whatever else the program was started with is nobody's business here. (A configuration to check may be one.)
+    let closed = if args.check { Ok(()) } else { spawn::close_from(3_usize.saturating_add(inherited.len())) };
     lifecycle::begin();
     let purpose = if args.check { Purpose::Check } else { Purpose::Start };
     let config = match Config::load(&args.config, args.unprivileged, purpose) {
@@ -116,6 +119,9 @@ pub fn main() -> ExitCode {
         _ => {}
     }
     telemetry::init();
+    if let Err(error) = closed {
+        return fail(EX_OSERR, &format!("closing the descriptors that were inherited: {error}"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let outcome = match runtime {
         Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, serve(args, config, inherited)),
@@ -138,6 +144,10 @@ async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Res
     let reload = Reload::new().map_err(|e| os("catching signals", &e))?;
     let executor = assemble(config)?;
     let listeners = listen(&args, inherited)?;
+    // Before anybody is heard, and after all that needs more.
+    if !args.unprivileged {
+        privileges::give_up().map_err(|e| (EX_NOPERM, format!("giving up what root need not have: {e}")))?;
+    }
 
     executor.clean_range();
     let accepting: Vec<_> =

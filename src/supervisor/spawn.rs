@@ -267,6 +267,14 @@ pub(crate) fn is_delegated(cgroup: &Path) -> bool {
     length == 1 && value == *b"1"
 }
 
+/// Closes every descriptor from this number on. For the very beginning of the program.
+pub(crate) fn close_from(first: usize) -> io::Result<()> {
+    let first = libc::c_uint::try_from(first).unwrap_or(libc::c_uint::MAX);
+    // SAFETY: close_range(2) takes three numbers. Nothing of this program has opened a descriptor yet, so that nobody owns
+    // one of those that are closed.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })
+}
+
 /// Keeps the supervisor's memory, which sees every token, out of core files and away from ptrace.
 pub(crate) fn protect_self() -> io::Result<()> {
     prctl::set_dumpable(false)?;
