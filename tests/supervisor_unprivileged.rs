@@ -72,7 +72,11 @@ fn a_policy_that_others_can_write_is_refused() {
 
 #[tokio::test]
 async fn the_watchdog_is_told_also_when_no_descriptor_is_left() {
-    let surroundings = Surroundings { descriptors: Some((64, 64)), watchdog: Some(Duration::from_millis(200)) };
+    let surroundings = Surroundings {
+        descriptors: Some((64, 64)),
+        watchdog: Some(Duration::from_millis(200)),
+        ..Surroundings::default()
+    };
     let supervised = Supervised::start_in(surroundings, "echo ready; exec cat", "");
     let mut client = Client::connect(&supervised).await;
     let _kid = client.spawn(1).await;
@@ -90,7 +94,7 @@ async fn the_watchdog_is_told_also_when_no_descriptor_is_left() {
 
 #[tokio::test]
 async fn the_soft_limit_on_descriptors_is_raised_and_a_child_gets_its_own() {
-    let surroundings = Surroundings { descriptors: Some((64, 512)), watchdog: None };
+    let surroundings = Surroundings { descriptors: Some((64, 512)), ..Surroundings::default() };
     let supervised = Supervised::start_in(surroundings, "echo ready; exec cat", "[limits]\nopen_files = 99\n");
     let mut client = Client::connect(&supervised).await;
     let kid = client.spawn(1).await;
@@ -106,7 +110,7 @@ async fn the_soft_limit_on_descriptors_is_raised_and_a_child_gets_its_own() {
 
 #[tokio::test]
 async fn sighup_reads_the_policy_again_for_the_next_children_and_a_bad_one_changes_nothing() {
-    let surroundings = Surroundings { descriptors: None, watchdog: Some(Duration::from_secs(60)) };
+    let surroundings = Surroundings { watchdog: Some(Duration::from_secs(60)), ..Surroundings::default() };
     let policy = "[caps]\nchildren = 2\n[child.environment]\nCOLOUR = \"red\"\n";
     let mut supervised = Supervised::start_in(surroundings, "echo $COLOUR; exec cat", policy);
     let mut client = Client::connect(&supervised).await;
@@ -146,7 +150,7 @@ async fn sighup_reads_the_policy_again_for_the_next_children_and_a_bad_one_chang
 
 #[tokio::test]
 async fn the_numbers_are_told_to_systemd_as_they_change() {
-    let surroundings = Surroundings { descriptors: None, watchdog: Some(Duration::from_secs(60)) };
+    let surroundings = Surroundings { watchdog: Some(Duration::from_secs(60)), ..Surroundings::default() };
     let supervised = Supervised::start_in(surroundings, "echo ready; exec cat", "[caps]\nchildren = 5\n");
     let mut client = Client::connect(&supervised).await;
     let _kid = client.spawn(1).await;

@@ -8,7 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use futures_util::FutureExt;
-use harness::supervised::{Client, Supervised, hear, root_or_skip, say};
+use harness::supervised::{Client, Supervised, hear, root_or_skip};
+use nix::sys::socket;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
 use wire::codec;
 use wire::codec::MAX_FRAME;
 use wire::message::{Farewell, Label, PROTOCOL, Reply, Request, TenantId, Ticket};
@@ -30,6 +32,16 @@ fn spawn() -> Vec<u8> {
         token: UpstreamToken::parse("t").expect("a token"),
     };
     codec::encode(&request).expect("fits").to_vec()
+}
+
+/// A spawn with texts that the types cannot hold.
+fn raw_spawn(tenant: u64, label: &[u8], token: &[u8]) -> Vec<u8> {
+    let mut frame = [&[1, 0, 0, 0], 1_u64.to_le_bytes().as_slice(), &tenant.to_le_bytes()].concat();
+    for text in [label, token] {
+        frame.extend(u64::try_from(text.len()).expect("fits").to_le_bytes());
+        frame.extend(text);
+    }
+    frame
 }
 
 /// Sends packets and returns the reason of the goodbye; the connection must be closed behind it.
@@ -76,7 +88,25 @@ async fn every_bad_packet_ends_its_connection_with_its_reason_and_nothing_else()
         ("before hello", vec![&spawn], Farewell::HelloExpected),
         ("hello twice", vec![&ok, &ok], Farewell::HelloRepeated),
     ];
-    for (name, packets, expected) in cases {
+    let texts: [(&str, &[u8]); 7] = [
+        ("newline", b"alice\nUID=0"),
+        ("equals sign", b"LD_PRELOAD=/tmp/x"),
+        ("NUL", b"alice\0"),
+        ("not UTF-8", b"\xff\xfe"),
+        ("empty", b""),
+        ("space", b"a b"),
+        ("16 KiB", &[b'a'; MAX_FRAME - 64]),
+    ];
+    // (In a token, an equals sign is good, and goes where a token goes: behind the name of the variable.)
+    let (labels, tokens) =
+        (texts, texts.map(|(name, text)| (name, if name == "equals sign" { b"\x7f" } else { text })));
+    let spawns = labels.map(|(name, text)| (name, raw_spawn(1, text, b"t")));
+    let spawns = spawns.into_iter().chain(tokens.map(|(name, text)| (name, raw_spawn(1, b"alice", text))));
+    let strange: Vec<_> = spawns
+        .chain([("no tenant", raw_spawn(0, b"alice", b"t")), ("beyond Forgejo's", raw_spawn(1 << 63, b"alice", b"t"))])
+        .collect();
+    let strange = strange.iter().map(|(name, spawn)| (*name, vec![ok.as_slice(), spawn], Farewell::BadFrame));
+    for (name, packets, expected) in cases.into_iter().chain(strange) {
         assert_eq!(goodbye(&supervised, &packets).await, expected, "{name}");
     }
     let wrong = hello(PROTOCOL + 1);
@@ -90,7 +120,7 @@ async fn stray_descriptors_are_closed_and_end_the_connection() {
         return;
     }
     let supervised = Supervised::start_unprivileged(SCRIPT, "");
-    let client = Client::connect(&supervised).await;
+    let mut client = Client::connect(&supervised).await;
     let before = descriptors_of(supervised.pid());
     let file = std::fs::File::open("/dev/null").expect("open");
     for count in [1, 3, 200] {
@@ -99,10 +129,13 @@ async fn stray_descriptors_are_closed_and_end_the_connection() {
         socket.send(&hello(PROTOCOL), &fds).await.expect("sent");
         assert_eq!(await_goodbye(&socket).await, Farewell::UnexpectedDescriptors, "{count}");
     }
-    // The supervisor drops a connection before it takes the next event, so a later answer is behind all of it.
-    say(&client.socket, &Request::Status { ticket: Ticket(1) }).await;
-    client.await_reply(|reply| matches!(reply, Reply::Status { .. }).then_some(())).await;
-    assert_eq!(descriptors_of(supervised.pid()), before);
+    // It closes when it has seen that this side has; each answer means that it had another turn.
+    let mut turns = 0;
+    while descriptors_of(supervised.pid()) != before {
+        turns += 1;
+        assert!(turns < 1000, "{} descriptors, and {before} before", descriptors_of(supervised.pid()));
+        client.status().await;
+    }
 }
 
 #[tokio::test]
@@ -132,6 +165,32 @@ async fn one_connection_too_many_is_refused_and_the_others_go_on() {
     }
     let socket = Socket::connect(&supervised.socket()).await.expect("connect");
     assert_eq!(await_goodbye(&socket).await, Farewell::TooManyConnections);
+    clients[0].spawn(1).await;
+}
+
+#[tokio::test]
+async fn one_connection_too_many_reads_its_farewell_also_when_it_said_hello_at_once() {
+    let supervised = Supervised::start_unprivileged(SCRIPT, "");
+    let mut clients = Vec::new();
+    for _ in 0..MAX_SUPERVISOR_CONNECTIONS {
+        clients.push(Client::connect(&supervised).await);
+    }
+    let farewell = codec::encode(&Reply::Goodbye { reason: Farewell::TooManyConnections }).expect("fits");
+    for round in 0..100 {
+        // System calls alone: a socket of ours would read over a reset.
+        let kind = (AddressFamily::Unix, SockType::SeqPacket);
+        let raw = socket::socket(kind.0, kind.1, SockFlag::empty(), None).expect("a socket");
+        let fd = raw.as_raw_fd();
+        socket::connect(fd, &UnixAddr::new(&supervised.socket()).expect("a path")).expect("connected");
+        for packet in [hello(PROTOCOL), spawn()] {
+            // Too late is no matter here: what was said in time is what could reset.
+            let _ = socket::send(fd, &packet, MsgFlags::MSG_NOSIGNAL);
+        }
+        let mut read = [0; 64];
+        let length = socket::recv(fd, &mut read, MsgFlags::empty());
+        assert_eq!(length.map(|length| &read[..length]), Ok(farewell.as_slice()), "round {round}");
+        assert_eq!(socket::recv(fd, &mut read, MsgFlags::empty()), Ok(0), "closed, round {round}");
+    }
     clients[0].spawn(1).await;
 }
 

@@ -42,7 +42,9 @@ pub(crate) enum PrivilegeError {
     #[error("reading /proc/self/status: {0}")]
     Status(#[from] io::Error),
     /// The kernel's list says something else than was asked for.
-    #[error("{set} is {is:#x} and must be within {most:#x}: leave no more in CapabilityBoundingSet=, or CAP_SETPCAP too")]
+    #[error(
+        "{set} is {is:#x} and must be within {most:#x}: leave no more in CapabilityBoundingSet=, or CAP_SETPCAP too"
+    )]
     Left {
         /// As `/proc/self/status` calls it.
         set: &'static str,
@@ -106,7 +108,9 @@ mod tests {
         // CAP_KILL 5, CAP_SETGID 6, CAP_SETUID 7, CAP_SYS_RESOURCE 24 (linux/capability.h).
         assert_eq!((NEEDED.bits(), KEPT.bits()), (0xe0, 0x0100_00e0));
         let status = |prm: &str, eff: &str, bnd: &str, inh: &str| {
-            format!("Name:\tx\nCapInh:\t{inh}\nCapPrm:\t{prm}\nCapEff:\t{eff}\nCapBnd:\t{bnd}\nCapAmb:\t0000000000000000\n")
+            format!(
+                "Name:\tx\nCapInh:\t{inh}\nCapPrm:\t{prm}\nCapEff:\t{eff}\nCapBnd:\t{bnd}\nCapAmb:\t0000000000000000\n"
+            )
         };
         let none = "0000000000000000";
         for (status, good) in [

@@ -1,6 +1,7 @@
 //! A real supervisor with a policy of the test's, and a plain client of its socket.
 
 use std::fmt::Write as _;
+use std::io::{PipeReader, PipeWriter, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use crate::program;
 use futures_util::future::poll_immediate;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -55,6 +57,8 @@ pub struct Supervised {
     manager: Option<UnixDatagram>,
     /// The uid that may connect.
     broker: u32,
+    /// The other end of [`Surroundings::deaf_log`].
+    pub deaf: Option<PipeReader>,
 }
 
 /// What a test asks for beyond a script and a policy.
@@ -64,6 +68,10 @@ pub struct Surroundings {
     pub descriptors: Option<(u32, u32)>,
     /// The test plays the service manager, with this `WatchdogSec=`; see [`Supervised::told`].
     pub watchdog: Option<Duration>,
+    /// Standard error is a pipe that is full and that nobody reads, until the test takes [`Supervised::deaf`].
+    pub deaf_log: bool,
+    /// As root; see [`Supervised::start`].
+    pub root: bool,
 }
 
 impl Supervised {
@@ -79,9 +87,14 @@ impl Supervised {
         Self::launch(script, policy, true, Surroundings::default())
     }
 
-    /// Without root, in surroundings of the test's.
+    /// In surroundings of the test's.
     pub fn start_in(surroundings: Surroundings, script: &str, policy: &str) -> Self {
-        Self::launch(script, policy, true, surroundings)
+        Self::launch(script, policy, !surroundings.root, surroundings)
+    }
+
+    /// Connects as the uid that may, and says nothing.
+    pub async fn connect(&self) -> Socket {
+        connect_as(self.broker, &self.socket()).await
     }
 
     /// Without root, with a program of the test's instead of `/bin/sh`.
@@ -138,6 +151,10 @@ impl Supervised {
         command.arg("--config").arg(&config).arg("--listen").arg(dir.path().join("s"));
         command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null());
         command.stderr(std::fs::File::create(&log).expect("a log"));
+        let deaf = surroundings.deaf_log.then(full_pipe).map(|(reader, writer)| {
+            command.stderr(writer);
+            reader
+        });
         if unprivileged {
             command.arg("--unprivileged");
             if Uid::effective().is_root() {
@@ -147,6 +164,8 @@ impl Supervised {
             command.args(["--listen-mode", "0666"]);
         }
         let mut process = command.spawn().expect("a supervisor");
+        // With it goes this side's end of the pipe.
+        drop(command);
         // The watchdog may be told first.
         let mut notice = message(&ready);
         while notice.starts_with("WATCHDOG=1") {
@@ -157,7 +176,7 @@ impl Supervised {
             panic!("not ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
         }
         let manager = surroundings.watchdog.map(|_| ready);
-        Self { process, dir, log, manager, broker }
+        Self { process, dir, log, manager, broker, deaf }
     }
 
     /// What the service manager is told next that begins so; everything else is passed over.
@@ -219,6 +238,19 @@ impl Drop for Supervised {
             self.kill(Signal::SIGTERM);
         }
     }
+}
+
+/// A pipe that takes nothing more.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let non_blocking = |on: bool| {
+        let flags = if on { OFlag::O_NONBLOCK } else { OFlag::empty() };
+        fcntl(&writer, FcntlArg::F_SETFL(flags)).expect("set");
+    };
+    non_blocking(true);
+    while (&writer).write(&[b'.'; 4096]).is_ok() {}
+    non_blocking(false);
+    (reader, writer)
 }
 
 /// One message to a service manager; empty when none came in time.
@@ -286,7 +318,7 @@ pub async fn hear(socket: &Socket) -> Option<(Reply, Vec<OwnedFd>)> {
 
 impl Client {
     pub async fn connect(supervised: &Supervised) -> Self {
-        let socket = connect_as(supervised.broker, &supervised.socket()).await;
+        let socket = supervised.connect().await;
         say(&socket, &Request::Hello { protocol: PROTOCOL }).await;
         match hear(&socket).await {
             Some((Reply::Welcome { isolation, .. }, _)) => Self { socket, isolation, ticket: 0 },
