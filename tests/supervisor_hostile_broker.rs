@@ -41,6 +41,10 @@ fn descriptors(pid: u32) -> Vec<String> {
     open.filter_map(|fd| Some(std::fs::read_link(fd.path()).ok()?.display().to_string())).collect()
 }
 
+fn nulls(pid: u32) -> usize {
+    descriptors(pid).iter().filter(|fd| *fd == "/dev/null").count()
+}
+
 #[tokio::test]
 async fn root_keeps_the_capabilities_that_it_uses_and_no_descriptor_that_it_does_not() {
     if !root_or_skip("root_keeps_the_capabilities_that_it_uses_and_no_descriptor_that_it_does_not") {
@@ -159,7 +163,7 @@ async fn without_a_descriptor_left_the_broker_is_heard_and_it_heals() {
     let surroundings = Surroundings { descriptors: Some((48, 48)), ..Surroundings::default() };
     let supervised = Supervised::start_in(surroundings, SCRIPT, "[caps]\nchildren = 64\nchildren_per_tenant = 64\n");
     let mut client = Client::connect(&supervised).await;
-    let before = descriptors(supervised.pid()).len();
+    let (before, reserve) = (descriptors(supervised.pid()).len(), nulls(supervised.pid()));
     let mut kids = Vec::new();
     let refused = loop {
         match client.try_spawn(1).await {
@@ -168,11 +172,14 @@ async fn without_a_descriptor_left_the_broker_is_heard_and_it_heals() {
         }
     };
     assert!(matches!(refused, Refusal::StartFailed { errno: libc_emfile, .. } if libc_emfile == 24), "{refused:?}");
-    // To the last one.
-    supervised.limit_descriptors(u32::try_from(descriptors(supervised.pid()).len()).expect("few"));
+    // To the last one: the lowest that is free is what the next one would be.
+    let is_free = |fd: &u32| !Path::new(&format!("/proc/{}/fd/{fd}", supervised.pid())).is_symlink();
+    supervised.limit_descriptors((0..48).find(is_free).expect("a free one"));
     let mut second = Client::connect(&supervised).await;
     assert_eq!(usize::try_from(second.status().await.children).expect("few"), kids.len());
+    assert_eq!(nulls(supervised.pid()), reserve - 1, "it took the place of the reserve");
     drop(second);
+    supervised.limit_descriptors(48);
     for kid in &mut kids {
         client.stop(kid).await;
     }
@@ -180,7 +187,8 @@ async fn without_a_descriptor_left_the_broker_is_heard_and_it_heals() {
     drop(kids);
     let mut third = Client::connect(&supervised).await;
     third.status().await;
-    // One child, its connection's, and the reserve is back.
+    assert_eq!(nulls(supervised.pid()), reserve, "the reserve is back");
+    // The child's and the connection's.
     assert!(descriptors(supervised.pid()).len() <= before + 2, "{:?}", descriptors(supervised.pid()));
 }
 

@@ -208,14 +208,14 @@ impl Supervised {
         std::fs::read_to_string(&self.log).expect("a log")
     }
 
-    /// Lowers the limits on descriptors of the running, unprivileged supervisor; only its own user may.
+    /// Changes the soft limit on descriptors of the running, unprivileged supervisor; only its own user may.
     pub fn limit_descriptors(&self, most: u32) {
         let mut command = Command::new("prlimit");
-        command.arg(format!("--pid={}", self.pid())).arg(format!("--nofile={most}:{most}"));
+        command.arg(format!("--pid={}", self.pid())).arg(format!("--nofile={most}:"));
         if Uid::effective().is_root() {
             command.uid(NOBODY).gid(NOBODY);
         }
-        assert!(command.status().expect("prlimit of util-linux").success(), "the limit cannot be lowered");
+        assert!(command.status().expect("prlimit of util-linux").success(), "the limit cannot be changed");
     }
 
     pub fn signal(&self, signal: Signal) {
