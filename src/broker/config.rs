@@ -12,7 +12,7 @@ use crate::auth::rates::{self, Rates};
 use crate::forge::access::Access;
 use crate::forge::application::Application;
 use crate::forge::vault::KeyFile;
-use crate::http::accept::ConnectionCaps;
+use crate::http::shares::ConnectionCaps;
 use crate::mcp::endpoint::DEFAULT_MAX_BODY;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::tools::Tables;

@@ -1,6 +1,7 @@
 //! Connections of clients, and the program put together.
 //!
-//! [`listener`] is where they come in, [`accept`] bounds and serves them, [`health`] answers probes, [`server`] reads the
+//! [`listener`] is where they come in, [`accept`] serves them, [`shares`] says how
+//! many of whom, [`health`] answers probes, [`server`] reads the
 //! configuration, builds every other room, and stops them in order; [`reload`] reads it again, [`once`] does what only
 //! the operator can decide. Nothing here trusts a request.
 
@@ -10,3 +11,4 @@ pub(crate) mod listener;
 mod once;
 pub(crate) mod reload;
 pub(crate) mod server;
+pub(crate) mod shares;

@@ -8,6 +8,7 @@
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::Request;
 use axum::http::HeaderMap;
@@ -15,6 +16,7 @@ use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
 use parking_lot::RwLock;
+use tracing::warn;
 use wire::config_file::Section;
 
 use crate::auth::principal::GrantId;
@@ -67,8 +69,13 @@ pub(crate) struct TooMany {
 }
 
 /// The peer of a connection, put into every request's extensions where it is accepted.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// As the kernel names it; of a Unix socket this machine's own.
+    pub(crate) address: IpAddr,
+    /// It came by a Unix socket that only the proxy may open.
+    pub(crate) is_proxy: bool,
+}
 
 /// Who asks, as far as limits go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -178,6 +185,8 @@ impl ByAddress {
 #[derive(Debug)]
 pub(crate) struct RateLimits {
     proxies: Vec<IpNet>,
+    /// Whether it was told that an `X-Forwarded-For` is not believed.
+    told: AtomicBool,
     /// New clients.
     pub(crate) registrations: ByAddress,
     /// Logins that go to Forgejo.
@@ -195,6 +204,7 @@ impl RateLimits {
     pub(crate) fn new(rates: Rates, proxies: Vec<IpNet>) -> Self {
         Self {
             proxies,
+            told: AtomicBool::new(false),
             registrations: ByAddress::new(rates.registrations),
             logins: ByAddress::new(rates.logins),
             documents: ByAddress::new(rates.documents),
@@ -214,18 +224,20 @@ impl RateLimits {
 
     /// Who sends this request.
     pub(crate) fn source(&self, request: &Request) -> Source {
-        let peer = request.extensions().get::<Peer>().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.0.ip());
-        self.behind(peer, request.headers())
+        let nobody = Peer { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), is_proxy: false };
+        self.behind(request.extensions().get().copied().unwrap_or(nobody), request.headers())
     }
 
     /// The first address, from the right, that is not one of the trusted proxies: each proxy appends the address that
     /// it was called from, and what stands further left anybody may have written.
-    fn behind(&self, peer: IpAddr, headers: &HeaderMap) -> Source {
+    fn behind(&self, peer: Peer, headers: &HeaderMap) -> Source {
         let trusted = |address: IpAddr| self.proxies.iter().any(|network| network.contains(&address.to_canonical()));
-        let mut address = peer;
+        let mut address = peer.address;
+        let mut is_proxy = peer.is_proxy || trusted(address);
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         for entry in lines.flat_map(|line| line.as_bytes().rsplit(|&b| b == b',')) {
-            if !trusted(address) {
+            if !is_proxy {
+                self.tell_untrusted(peer);
                 break;
             }
             // Some proxies write a port too.
@@ -233,8 +245,19 @@ impl RateLimits {
             let parsed = entry.parse().or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
             let Ok(parsed) = parsed else { break };
             address = parsed;
+            is_proxy = trusted(address);
         }
         Source::of_address(address)
+    }
+
+    /// Says once what an operator whose proxy is not trusted would look for: all its users count as one address.
+    fn tell_untrusted(&self, peer: Peer) {
+        let is_proxy =
+            peer.is_proxy || self.proxies.iter().any(|network| network.contains(&peer.address.to_canonical()));
+        if !is_proxy && !self.told.swap(true, Ordering::Relaxed) {
+            let peer = peer.address;
+            warn!(%peer, reason = "untrusted-proxy", "X-Forwarded-For is not believed: name your proxy in trusted_proxies");
+        }
     }
 
     /// Forgets addresses that are within all their limits.
@@ -246,10 +269,11 @@ impl RateLimits {
     }
 }
 
-/// `[http] trusted_proxies`: addresses or networks whose `X-Forwarded-For` is believed.
+/// `[http] trusted_proxies`: addresses or networks whose `X-Forwarded-For` is believed. None by default: children come from
+/// this machine's own addresses, and would be believed with them.
 pub(crate) fn proxies(http: &mut Section) -> Vec<IpNet> {
     let mut networks = Vec::new();
-    for text in http.texts("trusted_proxies", &["127.0.0.0/8", "::1/128"]) {
+    for text in http.texts("trusted_proxies", &[]) {
         let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
         match address.or_else(|_| text.parse::<IpNet>()) {
             Ok(network) => networks.push(network),
@@ -274,7 +298,23 @@ mod tests {
         for line in forwarded {
             headers.append("x-forwarded-for", HeaderValue::from_str(line).expect("a value"));
         }
-        limits().behind(peer.parse().expect("an address"), &headers).to_string()
+        let peer = Peer { address: peer.parse().expect("an address"), is_proxy: false };
+        limits().behind(peer, &headers).to_string()
+    }
+
+    #[test]
+    fn who_comes_by_the_proxys_own_socket_is_believed_and_nobody_else_without_being_named() {
+        let limits = RateLimits::new(Rates { registrations: 2, logins: 2, documents: 2, failures: 2 }, Vec::new());
+        let headers = HeaderMap::from_iter([(
+            "x-forwarded-for".parse().expect("a name"),
+            HeaderValue::from_static("203.0.113.9, 198.51.100.7"),
+        )]);
+        let behind = |is_proxy| {
+            let peer = Peer { address: "127.0.0.1".parse().expect("an address"), is_proxy };
+            limits.behind(peer, &headers).to_string()
+        };
+        assert_eq!((behind(true).as_str(), limits.told.load(Ordering::Relaxed)), ("198.51.100.7", false));
+        assert_eq!((behind(false).as_str(), limits.told.load(Ordering::Relaxed)), ("127.0.0.1", true));
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! Connections of clients: accepted within a bound, served as HTTP/1.1, finished at shutdown.
 
-use std::collections::HashMap;
 use std::future::Future;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +12,8 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use ipnet::IpNet;
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +21,7 @@ use tracing::{debug, warn};
 
 use crate::auth::rates::Peer;
 use crate::http::listener::Listener;
+use crate::http::shares::{ConnectionCaps, Place, RunningBody, Shares};
 use wire::lifecycle;
 
 /// How long a client may take to send the head of a request.
@@ -43,20 +40,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(crate) struct Connections {
     permits: Arc<Semaphore>,
-    by_address: Arc<ByAddress>,
+    shares: Arc<Shares>,
     tasks: TaskTracker,
     closing: CancellationToken,
-}
-
-/// What bounds connections.
-#[derive(Debug, Clone)]
-pub(crate) struct ConnectionCaps {
-    /// At once.
-    pub(crate) total: usize,
-    /// Of one address (of IPv6: one /64) at once.
-    pub(crate) per_address: usize,
-    /// Proxies, which bring everybody's: they have no cap of their own.
-    pub(crate) proxies: Vec<IpNet>,
 }
 
 impl ConnectionCaps {
@@ -79,62 +65,12 @@ impl ConnectionCaps {
     }
 }
 
-/// Connections by the address that they come from.
-#[derive(Debug)]
-struct ByAddress {
-    caps: ConnectionCaps,
-    open: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One connection of an address, until dropped.
-#[derive(Debug)]
-struct OfAddress {
-    of: Arc<ByAddress>,
-    /// `None` for proxies.
-    address: Option<IpAddr>,
-}
-
-impl ByAddress {
-    /// Counts one more; `None` where it is one too many.
-    fn take(self: &Arc<Self>, peer: IpAddr) -> Option<OfAddress> {
-        let peer = peer.to_canonical();
-        if self.caps.proxies.iter().any(|network| network.contains(&peer)) {
-            return Some(OfAddress { of: Arc::clone(self), address: None });
-        }
-        let address = match peer {
-            // A user has a whole /64; a host in it is nobody.
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-            v4 @ IpAddr::V4(_) => v4,
-        };
-        let mut open = self.open.lock();
-        let count = open.entry(address).or_default();
-        if *count >= self.caps.per_address {
-            return None;
-        }
-        *count = count.saturating_add(1);
-        Some(OfAddress { of: Arc::clone(self), address: Some(address) })
-    }
-}
-
-impl Drop for OfAddress {
-    fn drop(&mut self) {
-        let Some(address) = self.address else { return };
-        let mut open = self.of.open.lock();
-        if let Some(count) = open.get_mut(&address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                open.remove(&address);
-            }
-        }
-    }
-}
-
 impl Connections {
-    /// Beyond the total further ones wait in the socket's queue; beyond the cap of their address they are closed.
+    /// Beyond the total further ones wait in the socket's queue; beyond the share of their address one makes room.
     pub(crate) fn new(caps: ConnectionCaps) -> Self {
         let permits = Arc::new(Semaphore::new(caps.total));
-        let by_address = Arc::new(ByAddress { caps, open: Mutex::default() });
-        Self { permits, by_address, tasks: TaskTracker::new(), closing: CancellationToken::new() }
+        let shares = Arc::new(Shares::new(caps));
+        Self { permits, shares, tasks: TaskTracker::new(), closing: CancellationToken::new() }
     }
 
     /// Accepts until asked to stop.
@@ -152,14 +88,15 @@ impl Connections {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let Some(of_address) = self.by_address.take(peer.ip()) else {
+                    let Some(place) = self.shares.take(peer) else {
+                        let peer = peer.address;
                         debug!(%peer, reason = "connections-of-address", "a connection was closed: its address has too many");
                         continue;
                     };
                     let (router, closing) = (router.clone(), self.closing.clone());
                     self.tasks.spawn(async move {
-                        serve(stream, peer, router, closing).await;
-                        drop((of_address, permit));
+                        serve(stream, peer, Arc::new(place), router, closing).await;
+                        drop(permit);
                     });
                 }
                 Err(e) => {
@@ -180,17 +117,18 @@ impl Connections {
     }
 }
 
-/// Serves one connection to its end, or until the broker closes.
-async fn serve<S>(stream: S, peer: SocketAddr, router: Router, closing: CancellationToken)
+/// Serves one connection to its end, or until the broker closes, or another takes its place.
+async fn serve<S>(stream: S, peer: Peer, place: Arc<Place>, router: Router, closing: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let begun = CancellationToken::new();
-    let (router, first) = (TowerToHyperService::new(router), begun.clone());
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        first.cancel();
-        request.extensions_mut().insert(Peer(peer));
-        router.call(request)
+    let (router, asked) = (TowerToHyperService::new(router), Notify::new());
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let running = place.begin();
+        asked.notify_one();
+        request.extensions_mut().insert(peer);
+        let answer = router.call(request);
+        async move { answer.await.map(|answer| answer.map(|body| RunningBody::new(body, running))) }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
@@ -198,14 +136,20 @@ where
     let ended = async {
         tokio::select! {
             ended = connection.as_mut() => return ended,
-            () = closing.cancelled() => {}
-        }
-        // A connection without a request would be closed at once, with the request perhaps on its way: the client
-        // was accepted, so it is answered.
-        if !begun.is_cancelled()
-            && let Some(ended) = first_request(connection.as_mut(), &begun).await
-        {
-            return ended;
+            () = closing.cancelled() => {
+                // A connection without a request would be closed at once, with the request perhaps on its way: the client
+                // was accepted, so it is answered.
+                if !place.has_asked()
+                    && let Some(ended) = first_request(connection.as_mut(), &asked).await
+                {
+                    return ended;
+                }
+            }
+            () = place.evicted() => {
+                if place.is_idle() {
+                    return Ok(());
+                }
+            }
         }
         connection.as_mut().graceful_shutdown();
         connection.await
@@ -216,10 +160,10 @@ where
 }
 
 /// Drives the connection until its first request begins, for a short while; its end, if it ends meanwhile.
-async fn first_request<C: Future>(connection: C, begun: &CancellationToken) -> Option<C::Output> {
+async fn first_request<C: Future>(connection: C, asked: &Notify) -> Option<C::Output> {
     tokio::select! {
         ended = connection => Some(ended),
-        _ = timeout(FIRST_REQUEST_TIMEOUT, begun.cancelled()) => None,
+        _ = timeout(FIRST_REQUEST_TIMEOUT, asked.notified()) => None,
     }
 }
 
@@ -231,23 +175,6 @@ mod tests {
     use tokio::net::{TcpStream, UnixStream};
 
     use super::*;
-
-    #[test]
-    fn one_address_has_its_share_and_a_proxy_brings_everybodys() {
-        let caps =
-            ConnectionCaps { total: 100, per_address: 2, proxies: vec!["127.0.0.0/8".parse().expect("a network")] };
-        let by_address = Arc::new(ByAddress { caps, open: Mutex::default() });
-        let take = |text: &str| by_address.take(text.parse().expect("an address"));
-        let held = [take("192.0.2.1").expect("the first"), take("::ffff:192.0.2.1").expect("the second")];
-        assert!(take("192.0.2.1").is_none());
-        assert!(take("192.0.2.2").is_some(), "another address is not held up");
-        let v6 = [take("2001:db8::1").expect("the first"), take("2001:db8::2").expect("of the same network")];
-        assert!(take("2001:db8::3").is_none() && take("2001:db8:0:1::3").is_some());
-        let proxied: Vec<_> = (0..10).map(|_| take("127.0.0.1").expect("a proxy")).collect();
-        drop((held, v6, proxied));
-        assert!(take("192.0.2.1").is_some());
-        assert!(by_address.open.lock().is_empty(), "addresses without connections take no memory");
-    }
 
     /// What a server answers to one request, to the end of the connection.
     async fn asks(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
@@ -265,13 +192,13 @@ mod tests {
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = tcp.local_addr().expect("an address");
         let connections = Connections::new(ConnectionCaps { total: 2, per_address: 2, proxies: Vec::new() });
-        let peer = |Extension(Peer(peer)): Extension<Peer>| async move { format!("from {}", peer.ip()) };
+        let peer = |Extension(peer): Extension<Peer>| async move { format!("from {} {}", peer.address, peer.is_proxy) };
         let router = Router::new().route("/", get(peer));
         let stop = CancellationToken::new();
-        let accepting = [Listener::Tcp(tcp), Listener::Unix(unix)]
+        let accepting = [Listener::Tcp(tcp), Listener::Unix { socket: unix, is_proxys: true }]
             .map(|listener| tokio::spawn(connections.clone().accept(listener, router.clone(), stop.clone())));
-        assert!(asks(TcpStream::connect(address).await.expect("connected")).await.ends_with("from 127.0.0.1"));
-        assert!(asks(UnixStream::connect(&path).await.expect("connected")).await.ends_with("from 127.0.0.1"));
+        assert!(asks(TcpStream::connect(address).await.expect("connected")).await.ends_with("from 127.0.0.1 false"));
+        assert!(asks(UnixStream::connect(&path).await.expect("connected")).await.ends_with("from 127.0.0.1 true"));
         stop.cancel();
         for accepting in accepting {
             accepting.await.expect("it ends");

@@ -172,7 +172,7 @@ impl Fixture {
             .routes()
             .merge(Router::new().route("/mcp", who.layer(from_fn_with_state(principals, require_bearer))));
         let router = router.layer(from_fn(async |mut request: Request, next: Next| {
-            request.extensions_mut().insert(Peer(([127, 0, 0, 1], 4711).into()));
+            request.extensions_mut().insert(Peer { address: [127, 0, 0, 1].into(), is_proxy: false });
             next.run(request).await
         }));
         tokio::spawn(async move { axum::serve(listener, router).await });
