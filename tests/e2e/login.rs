@@ -267,8 +267,9 @@ async fn readyz_says_that_forgejo_is_away_and_sessions_go_on() {
 
 #[tokio::test]
 async fn strangers_are_limited_by_the_address_that_a_trusted_proxy_names() {
-    for (trusted, lets_in) in [("[\"127.0.0.1\"]", [201, 429, 201]), ("[]", [201, 429, 429])] {
-        let broker = format!("[rates]\nregistrations = 1\n[http]\ntrusted_proxies = {trusted}\n");
+    let (named, nobody) = ("[http]\ntrusted_proxies = [\"127.0.0.1\"]\n", "");
+    for (trusted, lets_in) in [(named, [201, 429, 201]), (nobody, [201, 429, 429])] {
+        let broker = format!("[rates]\nregistrations = 1\n{trusted}");
         let deployment = login_deployment("login-proxy", stand_in(&[]), &broker);
         // The last entry is the proxy's word, and those before it anybody's.
         let from = ["192.0.2.1", "203.0.113.9, 192.0.2.1", "198.51.100.7"];
@@ -279,6 +280,8 @@ async fn strangers_are_limited_by_the_address_that_a_trusted_proxy_names() {
             let answer = request.header("x-forwarded-for", from).json(&metadata).send().await.expect("an answer");
             assert_eq!(answer.status().as_u16(), expected, "trusted {trusted}, {from}");
         }
+        let told = deployment.output().matches("untrusted-proxy").count();
+        assert_eq!(told, usize::from(trusted == nobody), "an operator whose proxy is not named is told, once");
     }
 }
 

@@ -19,6 +19,9 @@ use crate::auth::rates::Peer;
 /// cannot be written closes its stream.
 const TCP_USER_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// Connections that wait to be accepted, at most; the kernel has a limit of its own (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
 /// A socket that connections are accepted from.
 #[derive(Debug)]
 pub(crate) enum Listener {
@@ -45,6 +48,9 @@ impl Listener {
         let mut all = tcp.chain(unix).collect::<io::Result<Vec<_>>>()?;
         if all.is_empty() {
             let own = StdListener::bind(address)?;
+            // Again, because it changes the length of the queue only (listen(2)): std's 128 are soon full, and who finds it
+            // so tries again after a second.
+            SockRef::from(&own).listen(BACKLOG)?;
             own.set_nonblocking(true)?;
             all.push(Self::Tcp(TcpListener::from_std(own)?));
         }
