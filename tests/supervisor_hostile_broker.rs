@@ -22,7 +22,7 @@ use wire::secret::UpstreamToken;
 use wire::socket::ReceiveError;
 
 const SCRIPT: &str = "echo ready; exec cat";
-/// Of linux/capability.h: CAP_KILL, CAP_SETGID, CAP_SETUID, and CAP_SYS_RESOURCE where it is there.
+/// Of linux/capability.h: `CAP_KILL`, `CAP_SETGID`, `CAP_SETUID`, and `CAP_SYS_RESOURCE` where it is there.
 const KEPT: u64 = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 24;
 
 fn field(pid: u32, name: &str) -> String {
@@ -109,9 +109,9 @@ fn the_capabilities_that_are_left_are_enough_to_become_a_tenant_and_come_back() 
         let kept = CapabilitySet::from_bits_retain(KEPT) & capabilities(None).expect("known").permitted;
         let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
         set_capabilities(None, sets).expect("dropped");
-        let [sweeper, tenant] = [range + 63, range].map(rustix::process::Uid::from_raw);
+        let [killer, tenant] = [range + 63, range].map(rustix::process::Uid::from_raw);
         let root = rustix::process::Uid::from_raw(0);
-        set_thread_res_uid(sweeper, tenant, root).expect("CAP_SETUID");
+        set_thread_res_uid(killer, tenant, root).expect("CAP_SETUID");
         assert!(capabilities(None).expect("known").effective.is_empty());
         assert_eq!(
             kill(pids[1], nix::sys::signal::SIGKILL),
@@ -238,11 +238,12 @@ impl Noise {
             4 => frame = (0..self.below(64)).map(|_| self.next().to_le_bytes()[0]).collect(),
             5..=20 => {
                 let at = self.index(frame.len());
-                frame[at] ^= 1 << self.below(8);
+                let bit = 1 << self.below(8);
+                frame.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= bit);
             }
             21 => {
                 let hostile: [&[u8]; 4] = [b"FORGED\nUID=0", b"FORGED=1", b"FORGED\0", b"FORGED\xff"];
-                let text = hostile[self.index(4)];
+                let text = hostile.into_iter().cycle().nth(self.index(4)).unwrap_or_default();
                 let length = u64::try_from(text.len()).expect("fits").to_le_bytes();
                 frame = [&[1, 0, 0, 0], [1; 16].as_slice(), &length, text, &length, text].concat();
             }

@@ -1,4 +1,4 @@
-//! Lines for the journal with their fields, in its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+//! Lines for the journal with their fields, in its native protocol (`systemd.io/JOURNAL_NATIVE_PROTOCOL`).
 //!
 //! Never waits for the journal: a datagram that its socket does not take at once is dropped and counted, and the count
 //! is told with the next line that is taken (`LOST`). A journal that hangs would otherwise hold up the supervisor's one
@@ -124,7 +124,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
                 entry.0.extend(&fields.0);
             }
         }
-        entry.put("PRIORITY", priority(event.metadata().level()));
+        entry.put("PRIORITY", priority(*event.metadata().level()));
         entry.put("SYSLOG_IDENTIFIER", &self.program);
         entry.put_origin(event.metadata());
         event.record(&mut entry);
@@ -133,8 +133,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
 }
 
 /// Of syslog(3).
-const fn priority(level: &Level) -> &'static str {
-    match *level {
+const fn priority(level: Level) -> &'static str {
+    match level {
         Level::ERROR => "3",
         Level::WARN => "4",
         Level::INFO => "5",

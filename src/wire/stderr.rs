@@ -145,7 +145,7 @@ impl<W: TryWrite> Lines<W> {
     fn begin(&mut self, line: &[u8]) -> bool {
         let taken = if self.rest.is_empty() { self.write(line) } else { 0 };
         if taken > 0 {
-            self.rest = line.get(taken..).unwrap_or_default().to_owned();
+            line.get(taken..).unwrap_or_default().clone_into(&mut self.rest);
         }
         taken > 0
     }

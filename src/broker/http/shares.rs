@@ -54,10 +54,10 @@ impl ConnectionCaps {
         }
         Sharer::Address(match address {
             // A process of this machine may come from any of them.
-            local if local.is_loopback() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            _ if address.is_loopback() => IpAddr::V4(Ipv4Addr::LOCALHOST),
             // A user has a whole /64; a host in it is nobody.
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-            v4 @ IpAddr::V4(_) => v4,
+            IpAddr::V4(_) => address,
         })
     }
 
