@@ -149,7 +149,7 @@ impl Supervised {
             command.env("WATCHDOG_USEC", watchdog.as_micros().to_string());
         }
         command.arg("--config").arg(&config).arg("--listen").arg(dir.path().join("s"));
-        command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null());
+        command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(std::fs::File::create(&log).expect("a log"));
         let deaf = surroundings.deaf_log.then(full_pipe).map(|(reader, writer)| {
             command.stderr(writer);
