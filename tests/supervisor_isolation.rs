@@ -72,7 +72,7 @@ async fn two_users_children_share_nothing_and_can_do_nothing_they_need_not() {
             line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(limit("Max open files"), [files, files]);
-        assert_eq!(limit("Max core file size"), ["0", "0"]);
+        assert_eq!(limit("Max core file size"), ["1", "1"]);
         assert_eq!(limit("Max file size"), ["0", "0"]);
         assert_eq!(limit("Max processes"), ["256", "256"]);
 

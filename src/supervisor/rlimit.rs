@@ -8,6 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::profile::Profile;
 use wire::config_file::Section;
+use wire::lifecycle::NO_CORE;
 use wire::message::TenantId;
 
 /// All limits of one tenant. "0 = none" where it says so.
@@ -124,8 +125,8 @@ impl ChildLimits {
         let wanted = [
             (Resource::RLIMIT_NOFILE, Some(self.open_files)),
             (Resource::RLIMIT_NPROC, own_uid.then_some(self.processes)),
-            // A core file would hold the token.
-            (Resource::RLIMIT_CORE, Some(0)),
+            // A core would hold the token.
+            (Resource::RLIMIT_CORE, Some(NO_CORE)),
             (Resource::RLIMIT_FSIZE, Some(self.file_size)),
             (Resource::RLIMIT_CPU, (self.cpu_seconds != 0).then_some(self.cpu_seconds)),
             (Resource::RLIMIT_DATA, (self.data != 0).then_some(self.data)),

@@ -277,7 +277,5 @@ pub(crate) fn close_from(first: usize) -> io::Result<()> {
 
 /// Keeps the supervisor's memory, which sees every token, out of core files and away from ptrace.
 pub(crate) fn protect_self() -> io::Result<()> {
-    prctl::set_dumpable(false)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    Ok(())
+    Ok(prctl::set_dumpable(false)?)
 }

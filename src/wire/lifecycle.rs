@@ -31,16 +31,31 @@ pub const EX_CONFIG: u8 = 78;
 /// just being accepted in order to be refused.
 const DESCRIPTOR_RESERVE: u64 = 128;
 
+/// `RLIMIT_CORE` for what must leave no core, in bytes. A file gets nothing of it, because a core of that size is none;
+/// and a handler behind a pipe, which is started with a limit of 0 all the same, is not (core(5)).
+pub const NO_CORE: u64 = 1;
+
 /// What both programs do before anything else: raises the soft limit on descriptors to the hard one, and opens the
 /// service manager's socket while there is a descriptor for it. The soft limit of 1024 is for programs that use
-/// select(2), which none of ours does; a child gets limits of its own.
+/// select(2), which none of ours does; a child gets limits of its own. Cores would hold secrets, and there are none.
 pub fn begin() {
+    let no_cores = getrlimit(Resource::RLIMIT_CORE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_CORE, hard.min(NO_CORE), hard.min(NO_CORE)));
+    if let Err(error) = no_cores {
+        tracing::warn!(%error, "the limit on cores could not be set");
+    }
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit on descriptors could not be raised");
     }
     notify::open();
+}
+
+/// Whether cores can go to a handler behind a pipe, because the hard limit is below [`NO_CORE`] and only a privileged
+/// process can raise it.
+pub fn cores_can_leave() -> bool {
+    getrlimit(Resource::RLIMIT_CORE).map_or(true, |(_, hard)| hard < NO_CORE)
 }
 
 /// How many descriptors may be used for what is counted, connections and pipes: the limit of the process less a reserve
@@ -54,9 +69,14 @@ fn less_reserve(limit: u64) -> usize {
     usize::try_from(limit.saturating_sub(DESCRIPTOR_RESERVE.min(limit / 4))).unwrap_or(usize::MAX)
 }
 
+/// Says something on standard error, whatever `RUST_LOG` hides.
+pub fn say(program: &str, what: &dyn Display) {
+    stderr::line(format!("{program}: {what}\n").as_bytes());
+}
+
 /// Says on standard error why the program ends, whatever `RUST_LOG` hides, and makes an exit code of it.
 pub fn fail(program: &str, code: u8, what: &dyn Display) -> ExitCode {
-    stderr::line(format!("{program}: {what}\n").as_bytes());
+    say(program, what);
     ExitCode::from(code)
 }
 

@@ -48,12 +48,17 @@ async fn two_users_have_two_uids_no_privilege_and_their_limits() {
         let same = |limit: &str| (limit.to_owned(), limit.to_owned());
         assert_eq!(child.limit("Max open files"), same("256"));
         assert_eq!(child.limit("Max processes"), same("256"));
-        assert_eq!(child.limit("Max core file size"), same("0"));
+        assert_eq!(child.limit("Max core file size"), same("1"));
         assert_eq!(child.limit("Max file size"), same("0"));
         assert_eq!(child.limit("Max data size"), same("1073741824"));
         assert_eq!(child.field("NSsid").split(' ').next(), Some(&*child.pid.to_string()), "a session of its own");
     }
     let supervisor = deployment.supervisor.as_ref().expect("runs").pid();
+    for pid in [supervisor, deployment.broker.as_ref().expect("runs").pid()] {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("readable");
+        let cores = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("the limit");
+        assert_eq!(cores.split_whitespace().take(2).collect::<Vec<_>>(), ["1", "1"], "no core holds its secrets");
+    }
     let threads = std::fs::read_dir(format!("/proc/{supervisor}/task")).expect("readable").count();
     assert_eq!(threads, 1, "the supervisor forks, so it has one thread");
 }
