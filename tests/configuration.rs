@@ -52,7 +52,7 @@ fn supervisor_file(dir: &Path, more: &str) -> std::path::PathBuf {
 /// That each of these lines alone is refused with these words, and that without it all is good.
 fn refused_one_by_one(program: &str, file: impl Fn(&Path, &str) -> std::path::PathBuf, cases: &[(&str, &str)]) {
     let more = if program == SUPERVISOR { unprivileged() } else { &[] };
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     assert_eq!(check(program, &[&file(dir.path(), "")], more).0, 0, "the rest is good");
     for (line, words) in cases {
         let (code, said) = check(program, &[&file(dir.path(), line)], more);
@@ -87,7 +87,7 @@ fn nonsense_in_the_brokers_file_is_refused_and_explained() {
 
 #[test]
 fn a_default_gives_way_to_what_was_set() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text =
         "sessions = { total = 5, children_total = 2, session_idle = \"1min\" }\noauth.refresh_token_ttl = \"60s\"";
     let (code, said) = check(BROKER, &[&broker_file(dir.path(), text)], &[]);
@@ -98,7 +98,7 @@ fn a_default_gives_way_to_what_was_set() {
 
 #[test]
 fn an_address_without_a_scheme_or_of_the_api_is_explained() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let with = |public: &str, forgejo: &str| {
         let store = dir.path().join("broker.db");
         let text = format!("public_url = {public:?}\nforgejo.url = {forgejo:?}\nstore.path = {store:?}\n");
@@ -118,7 +118,7 @@ fn an_address_without_a_scheme_or_of_the_api_is_explained() {
 
 #[test]
 fn a_database_whose_directory_is_not_there_is_told_by_check_and_start_alike() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text = "public_url = \"https://mcp.example\"\nforgejo.url = \"https://git.example\"\n\
                 store.path = \"/nonexistent/broker.db\"\n";
     let file = write(dir.path(), "broker.toml", text);
@@ -154,7 +154,7 @@ fn nonsense_in_the_supervisors_file_is_refused_and_explained() {
 
 #[test]
 fn a_child_program_that_is_not_installed_is_a_problem_for_check_alone() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text = "broker_user = 12345\nforgejo.url = \"https://git.example\"\nchild.program = \"/nonexistent/child\"\n";
     let file = write(dir.path(), "supervisor.toml", text);
     let (code, said) = check(SUPERVISOR, &[&file], unprivileged());
@@ -186,7 +186,7 @@ fn a_range_that_a_user_of_the_machine_has_is_refused_by_check() {
         return;
     }
     // A user of the machine, in mounts that end with the process.
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let users = write(dir.path(), "passwd", "root:x:0:0::/root:/bin/sh\nada:x:50000:50000::/:/bin/sh\n");
     for (first, taken) in [(49_998, false), (49_999, true), (50_000, true), (50_001, false)] {
         let config = supervisor_file(dir.path(), &format!("uids = {{ first = {first}, count = 2 }}"));
@@ -202,7 +202,7 @@ fn a_range_that_a_user_of_the_machine_has_is_refused_by_check() {
 
 #[test]
 fn nothing_is_called_missing_because_a_file_is_no_toml() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let broken = write(dir.path(), "broken.toml", "public_url = https://mcp.example\n");
     for program in [BROKER, SUPERVISOR] {
         let (code, said) = check(program, &[&broken], &[]);
@@ -213,19 +213,20 @@ fn nothing_is_called_missing_because_a_file_is_no_toml() {
 
 #[test]
 fn a_good_file_is_good() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let broker = broker_file(dir.path(), "");
     assert_eq!(check(BROKER, &[&broker], &[]).0, 0);
     let text = "broker_user = 12345\n[forgejo]\nurl = \"https://git.example\"\n[child]\nprofile = \"custom\"\n\
                 program = \"/bin/cat\"\ntoken_variables = [\"TOKEN\"]\n";
     let supervisor = write(dir.path(), "s", text);
     let (code, said) = check(SUPERVISOR, &[&supervisor], unprivileged());
-    assert_eq!((code, said.as_str()), (0, ""));
+    assert_eq!(code, 0, "{said}");
+    assert!(said.lines().all(|hint| hint.contains("with mode 0711")), "{said}");
 }
 
 #[test]
 fn the_broker_reports_every_problem_with_file_and_key() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text = "public_url = \"http://mcp.example/path\"\nlistn = \"127.0.0.1:1\"\n[forgejo]\nurl = 7\n\
                 [sessions]\nper_user = 0\nchild_idle = \"soon\"\nunknown_session_status = 500\n[http]\nmax_body = \"1PiB\"\n";
     let file = write(dir.path(), "broker.toml", text);
@@ -239,7 +240,7 @@ fn the_broker_reports_every_problem_with_file_and_key() {
 
 #[test]
 fn everything_about_logging_in_is_checked_too() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\nscopes = [\"all\"]\n\
                 client_id = \"x\"\n[access]\nallow = [\"alice\"]\ndeny = [\"org:acme\"]\n[oauth]\n\
                 access_token_ttl = \"never\"\nredirect_schemes = [\"cursor\", \"JavaScript\"]\n[oauth.documents]\n\
@@ -272,7 +273,7 @@ fn everything_about_logging_in_is_checked_too() {
 
 #[test]
 fn the_example_in_readme_is_good_with_every_line_uncommented() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let secret = write(dir.path(), "secret", "a-secret-of-at-least-thirty-two-characters");
     let readme = std::fs::read_to_string(harness::workspace().join("README.md")).expect("README");
     let example = readme.lines().skip_while(|line| !line.starts_with("    public_url")).map_while(|line| {
@@ -300,7 +301,7 @@ fn the_example_in_readme_is_good_with_every_line_uncommented() {
 
 #[test]
 fn a_list_of_hosts_that_lets_nobody_in_is_a_mistake() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\n\
                 [oauth.documents]\nfetch = \"allowlist\"\n";
     let file = write(dir.path(), "broker.toml", text);
@@ -310,7 +311,7 @@ fn a_list_of_hosts_that_lets_nobody_in_is_a_mistake() {
 
 #[test]
 fn an_empty_list_of_scopes_which_forgejo_takes_for_all_is_refused() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\nscopes = []\n";
     let file = write(dir.path(), "broker.toml", text);
     assert_eq!(check(BROKER, &[&file], &[]).0, 78);
@@ -318,7 +319,7 @@ fn an_empty_list_of_scopes_which_forgejo_takes_for_all_is_refused() {
 
 #[test]
 fn the_supervisor_reports_every_problem_with_file_and_key() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text = "broker_user = \"no-such-user-here\"\n[forgejo]\nurl = \"git.example\"\n[child]\nprofile = \"custom\"\n\
                 program = \"cat\"\n[caps]\nchildren = -1\n[limits]\nopen_files = \"many\"\n[nonsense]\nx = 1\n";
     let file = write(dir.path(), "supervisor.toml", text);
@@ -331,7 +332,7 @@ fn the_supervisor_reports_every_problem_with_file_and_key() {
 
 #[test]
 fn a_file_that_is_missing_or_no_toml_is_named() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let missing = dir.path().join("missing.toml");
     let broken = write(dir.path(), "broken.toml", "= =");
     for program in [BROKER, SUPERVISOR] {
@@ -346,7 +347,7 @@ fn a_file_that_is_missing_or_no_toml_is_named() {
 
 #[test]
 fn a_later_file_is_laid_over_an_earlier_one() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let first = broker_file(dir.path(), "[sessions]\nper_user = 0\n");
     let second = write(dir.path(), "2", "[sessions]\nper_user = 3\n");
     assert_eq!(check(BROKER, &[&first], &[]).0, 78);
@@ -360,7 +361,7 @@ fn as_root_a_configuration_that_others_can_write_is_refused() {
         eprintln!("SKIPPED: as_root_a_configuration_that_others_can_write_is_refused: needs root");
         return;
     }
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let text = "broker_user = 12345\n[forgejo]\nurl = \"https://git.example\"\n[child]\nprofile = \"custom\"\n\
                 program = \"/bin/cat\"\ntoken_variables = [\"TOKEN\"]\n";
     let file = write(dir.path(), "supervisor.toml", text);

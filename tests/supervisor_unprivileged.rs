@@ -44,7 +44,7 @@ async fn the_caps_hold_and_the_status_counts() {
 
 #[test]
 fn every_problem_of_the_configuration_is_told_at_once_with_exit_code_78() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let file = dir.path().join("bad.toml");
     let text = "[child]\nprofile = \"custom\"\nprogram = \"/nonexistent\"\ntoken_variables = [\"LD_PRELOAD\"]\n\
                 [uids]\nfirst = 3\n[limits]\nopne_files = 3\n[limits.users.bob]\n";
@@ -60,7 +60,7 @@ fn every_problem_of_the_configuration_is_told_at_once_with_exit_code_78() {
 
 #[test]
 fn a_policy_that_others_can_write_is_refused() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let file = dir.path().join("open.toml");
     std::fs::write(&file, "").expect("write");
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("chmod");
@@ -164,7 +164,7 @@ async fn the_numbers_are_told_to_systemd_as_they_change() {
 
 #[tokio::test]
 async fn a_program_that_is_not_installed_is_told_and_found_when_it_is_back() {
-    let program = tempfile::tempdir().expect("a directory");
+    let program = harness::roots_directory().expect("a directory");
     std::fs::set_permissions(program.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
     let path = program.path().join("child");
     let policy = "[caps]\nchildren = 4\n";
@@ -217,7 +217,7 @@ async fn a_second_sigterm_ends_the_grace() {
 
 #[tokio::test]
 async fn every_socket_that_systemd_hands_over_is_served() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let policy = dir.path().join("supervisor.toml");
     let own = nix::unistd::geteuid();
     let text = format!("broker_user = {own}\nforgejo.url = \"http://127.0.0.1:1\"\nchild.program = \"/bin/cat\"\n");

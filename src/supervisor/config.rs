@@ -4,13 +4,16 @@
 //! trusted, but still parsed here into types, and every problem is told at once. What would make the start fail is a
 //! problem here already, so that `--check` and the start say the same.
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use nix::unistd::{Uid, User};
+use nix::unistd::{Gid, Group, Uid, User};
 use toml::Value;
 
+use crate::ownership;
+use crate::ownership::Access;
 use crate::profile;
 use crate::profile::Profile;
 use crate::program;
@@ -102,16 +105,7 @@ pub(crate) struct SandboxPolicy {
 impl Config {
     /// Reads the files in order, later ones laid over earlier ones.
     pub(crate) fn load(files: &[PathBuf], unprivileged: bool, purpose: Purpose) -> Result<Self, ConfigError> {
-        let root = Section::open(files);
-        if !unprivileged {
-            for file in files {
-                // A file that cannot be read was complained about when it was opened.
-                let Ok(meta) = std::fs::metadata(file) else { continue };
-                if let Err(what) = program::root_owns(&meta) {
-                    root.complain("", format!("{}: {what}", file.display()));
-                }
-            }
-        }
+        let root = if unprivileged { Section::open(files) } else { Section::open_with(files, read_roots_file) };
         Self::read(root, unprivileged, purpose)
     }
 
@@ -172,14 +166,35 @@ impl Config {
     }
 
     /// Whether the child program can be run now.
-    pub(crate) fn look_at_program(&self) -> Result<(), program::ProgramError> {
+    pub(crate) fn look_at_program(&self) -> Result<program::Identity, program::ProgramError> {
         program::look_at(&self.profile.program, self.uids.is_some())
+    }
+
+    /// What is worth knowing about a policy without problems.
+    pub(crate) fn hints(&self) -> Vec<String> {
+        let program = &self.profile.program;
+        match self.look_at_program() {
+            Ok(found) if found.is_readable() && !program::is_script(program) => vec![format!(
+                "child.program: {} can be read by everybody; with mode 0711 the kernel keeps the memory and the \
+                 environment of its processes from all others of the same uid as well",
+                program.display()
+            )],
+            _ => Vec::new(),
+        }
     }
 
     /// The limits that hold for children of this Forgejo user.
     pub(crate) fn limits_of(&self, tenant: wire::message::TenantId) -> &ChildLimits {
         self.limits.of(tenant)
     }
+}
+
+/// Reads a file that only root can change. What is refused is never parsed.
+fn read_roots_file(file: &Path) -> Result<String, String> {
+    let mut opened = ownership::open(file, Access::Read).map_err(|e| format!("is not used: {e}"))?;
+    let mut text = String::new();
+    opened.read_to_string(&mut text).map_err(|e| format!("cannot be read: {e}"))?;
+    Ok(text)
 }
 
 fn caps(root: &mut Section) -> Caps {
@@ -238,42 +253,59 @@ fn uids(root: &mut Section) -> Option<UidRange> {
     range
 }
 
-/// Whether somebody else has a uid of the range: the first of them that is found.
+/// Whether somebody else has a uid of the range, or a group its gid: the first of them that is found.
 ///
-/// All of `/etc/passwd` and `/etc/subuid` is compared. Of the other sources of NSS only the ends and the middle of
+/// All of `/etc/passwd`, `/etc/group`, `/etc/subuid` and `/etc/subgid` is compared. Of the other sources of NSS only the ends and the middle of
 /// the range are asked for: asking for each uid would be 16384 round trips to a directory server.
 fn uid_in_use(range: UidRange) -> Option<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    if let Some(what) = in_passwd(&read("/etc/passwd"), range).or_else(|| in_subuid(&read("/etc/subuid"), range)) {
-        return Some(what);
+    let found = in_passwd(&read("/etc/passwd"), range)
+        .or_else(|| in_group(&read("/etc/group"), range))
+        .or_else(|| ["/etc/subuid", "/etc/subgid"].iter().find_map(|file| in_subids(file, &read(file), range)));
+    if found.is_some() {
+        return found;
     }
     let last = range.sweeper().get();
     let middle = range.first() + (last - range.first()) / 2;
-    [range.first(), middle, last].into_iter().find_map(|uid| {
-        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten()?;
-        Some(format!("{} has uid {uid}", user.name))
+    [range.first(), middle, last].into_iter().find_map(|id| {
+        let user = User::from_uid(Uid::from_raw(id)).ok().flatten();
+        let group = || Group::from_gid(Gid::from_raw(id)).ok().flatten();
+        let user = user.map(|user| format!("{} has uid {id}", user.name));
+        user.or_else(|| group().map(|group| format!("the group {} has gid {id}", group.name)))
     })
 }
 
-/// passwd(5).
+/// passwd(5): uid, and the gid that a login has.
 fn in_passwd(passwd: &str, range: UidRange) -> Option<String> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
-        let uid = range.get(fields.nth(1)?.parse().ok()?)?;
-        Some(format!("{name} has uid {}", uid.get()))
+        let in_range = |field: Option<&str>| field?.parse().ok().and_then(|id| range.get(id));
+        let (uid, gid) = (in_range(fields.nth(1)), in_range(fields.next()));
+        uid.map(|uid| format!("{name} has uid {}", uid.get()))
+            .or_else(|| gid.map(|gid| format!("{name} has gid {}", gid.get())))
     })
 }
 
-/// subuid(5).
-fn in_subuid(subuid: &str, range: UidRange) -> Option<String> {
-    subuid.lines().find_map(|line| {
+/// group(5).
+fn in_group(group: &str, range: UidRange) -> Option<String> {
+    group.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let gid = range.get(fields.nth(1)?.parse().ok()?)?;
+        Some(format!("the group {name} has gid {}", gid.get()))
+    })
+}
+
+/// subuid(5), subgid(5).
+fn in_subids(file: &str, subids: &str, range: UidRange) -> Option<String> {
+    subids.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
         let mut number = || fields.next()?.parse::<u32>().ok();
         let (first, count) = (number()?, number()?);
         let overlaps = first <= range.sweeper().get() && first.saturating_add(count) > range.first();
-        overlaps.then(|| format!("/etc/subuid gives {first} and {count} more to {name}"))
+        overlaps.then(|| format!("{file} gives {first} and {count} more to {name}"))
     })
 }
 
@@ -308,17 +340,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_has_a_uid_of_the_range_is_found() {
+    fn whoever_has_a_uid_or_gid_of_the_range_is_found() {
         let range = UidRange::new(73_728, 100).expect("a range");
         let passwd = |uid: u32| format!("root:x:0:0::/root:/bin/sh\nada:x:{uid}:5::/:/bin/sh\n");
         for (uid, found) in [(73_727, false), (73_728, true), (73_827, true), (73_828, false)] {
             assert_eq!(in_passwd(&passwd(uid), range).is_some(), found, "{uid}");
+            assert_eq!(in_passwd(&format!("ada:x:5:{uid}::/:/bin/sh"), range).is_some(), found, "gid {uid}");
+            assert_eq!(in_group(&format!("root:x:0:\nadas:x:{uid}:ada,bob\n"), range).is_some(), found, "group {uid}");
         }
         let subuid = |first: u32, count: u32| format!("ada:{first}:{count}\n");
         for (first, count, found) in
             [(73_000, 728, false), (73_000, 729, true), (73_827, 1, true), (73_828, 9, false), (1, u32::MAX, true)]
         {
-            assert_eq!(in_subuid(&subuid(first, count), range).is_some(), found, "{first} {count}");
+            assert_eq!(in_subids("/etc/subuid", &subuid(first, count), range).is_some(), found, "{first} {count}");
         }
         assert_eq!(in_passwd("no line of passwd\n\n", range), None);
     }

@@ -13,6 +13,7 @@ pub(crate) mod core;
 pub(crate) mod executor;
 pub(crate) mod forge_url;
 pub(crate) mod log_limit;
+pub(crate) mod ownership;
 pub(crate) mod policy;
 pub(crate) mod privileges;
 pub(crate) mod profile;
@@ -106,6 +107,7 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(EX_CONFIG, &error),
     };
     if args.check {
+        config.hints().iter().for_each(|hint| lifecycle::say("forgejo-mcp-supervisor", hint));
         return ExitCode::from(EX_OK);
     }
     match (Uid::effective().is_root(), args.unprivileged) {

@@ -73,7 +73,7 @@ impl InForce {
     }
 
     fn look_at_program(&self) -> Result<(), NotReady> {
-        self.config.look_at_program().map_err(|source| {
+        self.config.look_at_program().map(drop).map_err(|source| {
             let program = self.config.profile.program.clone();
             NotReady::Program { program, source }
         })

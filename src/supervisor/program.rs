@@ -8,6 +8,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use crate::ownership;
+use crate::ownership::{Access, OwnershipError};
+
 /// Why it cannot.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
@@ -21,8 +24,8 @@ pub(crate) enum ProgramError {
     #[error("is not an executable file")]
     NotExecutable,
     /// Somebody else could put another program there.
-    #[error("{0}")]
-    NotRoots(#[from] NotRoots),
+    #[error("is not root's alone: {0}")]
+    NotRoots(#[source] OwnershipError),
 }
 
 impl ProgramError {
@@ -32,44 +35,56 @@ impl ProgramError {
             Self::Missing => libc::ENOENT,
             Self::Unreadable(error) => error.raw_os_error().unwrap_or(libc::EACCES),
             Self::NotExecutable => libc::EACCES,
-            Self::NotRoots(_) => libc::EPERM,
+            Self::NotRoots(error) => error.errno(),
         }
     }
 }
 
-/// Why a file that decides what root does is not root's alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotRoots {
-    /// It belongs to somebody else.
-    #[error("must be owned by root and is owned by uid {0}")]
-    Owner(u32),
-    /// Its group or everybody may write it.
-    #[error("must be writable by root alone, but has mode {0:04o}")]
-    Mode(u32),
+/// Which file the program is: another one under the same path, or one written anew, is another program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    mode: u32,
+}
+
+impl Identity {
+    fn of(meta: &Metadata) -> Self {
+        let modified = (meta.mtime(), meta.mtime_nsec());
+        Self { device: meta.dev(), inode: meta.ino(), modified, mode: meta.mode() }
+    }
+
+    /// Whether everybody may read it. A process of a program that it may run but not read is not dumpable
+    /// (`PR_SET_DUMPABLE(2const)`): its `/proc` belongs to root, and no other process of its uid looks into it.
+    pub(crate) fn is_readable(self) -> bool {
+        self.mode & 0o044 != 0
+    }
 }
 
 /// Looks at the program; `roots` says whether it must be root's alone.
-pub(crate) fn look_at(path: &Path, roots: bool) -> Result<(), ProgramError> {
-    let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
+pub(crate) fn look_at(path: &Path, roots: bool) -> Result<Identity, ProgramError> {
+    let meta = if roots {
+        ownership::open(path, Access::Look)
+            .map_err(|e| if e.is_missing() { ProgramError::Missing } else { ProgramError::NotRoots(e) })?
+            .metadata()
+    } else {
+        std::fs::metadata(path)
+    };
+    let meta = meta.map_err(|e| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ProgramError::Missing,
         _ => ProgramError::Unreadable(e),
     })?;
     if !meta.is_file() || meta.mode() & 0o111 == 0 {
         return Err(ProgramError::NotExecutable);
     }
-    if roots {
-        root_owns(&meta)?;
-    }
-    Ok(())
+    Ok(Identity::of(&meta))
 }
 
-/// Whether only root can change what is there.
-pub(crate) fn root_owns(meta: &Metadata) -> Result<(), NotRoots> {
-    if meta.uid() != 0 {
-        return Err(NotRoots::Owner(meta.uid()));
-    }
-    if meta.mode() & 0o022 != 0 {
-        return Err(NotRoots::Mode(meta.mode() & 0o7777));
-    }
-    Ok(())
+/// Whether it is a script, which its interpreter must be able to read.
+pub(crate) fn is_script(path: &Path) -> bool {
+    let mut start = [0; 2];
+    let read = std::fs::File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut start));
+    read.is_ok() && start == *b"#!"
 }

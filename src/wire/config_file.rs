@@ -80,12 +80,17 @@ pub struct Section {
 impl Section {
     /// Reads the files in order; one that cannot be read or is no TOML is a problem like any other.
     pub fn open(files: &[PathBuf]) -> Self {
+        Self::open_with(files, |file| std::fs::read_to_string(file).map_err(|e| format!("cannot be read: {e}")))
+    }
+
+    /// Like [`Section::open`], with the caller's way of reading a file; its error says what is wrong with that file.
+    pub fn open_with(files: &[PathBuf], read: impl Fn(&Path) -> Result<String, String>) -> Self {
         let problems = Problems::default();
         let mut layers = Vec::new();
         // Also of a file that cannot be read: what is missing is missing in it.
         let named = files.first().cloned().unwrap_or_default();
         for file in files {
-            let parsed = std::fs::read_to_string(file).map_err(|e| format!("cannot be read: {e}")).and_then(|text| {
+            let parsed = read(file).and_then(|text| {
                 Table::from_str(&text).map_err(|e| format!("is not TOML: {}", e.to_string().trim_end()))
             });
             match parsed {

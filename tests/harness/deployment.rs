@@ -591,6 +591,12 @@ pub fn others_may_enter(dir: &Path) -> bool {
     dir.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.mode() & 0o001 != 0))
 }
 
+/// Whether only root may write `path` and every directory above it.
+pub fn is_roots(path: &Path) -> bool {
+    let Ok(path) = path.canonicalize() else { return false };
+    path.ancestors().all(|part| fs::metadata(part).is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0))
+}
+
 /// Debian's libfaketime, if it is installed.
 pub fn faketime() -> Option<PathBuf> {
     let dirs = fs::read_dir("/usr/lib").into_iter().flatten().flatten();

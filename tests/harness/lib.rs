@@ -42,6 +42,20 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// A directory that only root can write, all the way, for tests that run as root: what a supervisor takes its files from.
+/// Below target/ where the checkout is root's, else in /var/lib. For others it is any temporary directory.
+pub fn roots_directory() -> std::io::Result<tempfile::TempDir> {
+    if !nix::unistd::geteuid().is_root() {
+        return tempfile::tempdir();
+    }
+    let here = workspace().join("target/tmp");
+    std::fs::create_dir_all(&here)?;
+    let within = if deployment::is_roots(&here) { here } else { PathBuf::from("/var/lib") };
+    let dir = tempfile::Builder::new().prefix("fmb").tempdir_in(within)?;
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(dir)
+}
+
 /// A free name for the directory of one test, below target/, short enough for sockets and open to the uids of children.
 pub fn scratch(name: &str) -> PathBuf {
     let dir = workspace().join("target/tmp").join(name);

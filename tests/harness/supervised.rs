@@ -52,6 +52,8 @@ pub fn root_or_skip(test: &str) -> bool {
 pub struct Supervised {
     process: Child,
     pub dir: tempfile::TempDir,
+    /// Holds the policy; root's, all the way, where the supervisor is root's.
+    policy: tempfile::TempDir,
     pub log: PathBuf,
     /// The service manager's end, where the test is one.
     manager: Option<UnixDatagram>,
@@ -99,29 +101,37 @@ impl Supervised {
 
     /// Without root, with a program of the test's instead of `/bin/sh`.
     pub fn start_program(program: &Path, script: &str, policy: &str) -> Self {
-        Self::launch_program(program, script, policy, true, Surroundings::default())
+        Self::launch_program(program, &["-c", script], policy, true, Surroundings::default())
+    }
+
+    /// With root, with a program of the test's and its arguments.
+    pub fn start_program_as_root(program: &Path, arguments: &[&str], policy: &str) -> Self {
+        Self::launch_program(program, arguments, policy, false, Surroundings::default())
     }
 
     fn launch(script: &str, policy: &str, unprivileged: bool, surroundings: Surroundings) -> Self {
-        Self::launch_program(Path::new("/bin/sh"), script, policy, unprivileged, surroundings)
+        Self::launch_program(Path::new("/bin/sh"), &["-c", script], policy, unprivileged, surroundings)
     }
 
     fn launch_program(
         child: &Path,
-        script: &str,
+        arguments: &[&str],
         policy: &str,
         unprivileged: bool,
         surroundings: Surroundings,
     ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).expect("chmod");
-        let config = dir.path().join("supervisor.toml");
+        let own = crate::roots_directory().expect("a directory");
+        std::fs::set_permissions(own.path(), PermissionsExt::from_mode(0o755)).expect("chmod");
+        let config = own.path().join("supervisor.toml");
         // Root is nobody's broker.
         let broker = if unprivileged { Uid::effective().as_raw() } else { BROKER };
         let mut text = format!("broker_user = {broker}\n");
         text.push_str("[forgejo]\nurl = \"http://127.0.0.1:1/\"\n");
         writeln!(text, "[child]\nprofile = \"custom\"\nprogram = \"{}\"", child.display()).expect("text");
-        writeln!(text, "arguments = ['-c', '''{script}''']").expect("text");
+        let arguments: Vec<_> = arguments.iter().map(|argument| format!("'''{argument}'''")).collect();
+        writeln!(text, "arguments = [{}]", arguments.join(", ")).expect("text");
         if !policy.contains("[stop]") {
             text.push_str("[stop]\ndrain = \"0s\"\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n");
         }
@@ -176,7 +186,7 @@ impl Supervised {
             panic!("not ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
         }
         let manager = surroundings.watchdog.map(|_| ready);
-        Self { process, dir, log, manager, broker, deaf }
+        Self { process, dir, policy: own, log, manager, broker, deaf }
     }
 
     /// What the service manager is told next that begins so; everything else is passed over.
@@ -193,7 +203,7 @@ impl Supervised {
 
     /// The file that the policy is in.
     pub fn policy(&self) -> PathBuf {
-        self.dir.path().join("supervisor.toml")
+        self.policy.path().join("supervisor.toml")
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -78,7 +78,7 @@ async fn run(options: Options) -> Result<()> {
     let elsewhere = within_reach(&mut config)?;
     if elsewhere.is_some() {
         println!(
-            "   {} lies where only root may go: what runs under other uids is copied to /tmp",
+            "   {} lies where others may not go, or may write: what runs under other uids is copied below /var/lib",
             options.dir.display()
         );
     }
@@ -145,13 +145,17 @@ async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// As root, moves what other uids must reach to a temporary directory if the checkout lies where they may not go.
+/// As root, moves what other uids must reach to a temporary directory if the checkout lies where they may not go, or where
+/// others than root may write.
 fn within_reach(config: &mut DeploymentConfig) -> Result<Option<tempfile::TempDir>> {
-    let reachable = |path: &Path| path.parent().is_some_and(harness::deployment::others_may_enter);
-    if !config.privileged || (reachable(&config.dir) && reachable(&config.child.path)) {
+    let usable = |path: &Path| {
+        use harness::deployment::{is_roots, others_may_enter};
+        path.parent().is_some_and(|dir| others_may_enter(dir) && is_roots(dir))
+    };
+    if !config.privileged || (usable(&config.dir) && usable(&config.child.path)) {
         return Ok(None);
     }
-    let elsewhere = tempfile::Builder::new().prefix("fmb").tempdir()?;
+    let elsewhere = tempfile::Builder::new().prefix("fmb").tempdir_in("/var/lib")?;
     fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o755))?;
     let copied = |from: &Path| -> Result<PathBuf> {
         let to = elsewhere.path().join(from.file_name().unwrap_or_default());
