@@ -141,6 +141,12 @@ fn nonsense_in_the_supervisors_file_is_refused_and_explained() {
             "limits.users.alice: is no number: write the number that Forgejo gave",
         ),
         ("sandbox.read = [\"/nonexistent\"]", "sandbox.read: /nonexistent: No such file"),
+        ("sandbox.seccomp = \"strict\"", "sandbox.seccomp: must be \"deny-list\", \"allow-list\" or \"off\""),
+        ("sandbox.connect_ports = [443, 0]", "sandbox.connect_ports: must be a list of ports from 1 to 65535"),
+        (
+            "child.environment.HTTPS_PROXY = \"http://proxy:99999\"",
+            "child.environment.HTTPS_PROXY: names a proxy with a port that is none",
+        ),
         ("cgroup.root = \"/tmp\"", "cgroup.root: /tmp is no cgroup2 directory"),
         ("cgroup.root = \"/nonexistent\"", "cgroup.root: /nonexistent cannot be looked at"),
         ("caps.children = 5\ncaps.children_per_tenant = 6", "caps.children_per_tenant: one user cannot have 6 of 5"),

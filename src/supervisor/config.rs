@@ -18,6 +18,7 @@ use crate::profile;
 use crate::profile::Profile;
 use crate::program;
 use crate::rlimit::{ChildLimits, LimitsTable};
+use crate::sandbox::policy::SandboxPolicy;
 use crate::uid::UidRange;
 use wire::config_file::{ConfigError, Section};
 
@@ -91,17 +92,6 @@ pub(crate) struct StopLadder {
     pub(crate) term_grace: Duration,
 }
 
-/// What the sandbox adds.
-#[derive(Debug, Clone)]
-pub(crate) struct SandboxPolicy {
-    /// Whether to use Landlock where the kernel has it.
-    pub(crate) landlock: bool,
-    /// Whether to install the seccomp filters.
-    pub(crate) seccomp: bool,
-    /// What a child may read besides the system's directories and its own program.
-    pub(crate) read: Vec<PathBuf>,
-}
-
 impl Config {
     /// Reads the files in order, later ones laid over earlier ones.
     pub(crate) fn load(files: &[PathBuf], unprivileged: bool, purpose: Purpose) -> Result<Self, ConfigError> {
@@ -135,13 +125,7 @@ impl Config {
         let caps = caps(&mut root);
         let limits = LimitsTable::read(&mut root, &profile);
         let ladder = ladder(&mut root);
-        let mut sandbox = root.section("sandbox");
-        let policy = SandboxPolicy {
-            landlock: sandbox.flag("landlock", true),
-            seccomp: sandbox.flag("seccomp", true),
-            read: existing_paths(&mut sandbox, "read"),
-        };
-        sandbox.close();
+        let sandbox = SandboxPolicy::read(&mut root);
         let mut cgroup = root.section("cgroup");
         let cgroup_root = cgroup.optional_path("root");
         if let Some(dir) = &cgroup_root {
@@ -160,7 +144,7 @@ impl Config {
             caps,
             limits,
             stop: ladder,
-            sandbox: policy,
+            sandbox,
             cgroup_root,
         })
     }
@@ -168,6 +152,14 @@ impl Config {
     /// Whether the child program can be run now.
     pub(crate) fn look_at_program(&self) -> Result<program::Identity, program::ProgramError> {
         program::look_at(&self.profile.program, self.uids.is_some())
+    }
+
+    /// The files that a child reads, as far as the policy can know.
+    pub(crate) fn needed_files(&self) -> impl Iterator<Item = &Path> {
+        let program = &self.profile.program;
+        // A script is read by its interpreter; another program is only run.
+        let script = program::is_script(program).then_some(program.as_path());
+        self.profile.files().chain(script).chain(self.sandbox.read.iter().map(PathBuf::as_path))
     }
 
     /// What is worth knowing about a policy without problems.
@@ -321,18 +313,6 @@ fn user(value: Value) -> Result<Uid, String> {
         },
         _ => Err("must be the name of a user or a uid".to_owned()),
     }
-}
-
-fn existing_paths(section: &mut Section, key: &str) -> Vec<PathBuf> {
-    let paths: Vec<PathBuf> = section.texts(key, &[]).into_iter().map(PathBuf::from).collect();
-    for path in &paths {
-        if path.is_relative() {
-            section.complain(key, format!("must hold absolute paths, not `{}`", path.display()));
-        } else if let Err(e) = std::fs::metadata(path) {
-            section.complain(key, format!("{}: {e}", path.display()));
-        }
-    }
-    paths
 }
 
 #[cfg(test)]

@@ -9,7 +9,17 @@ use std::str::FromStr;
 /// The URL as it is written, without slashes at its end: some children take it apart by hand and stumble over one that
 /// was added.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ForgeUrl(String);
+pub(crate) struct ForgeUrl {
+    text: String,
+    port: u16,
+}
+
+impl ForgeUrl {
+    /// The one that it names, else its scheme's (RFC 9110 section 4.2).
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+}
 
 /// What is wrong with it, in words for the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,9 +49,11 @@ impl FromStr for ForgeUrl {
 
     fn from_str(text: &str) -> Result<Self, ForgeUrlError> {
         let (scheme, rest) = text.split_once("://").ok_or(ForgeUrlError::Scheme)?;
-        if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-            return Err(ForgeUrlError::Scheme);
-        }
+        let default_port = match scheme.to_ascii_lowercase().as_str() {
+            "http" => 80,
+            "https" => 443,
+            _ => return Err(ForgeUrlError::Scheme),
+        };
         if rest.contains(['?', '#']) {
             return Err(ForgeUrlError::NotPlain);
         }
@@ -61,10 +73,12 @@ impl FromStr for ForgeUrl {
         if host.is_empty() || (!authority.starts_with('[') && !host.chars().all(is_name)) {
             return Err(ForgeUrlError::Host);
         }
-        if !port.is_empty() {
+        let port = if port.is_empty() {
+            default_port
+        } else {
             let digits = port.strip_prefix(':').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
-            digits.and_then(|digits| digits.parse::<u16>().ok()).filter(|&port| port > 0).ok_or(ForgeUrlError::Port)?;
-        }
+            digits.and_then(|digits| digits.parse().ok()).filter(|&port| port > 0).ok_or(ForgeUrlError::Port)?
+        };
         let is_path = |c: char| c.is_ascii_alphanumeric() || "-._~%!$&'()*+,;=:@/".contains(c);
         if !path.chars().all(is_path) {
             return Err(ForgeUrlError::Character);
@@ -73,13 +87,13 @@ impl FromStr for ForgeUrl {
         if text.ends_with("/api/v1") {
             return Err(ForgeUrlError::Api);
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self { text: text.to_owned(), port })
     }
 }
 
 impl From<ForgeUrl> for String {
     fn from(url: ForgeUrl) -> Self {
-        url.0
+        url.text
     }
 }
 
@@ -89,14 +103,15 @@ mod tests {
 
     #[test]
     fn a_good_url_is_kept_as_it_is_written_but_for_slashes_at_its_end() {
-        for (text, kept) in [
-            ("https://git.example", "https://git.example"),
-            ("http://127.0.0.1:3000/", "http://127.0.0.1:3000"),
-            ("HTTPS://Git.Example:8443/forge/", "HTTPS://Git.Example:8443/forge"),
-            ("http://[::1]:3000", "http://[::1]:3000"),
-            ("https://xn--bcher-kva.example/a%20b", "https://xn--bcher-kva.example/a%20b"),
+        for (text, kept, port) in [
+            ("https://git.example", "https://git.example", 443),
+            ("http://git.example/", "http://git.example", 80),
+            ("http://127.0.0.1:3000/", "http://127.0.0.1:3000", 3000),
+            ("HTTPS://Git.Example:8443/forge/", "HTTPS://Git.Example:8443/forge", 8443),
+            ("http://[::1]:3000", "http://[::1]:3000", 3000),
+            ("https://xn--bcher-kva.example/a%20b", "https://xn--bcher-kva.example/a%20b", 443),
         ] {
-            assert_eq!(text.parse().map(|ForgeUrl(url)| url), Ok(kept.to_owned()), "{text}");
+            assert_eq!(text.parse(), Ok(ForgeUrl { text: kept.to_owned(), port }), "{text}");
         }
     }
 

@@ -200,12 +200,17 @@ async fn run_until_stopped(
 fn assemble(config: Config) -> Result<Executor, (u8, String)> {
     let cgroups = cgroup::Cgroups::open(config.cgroup_root.as_deref()).map_err(|e| (EX_CONFIG, e.to_string()))?;
     let (uids, caps, broker) = (config.uids, config.caps, config.broker);
-    let policy = InForce::new(config).map_err(|e| (EX_SOFTWARE, e.to_string()))?;
+    let policy =
+        InForce::new(config, has_controller(cgroups.as_ref(), "memory")).map_err(|e| (EX_SOFTWARE, e.to_string()))?;
     let isolation = isolation_of(&policy, cgroups.as_ref());
     say_what_is_missing(isolation, cgroups.as_ref());
     let rules = Policy { broker, own: Uid::current(), connections: MAX_SUPERVISOR_CONNECTIONS, caps, isolation };
     let core = Core::new(rules, uids.map(Pool::new), Instant::now());
     Ok(Executor::new(Setup { uids, cgroups }, policy, core))
+}
+
+fn has_controller(cgroups: Option<&cgroup::Cgroups>, name: &str) -> bool {
+    cgroups.is_some_and(|cgroups| cgroups.controllers().iter().any(|have| have == name))
 }
 
 /// What is really in force.
@@ -277,6 +282,12 @@ fn say_what_is_missing(isolation: Isolation, cgroups: Option<&cgroup::Cgroups>) 
                 }
             }
         }
+    }
+    if !has_controller(cgroups, "memory") {
+        warn("memory is not limited: each process has an address space limit, a user's processes together have none");
+    }
+    if lifecycle::cores_can_leave() {
+        warn("a handler of cores behind a pipe gets those of children, with their tokens: set LimitCORE=1 and not 0");
     }
     if !isolation.landlock {
         warn("no Landlock: children can open whatever file modes allow");

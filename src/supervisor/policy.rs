@@ -4,16 +4,18 @@
 //! connect, the range of uids and the cgroup are fixed for the life of the supervisor: leases and directories hang on
 //! them.
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::config::{Config, Purpose};
-use crate::program::ProgramError;
-use crate::sandbox::{Sandbox, SandboxError};
+use crate::program::{Identity, ProgramError};
+use crate::sandbox::{Kernel, Sandbox, SandboxError};
 use crate::spawn;
 use crate::spawn::StartError;
 use wire::config_file::ConfigError;
 use wire::message::StartStep;
+use wire::telemetry::message_id;
 
 /// A policy in force.
 #[derive(Debug)]
@@ -22,6 +24,10 @@ pub(crate) struct InForce {
     pub(crate) config: Config,
     /// Made of it.
     pub(crate) sandbox: Sandbox,
+    /// Whether a cgroup bounds the children's memory.
+    memory_bounded: bool,
+    /// The program as it was last seen.
+    program: Cell<Option<Identity>>,
 }
 
 /// Why a policy does not come into force.
@@ -62,21 +68,52 @@ impl NotReady {
 }
 
 impl InForce {
-    /// Makes what the policy asks for, and says what of the child program is wrong today.
-    pub(crate) fn new(config: Config) -> Result<Self, SandboxError> {
-        let sandbox = Sandbox::new(&config.sandbox, &config.profile.program, spawn::seccomp_works())?;
-        let policy = Self { config, sandbox };
+    /// Makes what the policy asks for, and says what of the child program, and of what it needs, is wrong today.
+    pub(crate) fn new(mut config: Config, memory_bounded: bool) -> Result<Self, SandboxError> {
+        if !memory_bounded {
+            config.limits.bound_address_space(config.profile.usual_address_space);
+        }
+        let kernel = Kernel { landlock_abi: spawn::landlock_abi(), seccomp: spawn::seccomp_works() };
+        let sandbox = Sandbox::new(&config.sandbox, &config.profile, kernel)?;
+        let policy = Self { config, sandbox, memory_bounded, program: Cell::new(None) };
         if let Err(error) = policy.look_at_program() {
             tracing::warn!(reason = "program-unusable", "no child can be started: {error}");
+        }
+        policy.say_what_landlock_lacks();
+        let unreadable = policy.sandbox.unreadable(policy.config.needed_files());
+        if !unreadable.is_empty() {
+            let told: Vec<_> = unreadable.iter().map(|(path, why)| format!("{} {why}", path.display())).collect();
+            tracing::warn!(reason = "unreadable", "children cannot read what they may need: {}", told.join(", "));
         }
         Ok(policy)
     }
 
+    /// Once at start and at each reload; that there is none at all is said with the rest of the isolation.
+    fn say_what_landlock_lacks(&self) {
+        let abi = self.sandbox.landlock_abi();
+        let lacks = match abi {
+            1..=3 => "children connect to any TCP port and occupy free ones, and reach signals and abstract sockets",
+            4..=5 => "children reach signals and abstract sockets",
+            _ => return,
+        };
+        let not_isolated = message_id::NOT_ISOLATED;
+        tracing::warn!(
+            MESSAGE_ID = not_isolated,
+            landlock_abi = abi,
+            "not isolated: this kernel's Landlock is old: {lacks}"
+        );
+    }
+
     fn look_at_program(&self) -> Result<(), NotReady> {
-        self.config.look_at_program().map(drop).map_err(|source| {
+        let found = self.config.look_at_program().map_err(|source| {
             let program = self.config.profile.program.clone();
             NotReady::Program { program, source }
-        })
+        })?;
+        if self.program.replace(Some(found)).is_some_and(|before| before != found) {
+            let program = self.config.profile.program.display();
+            tracing::info!(%program, "the child program was replaced; children that run already are of the old one");
+        }
+        Ok(())
     }
 
     /// Sees whether a child can be started now, and makes Landlock's rules for it; `None`: not done.
@@ -100,6 +137,6 @@ impl InForce {
         config.broker = self.config.broker;
         config.uids = self.config.uids;
         config.cgroup_root.clone_from(&self.config.cgroup_root);
-        Ok(Self::new(config)?)
+        Ok(Self::new(config, self.memory_bounded)?)
     }
 }

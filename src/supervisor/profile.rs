@@ -2,8 +2,8 @@
 //!
 //! Comes out of the policy, is trusted as root's word, and never holds a token.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use crate::forge_url::ForgeUrl;
 use toml::Value;
@@ -20,10 +20,24 @@ pub(crate) struct Profile {
     pub(crate) environment: BTreeMap<String, String>,
     /// The variables that hold the token.
     pub(crate) token_variables: Vec<String>,
+    /// TCP ports that it connects to: Forgejo's, and that of a proxy in its environment.
+    pub(crate) ports: BTreeSet<u16>,
     /// What an address space limit must leave, in bytes: a Go program reserves far more than it uses.
     pub(crate) least_address_space: u64,
+    /// The address space limit of each process where no cgroup bounds memory, in bytes, and the policy says nothing.
+    pub(crate) usual_address_space: u64,
     /// What the cgroup's memory limit must leave, in bytes: with less the program does not even start.
     pub(crate) least_memory: u64,
+}
+
+impl Profile {
+    /// The files that its arguments and variables name, as far as they are there, and what every program reads to reach
+    /// another machine.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        let named = self.arguments.iter().chain(self.environment.values()).map(String::as_str);
+        let common = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl/certs"];
+        named.chain(common).map(Path::new).filter(|path| path.is_absolute() && path.exists())
+    }
 }
 
 struct Preset {
@@ -33,6 +47,7 @@ struct Preset {
     token_variables: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
     least_address_space: u64,
+    usual_address_space: u64,
     least_memory: u64,
 }
 
@@ -46,6 +61,7 @@ const PRESETS: [Preset; 3] = [
         // The Go runtime's soft limit, below the default memory_max, so that it collects before the kernel kills.
         environment: &[("GOMEMLIMIT", "384MiB"), ("GOMAXPROCS", "2")],
         least_address_space: 4 << 30,
+        usual_address_space: 6 << 30,
         // 16 to 18 MiB when idle, 52 with a file of 5 MB.
         least_memory: 32 << 20,
     },
@@ -58,6 +74,7 @@ const PRESETS: [Preset; 3] = [
         token_variables: &["FORGEJO_TOKEN_READ_ONLY"],
         environment: &[("FORGEJO_FLAVOR", "forgejo")],
         least_address_space: 64 << 20,
+        usual_address_space: 2 << 30,
         least_memory: 8 << 20,
     },
     Preset {
@@ -67,6 +84,8 @@ const PRESETS: [Preset; 3] = [
         token_variables: &["FORGEJO_ACCESS_TOKEN"],
         environment: &[],
         least_address_space: 64 << 20,
+        // It may be in Go, or run in Node.
+        usual_address_space: 6 << 30,
         least_memory: 8 << 20,
     },
 ];
@@ -74,6 +93,9 @@ const PRESETS: [Preset; 3] = [
 /// What every child has unless `[child.environment]` says otherwise. It has no home and writes no file.
 const COMMON: [(&str, &str); 4] =
     [("HOME", "/nonexistent"), ("PATH", "/usr/bin:/bin"), ("LANG", "C.UTF-8"), ("TMPDIR", "/nonexistent")];
+
+/// Variables that name a proxy, in capitals or not.
+const PROXIES: [&str; 3] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
 
 /// Reads `[forgejo]` and `[child]`; what is wrong is noted in the sections.
 pub(crate) fn read(root: &mut Section) -> Profile {
@@ -117,6 +139,7 @@ pub(crate) fn read(root: &mut Section) -> Profile {
 
     let mut environment: BTreeMap<String, String> =
         COMMON.iter().chain(preset.environment).map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut ports = BTreeSet::new();
     let mut extras = child.section("environment");
     for name in extras.keys() {
         let checked = variable(Value::String(name.clone()));
@@ -127,17 +150,49 @@ pub(crate) fn read(root: &mut Section) -> Profile {
         if token_variables.contains(&name) || name == url_variable {
             extras.complain(&name, "is set by the supervisor itself");
         }
-        if let Some(value) = value {
-            environment.insert(name, value);
+        let Some(value) = value else { continue };
+        if PROXIES.iter().any(|proxy| name.eq_ignore_ascii_case(proxy)) && !value.is_empty() {
+            match proxy_port(&value) {
+                Ok(port) => drop(ports.insert(port)),
+                Err(what) => extras.complain(&name, what),
+            }
         }
+        environment.insert(name, value);
     }
     extras.close();
     child.close();
     if let Some(url) = url {
+        ports.insert(url.port());
         environment.insert(url_variable, url.into());
     }
-    let Preset { least_address_space, least_memory, .. } = *preset;
-    Profile { program, arguments, environment, token_variables, least_address_space, least_memory }
+    let Preset { least_address_space, usual_address_space, least_memory, .. } = *preset;
+    Profile {
+        program,
+        arguments,
+        environment,
+        token_variables,
+        ports,
+        least_address_space,
+        usual_address_space,
+        least_memory,
+    }
+}
+
+/// The port of a proxy, as the variables of curl(1) name one; the scheme's where it has none.
+fn proxy_port(value: &str) -> Result<u16, String> {
+    let (scheme, rest) = value.split_once("://").unwrap_or(("http", value));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    // An IPv6 address has colons of its own, in brackets.
+    let port = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+    match (port, scheme) {
+        (Some(port), _) => {
+            port.parse().ok().filter(|&port| port > 0).ok_or("names a proxy with a port that is none".to_owned())
+        }
+        (None, "https") => Ok(443),
+        (None, scheme) if scheme.starts_with("socks") => Ok(1080),
+        (None, _) => Ok(80),
+    }
 }
 
 /// A variable's name. `LD_*` is the dynamic linker's, and would turn any program into any other.
@@ -148,4 +203,30 @@ fn variable(value: Value) -> Result<String, String> {
         return Err(format!("`{name}` is no name of a variable"));
     }
     if name.starts_with("LD_") { Err(format!("`{name}` is the dynamic linker's")) } else { Ok(name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_may_connect_to_its_forge_and_its_proxy() {
+        let ports = |text: &str| {
+            let mut root = Section::from_text("s", text);
+            let profile = read(&mut root);
+            (profile.ports.into_iter().collect::<Vec<_>>(), root.finish())
+        };
+        let forge = "[forgejo]\nurl = \"https://git.example\"\n[child.environment]\n";
+        for (variable, expected) in [
+            ("EXTRA = \"http://other.example:1\"", [443].as_slice()),
+            ("HTTPS_PROXY = \"http://user:se%40cret@proxy.example:3128/\"", &[443, 3128]),
+            ("http_proxy = \"proxy.example:8118\"", &[443, 8118]),
+            ("all_proxy = \"socks5h://[2001:db8::1]\"", &[443, 1080]),
+            ("all_proxy = \"\"", &[443]),
+        ] {
+            assert_eq!(ports(&format!("{forge}{variable}\n")), (expected.to_vec(), Ok(())), "{variable}");
+        }
+        let (_, problems) = ports(&format!("{forge}HTTPS_PROXY = \"http://proxy.example:0\"\n"));
+        assert!(problems.is_err_and(|e| e.to_string().contains("child.environment.HTTPS_PROXY: names a proxy")));
+    }
 }

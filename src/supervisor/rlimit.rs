@@ -85,6 +85,16 @@ impl LimitsTable {
         Self { all, users }
     }
 
+    /// Sets `address_space` where it is 0, for a machine without a cgroup that bounds memory: `data` does not count
+    /// shared memory (setrlimit(2)).
+    pub(crate) fn bound_address_space(&mut self, bytes: u64) {
+        for limits in self.users.values_mut().chain([&mut self.all]) {
+            if limits.address_space == 0 {
+                limits.address_space = bytes;
+            }
+        }
+    }
+
     /// The limits of this tenant.
     pub(crate) fn of(&self, tenant: TenantId) -> &ChildLimits {
         self.users.get(&tenant).unwrap_or(&self.all)

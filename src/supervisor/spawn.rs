@@ -250,6 +250,22 @@ pub(crate) fn kill_all_of(uid: ChildUid, sweeper: ChildUid) -> io::Result<()> {
     }
 }
 
+/// The version of the kernel's Landlock interface (`landlock_create_ruleset(2)`); 0 where it is not there or not enabled.
+pub(crate) fn landlock_abi() -> u32 {
+    // linux/landlock.h
+    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the call takes no attributes, makes nothing and answers a number.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    };
+    u32::try_from(version).unwrap_or(0)
+}
+
 /// Whether the kernel takes seccomp filters (`prctl` answers EINVAL where it was built without).
 pub(crate) fn seccomp_works() -> bool {
     // SAFETY: PR_GET_SECCOMP takes no argument and changes nothing.

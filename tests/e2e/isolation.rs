@@ -160,3 +160,16 @@ async fn a_child_cannot_write_files_or_leave_the_cage() {
         assert!(!said.contains(escape), "{said}");
     }
 }
+
+#[tokio::test]
+async fn the_real_child_works_with_the_list_of_allowed_system_calls() {
+    let Some(child) = crate::real_child() else {
+        return skip("allow_list", "no forgejo-mcp: run tests/run, or set FORGEJO_MCP");
+    };
+    let mut config = crate::config("allow_list", child);
+    config.supervisor = "[sandbox]\nseccomp = \"allow-list\"\n".to_owned();
+    let deployment = Deployment::set(config).expect("a deployment");
+    let mut session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+    let said = crate::who(&mut session).await;
+    assert!(said.contains("alice"), "it reaches the forge: {said}");
+}
