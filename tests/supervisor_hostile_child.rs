@@ -44,7 +44,15 @@ fn expected() -> BTreeMap<&'static str, Vec<&'static str>> {
 
 #[tokio::test]
 async fn a_hostile_child_reaches_nothing_outside_its_session() {
-    let test = "a_hostile_child_reaches_nothing_outside_its_session";
+    attack("a_hostile_child_reaches_nothing_outside_its_session", "deny-list").await;
+}
+
+#[tokio::test]
+async fn nor_with_the_list_of_allowed_system_calls() {
+    attack("nor_with_the_list_of_allowed_system_calls", "allow-list").await;
+}
+
+async fn attack(test: &str, list: &str) {
     if !root_or_skip(test) {
         return;
     }
@@ -54,7 +62,10 @@ async fn a_hostile_child_reaches_nothing_outside_its_session() {
     let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
     let program = program(roots.path());
     let first = own_range();
-    let policy = format!("[uids]\nfirst = {first}\ncount = 16\n[sandbox]\nconnect_ports = [{}]\n", port(&forge));
+    let policy = format!(
+        "[uids]\nfirst = {first}\ncount = 16\n[sandbox]\nseccomp = \"{list}\"\nconnect_ports = [{}]\n",
+        port(&forge)
+    );
     let supervised = Supervised::start_program_as_root(&program, &["attack"], &policy);
     // As tempting as it can be: everybody may write there, and connect.
     let open = tempfile::tempdir().expect("a directory");
@@ -103,6 +114,11 @@ async fn a_hostile_child_reaches_nothing_outside_its_session() {
     if hostile.uid == sibling.uid {
         // Names of descriptors; opening one is refused all the same.
         expected.insert("sibling: list fd", vec!["done"]);
+    }
+    if list == "allow-list" {
+        for row in ["make a device", "make a pipe with a name"] {
+            expected.insert(row, vec!["EPERM"]);
+        }
     }
     let wrong: Vec<_> = rows
         .iter()

@@ -1,6 +1,6 @@
 //! Attacks on the kernel and its objects: what outlives the process, what gains rights, what exploits begin with.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::Rows;
 use crate::system_call::{Argument, attempt, call};
@@ -96,8 +96,13 @@ fn rights(row: &mut impl FnMut(&str, String)) {
     row("drop no_new_privs", prctl(libc::PR_SET_NO_NEW_PRIVS, 0));
     row("drop seccomp", prctl(libc::PR_SET_SECCOMP, 0));
     // This very program has the set-user-ID bit, and is root's.
-    let own = std::env::current_exe().and_then(|program| Command::new(program).arg("whoami").output());
-    let uid = own.map_or_else(|e| e.to_string(), |said| String::from_utf8_lossy(&said.stdout).trim().to_owned());
+    let itself = |argument: &str| {
+        std::env::current_exe().and_then(|program| Command::new(program).arg(argument).stderr(Stdio::null()).output())
+    };
+    let ended = itself("i386").map_or_else(|e| e.to_string(), |output| output.status.to_string());
+    row("a call of another architecture", ended.split(" (").next().unwrap_or_default().replace(": ", " "));
+    let uid =
+        itself("whoami").map_or_else(|e| e.to_string(), |said| String::from_utf8_lossy(&said.stdout).trim().to_owned());
     row("run a set-user-ID program: uid", uid);
     let limit = |mut wanted: Vec<u8>| {
         let resource = i64::from(libc::RLIMIT_CORE);

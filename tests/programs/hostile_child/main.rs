@@ -3,6 +3,7 @@
 //!     hostile-child attack    says `ready`, reads one line of targets, and prints a line for each try
 //!     hostile-child victim    says `ready`, and waits for its input to end
 //!     hostile-child crash     says `ready`, reads a line, and crashes with what is in its environment
+//!     hostile-child i386      makes a system call of another architecture
 //!     hostile-child whoami    prints its effective uid
 //!
 //! A line is a name, a colon and `done`, or the error's name. The targets are words such as `stranger=PID`, see [`Targets`].
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
             drop(lines.next());
             system_call::crash();
         }
+        Some("i386") => println!("{}", system_call::of_another_architecture()),
         Some("whoami") => println!("{}", nix::unistd::geteuid()),
         _ => return ExitCode::from(2),
     }
