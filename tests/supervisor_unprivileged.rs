@@ -24,6 +24,13 @@ async fn it_says_that_children_share_a_uid() {
 }
 
 #[tokio::test]
+async fn a_limit_on_cores_that_lets_them_go_to_a_handler_is_said() {
+    let surroundings = Surroundings { no_cores: true, ..Surroundings::default() };
+    let supervised = Supervised::start_in(surroundings, "echo ready; exec cat", "");
+    assert!(supervised.logged().contains("set LimitCORE=1"), "{}", supervised.logged());
+}
+
+#[tokio::test]
 async fn exits_are_told_with_their_status() {
     let supervised = Supervised::start_unprivileged("echo ready; read how; exit $how", "");
     let mut client = Client::connect(&supervised).await;

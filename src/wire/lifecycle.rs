@@ -39,9 +39,9 @@ pub const NO_CORE: u64 = 1;
 /// service manager's socket while there is a descriptor for it. The soft limit of 1024 is for programs that use
 /// select(2), which none of ours does; a child gets limits of its own. Cores would hold secrets, and there are none.
 pub fn begin() {
-    let no_cores = getrlimit(Resource::RLIMIT_CORE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_CORE, hard.min(NO_CORE), hard.min(NO_CORE)));
-    if let Err(error) = no_cores {
+    // A hard limit of 0 is raised where that is allowed; where it is not, it is the least that can be had.
+    let no_cores = setrlimit(Resource::RLIMIT_CORE, NO_CORE, NO_CORE);
+    if let Err(error) = no_cores.or_else(|_| setrlimit(Resource::RLIMIT_CORE, 0, 0)) {
         tracing::warn!(%error, "the limit on cores could not be set");
     }
     let raised = getrlimit(Resource::RLIMIT_NOFILE)

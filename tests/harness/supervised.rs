@@ -68,6 +68,8 @@ pub struct Supervised {
 pub struct Surroundings {
     /// Soft and hard limit on descriptors, as a shell's `ulimit` takes them.
     pub descriptors: Option<(u32, u32)>,
+    /// A hard limit on cores of 0, as `LimitCORE=0` sets it.
+    pub no_cores: bool,
     /// The test plays the service manager, with this `WatchdogSec=`; see [`Supervised::told`].
     pub watchdog: Option<Duration>,
     /// Standard error is a pipe that is full and that nobody reads, until the test takes [`Supervised::deaf`].
@@ -146,15 +148,12 @@ impl Supervised {
         std::fs::set_permissions(&notify, PermissionsExt::from_mode(0o777)).expect("chmod");
         ready.set_read_timeout(Some(TIMEOUT)).expect("timeout");
         let log = dir.path().join("log");
-        let mut command = match surroundings.descriptors {
-            None => Command::new(program("forgejo-mcp-supervisor")),
-            Some((soft, hard)) => {
-                let script = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$@\"");
-                let mut command = Command::new("/bin/sh");
-                command.args(["-c", &script, "sh"]).arg(program("forgejo-mcp-supervisor"));
-                command
-            }
-        };
+        let descriptors =
+            surroundings.descriptors.map(|(soft, hard)| format!("ulimit -Sn {soft}; ulimit -Hn {hard}; "));
+        let cores = if surroundings.no_cores { "ulimit -c 0; " } else { "" };
+        let script = format!("{}{cores}exec \"$@\"", descriptors.unwrap_or_default());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script, "sh"]).arg(program("forgejo-mcp-supervisor"));
         if let Some(watchdog) = surroundings.watchdog {
             command.env("WATCHDOG_USEC", watchdog.as_micros().to_string());
         }
