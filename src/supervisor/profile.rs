@@ -84,8 +84,8 @@ const PRESETS: [Preset; 3] = [
         token_variables: &["FORGEJO_ACCESS_TOKEN"],
         environment: &[],
         least_address_space: 64 << 20,
-        // It may be in Go, or run in Node.
-        usual_address_space: 6 << 30,
+        // It may run in Node, which reserves 10 GiB for each WebAssembly memory and has one in its HTTP client.
+        usual_address_space: 32 << 30,
         least_memory: 8 << 20,
     },
 ];
