@@ -253,11 +253,12 @@ async fn end(
     Extension(caller): Extension<Principal>,
     headers: HeaderMap,
 ) -> Response {
-    let end = || {
+    let end = async {
         endpoint.check_origin(&headers)?;
         let session = endpoint.session(&headers, &caller)?.ok_or_else(Refusal::no_session_id)?;
-        endpoint.0.registry.end(&session, "client-ended");
+        let ended = endpoint.0.registry.end_for_client(&session).await;
+        ended.map_err(|error| endpoint.refuse(&error, Revision::of(&headers)))?;
         Ok(StatusCode::NO_CONTENT.into_response())
     };
-    end().unwrap_or_else(|refusal: Refusal| refusal.into_response())
+    end.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }

@@ -161,20 +161,46 @@ impl Registry {
 
     /// Ends a session: its child is stopped, its stream closed, its record marked. Ending it again does nothing.
     pub(crate) fn end(&self, session: &Arc<Session>, reason: &'static str) {
-        if self.0.sessions.lock().remove(&session.digest).is_none() {
+        if !self.forget(session, reason) {
             return;
         }
-        if let Effect::Stop(bridge) = session.step(Event::Over) {
-            bridge.stop();
-        }
-        session.get_stream.close();
-        info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason, "session ended");
         let (inner, digest, now) = (Arc::clone(&self.0), session.digest, self.0.clock.now());
         self.0.tasks.spawn(async move {
             if let Err(error) = inner.records.end(&digest, reason, now).await {
                 error!(error = %error, "the end of a session could not be stored; it may come back after a restart");
             }
         });
+    }
+
+    /// Ends a session as its client asked for it. Its record is marked first, because the client is told that the session
+    /// has ended and does not end it again: while the store takes nothing, the session goes on and the client is refused.
+    pub(crate) async fn end_for_client(&self, session: &Arc<Session>) -> Result<(), SessionError> {
+        const REASON: &str = "client-ended";
+        let (registry, session) = (self.clone(), Arc::clone(session));
+        // A task of its own: a client that hangs up now must not leave a child to a session that is over.
+        let ending = self.0.tasks.spawn(async move {
+            let inner = &registry.0;
+            inner.records.end(&session.digest, REASON, inner.clock.now()).await.map_err(|e| {
+                error!(session = %id::tag(&session.digest), error = %e, "the end of a session could not be stored");
+                SessionError::Storage
+            })?;
+            registry.forget(&session, REASON);
+            Ok(())
+        });
+        ending.await.map_err(|_| SessionError::ShuttingDown)?
+    }
+
+    /// The part of an end that is about memory and the child; whether the session was there.
+    fn forget(&self, session: &Arc<Session>, reason: &'static str) -> bool {
+        if self.0.sessions.lock().remove(&session.digest).is_none() {
+            return false;
+        }
+        if let Effect::Stop(bridge) = session.step(Event::Over) {
+            bridge.stop();
+        }
+        session.get_stream.close();
+        info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason, "session ended");
+        true
     }
 
     /// Ends all sessions of a grant; how many.

@@ -78,8 +78,11 @@ impl Records for FakeRecords {
         _reason: &'static str,
         _now: UnixTime,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.0.lock().remove(digest);
-        ready(Ok(())).boxed()
+        let checked = self.check();
+        if checked.is_ok() {
+            self.0.lock().remove(digest);
+        }
+        ready(checked).boxed()
     }
 
     fn touch<'a>(&'a self, uses: &'a [(SessionDigest, UnixTime)]) -> BoxFuture<'a, Result<(), StoreError>> {

@@ -4,12 +4,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::session::quota::Caps;
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::http::{Method, StatusCode};
 use serde_json::json;
 use wire::message::Exit;
 
 use crate::tests::sessions::fixture::{
-    Fixture, body, call, caller, caller_with, config, header, initialize, session_of,
+    Fixture, body, call, caller, caller_with, config, header, initialize, request, session_of,
 };
 
 #[tokio::test]
@@ -25,6 +26,27 @@ async fn a_session_that_cannot_be_recorded_is_not_opened_and_its_child_is_stoppe
     assert_eq!(session_of(&response), None);
     child.is_stopped().await;
     assert_eq!(fixture.registry.counts().0, 0);
+}
+
+#[tokio::test]
+async fn a_session_whose_end_cannot_be_stored_goes_on_and_is_gone_after_a_restart_once_it_could() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let end = || request(Method::DELETE, Some(&id)).body(Body::empty()).expect("a request");
+    fixture.records.fail(true);
+    let refused = fixture.send(&alice, end()).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(header(&refused, "retry-after").is_some());
+    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
+    child.answers(json!({})).await;
+    assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK, "nothing has ended");
+    fixture.records.fail(false);
+    assert_eq!(fixture.send(&alice, end()).await.status(), StatusCode::NO_CONTENT);
+    // At the moment of the answer, not some time after it.
+    let next = Fixture::over(config(), fixture.records.clone()).await;
+    assert_eq!(next.registry.counts(), (0, 0));
+    child.is_stopped().await;
 }
 
 #[tokio::test]
