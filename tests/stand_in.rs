@@ -154,7 +154,7 @@ fn all_141_tools_of_the_real_child_are_listed_with_useless_annotations() {
     child.send(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}));
     let answer = child.receive();
     let tools = answer["result"]["tools"].as_array().unwrap();
-    assert_eq!(tools.len(), 141 + 17);
+    assert_eq!(tools.len(), 141 + 19);
     assert!(tools.iter().all(|tool| tool["annotations"]["readOnlyHint"] == false));
 }
 
@@ -239,6 +239,21 @@ fn crash_exits_with_the_code_asked_for() {
     let mut child = StandIn::start(&[]);
     child.call(1, "crash", &json!({"code": 42}));
     assert_eq!(child.code(), Some(42));
+}
+
+#[test]
+fn a_descendant_outlives_its_parent_and_sigterm_until_sigkill() {
+    let mut child = StandIn::start(&[]);
+    child.call(1, "descendant", &json!({}));
+    let answer = child.receive();
+    let pid = answer["result"]["content"][0]["text"].as_str().unwrap().parse().map(Pid::from_raw).unwrap();
+    drop(child);
+    let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there still");
+    while status().contains("SigBlk:\t0000000000000000") {
+        std::thread::yield_now();
+    }
+    kill(pid, Signal::SIGTERM).unwrap();
+    kill(pid, Signal::SIGKILL).expect("it is there still");
 }
 
 #[test]

@@ -6,13 +6,14 @@
 //!
 //! ```text
 //! stand-in-child [--check-token] [--no-init TEXT] [--hang-init] [--slow-init MS] [--ignore-term] [--fast] [--era VERSION]
+//! stand-in-child --linger
 //! ```
 
 #![expect(clippy::exit, reason = "the exit code is what this program is tested for")]
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,6 +40,7 @@ struct Habits {
     slow_init: u64,
     ignore_term: bool,
     fast: bool,
+    linger: bool,
     era: Option<String>,
 }
 
@@ -56,6 +58,7 @@ impl Habits {
                 }
                 "--ignore-term" => habits.ignore_term = true,
                 "--fast" => habits.fast = true,
+                "--linger" => habits.linger = true,
                 "--era" => habits.era = Some(args.next().ok_or("--era needs a version")?),
                 other => return Err(format!("flag provided but not defined: {other}")),
             }
@@ -84,6 +87,8 @@ struct Server {
     habits: Habits,
     forge: ForgeClient,
     in_flight: AtomicUsize,
+    /// Set when standard input is to be read no further.
+    deaf: AtomicBool,
     /// Set once stdin ended or SIGTERM came while a call was in flight: the last call to end takes the program along.
     leaving: Mutex<bool>,
     /// Requests of ours that the client has yet to answer, by id.
@@ -135,6 +140,9 @@ fn main() {
         Ok(habits) => habits,
         Err(reason) => die(2, &reason),
     };
+    if habits.linger {
+        linger();
+    }
     let forge = ForgeClient::from_env();
     if habits.check_token {
         check_token(&forge);
@@ -146,6 +154,7 @@ fn main() {
         habits,
         forge,
         in_flight: AtomicUsize::new(0),
+        deaf: AtomicBool::new(false),
         leaving: Mutex::new(false),
         asked: Mutex::new(HashMap::new()),
     });
@@ -153,6 +162,9 @@ fn main() {
         heed_signals(&server);
     }
     for line in std::io::stdin().lock().lines() {
+        while server.deaf.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
         match line {
             Ok(line) if line.trim().is_empty() => {}
             Ok(line) => heed(&server, &line),
@@ -161,6 +173,16 @@ fn main() {
     }
     server.leave();
     // Only the clinging kind gets here: it now waits for its calls, or for SIGKILL.
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Stays, whatever is asked of it, until SIGKILL.
+fn linger() -> ! {
+    if let Err(error) = SigSet::all().thread_block() {
+        die(1, &format!("cannot block signals: {error}"));
+    }
     loop {
         std::thread::park();
     }

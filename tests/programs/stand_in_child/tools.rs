@@ -1,7 +1,10 @@
 //! The stand-in child's tools: the names of the real child's 141, and a set that exists to misbehave.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use super::Server;
 const GOERN_TOOLS: &str = include_str!("goern_tools.tsv");
 
 /// The tools of this program alone.
-const TEST_TOOLS: [&str; 17] = [
+const TEST_TOOLS: [&str; 19] = [
     "echo",
     "whoami",
     "env",
@@ -21,6 +24,8 @@ const TEST_TOOLS: [&str; 17] = [
     "block",
     "sleep",
     "close_input",
+    "deaf",
+    "descendant",
     "flood",
     "big",
     "crash",
@@ -85,6 +90,18 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
                 std::thread::park();
             }
         }
+        // Reads no further, and never answers.
+        "deaf" => {
+            server.deaf.store(true, Ordering::SeqCst);
+            loop {
+                std::thread::park();
+            }
+        }
+        // A process that heeds neither SIGTERM nor its parent's end and keeps the pipes open; its pid.
+        "descendant" => std::env::current_exe()
+            .and_then(|own| Command::new(own).arg("--linger").process_group(0).spawn())
+            .map(|lingering| text(&lingering.id().to_string()))
+            .map_err(|error| (-32603, error.to_string())),
         // Messages without end or answer, each with so many bytes.
         "flood" => {
             let data = "x".repeat(usize::try_from(number("bytes")).unwrap_or(0));
