@@ -156,6 +156,16 @@ impl Store {
         Ok(Self(Arc::new(inner)))
     }
 
+    /// Lets nothing be noted of accounts and tokens from now on, as on a full disk.
+    #[cfg(test)]
+    pub(crate) async fn refuse_notes(&self) {
+        let refusals = [
+            "CREATE TRIGGER no_account BEFORE UPDATE ON users BEGIN SELECT RAISE(ABORT, 'full'); END",
+            "CREATE TRIGGER no_check BEFORE UPDATE ON upstream_credentials BEGIN SELECT RAISE(ABORT, 'full'); END",
+        ];
+        self.writer().execute_all("refusing notes", refusals.map(sqlx::query)).await.expect("refused from now on");
+    }
+
     /// Writes a consistent copy into a new file of mode 0600, while everything goes on.
     pub(crate) async fn backup_to(&self, to: &Path) -> Result<(), StoreError> {
         copy::backup(&reading(&self.0.path), to).await

@@ -7,7 +7,7 @@
 //! new forge. What is another's is shut out with all that stands on it, and is an alarm.
 //!
 //! While Forgejo is away, a token that was its user's before is used on: it reaches nobody now, and Forgejo is asked
-//! again as soon as it is back. One that never was is not used.
+//! again as soon as it is back. One that never was is not used. While the store takes nothing, Forgejo is asked each time.
 
 use std::time::Duration;
 
@@ -93,7 +93,13 @@ impl Rotation {
                 let at = if verdict == Verdict::LetIn { now } else { UnixTime::from_secs(0) };
                 pause.look_at = (verdict != Verdict::LetIn).then(|| now.plus(ASK_AGAIN));
                 let check = OwnerCheck { token: fingerprint(token), at };
-                inner.store.note_owner_check(&credential.id, check).await?;
+                match inner.store.note_owner_check(&credential.id, check).await {
+                    // It was the user's before, and Forgejo has just said so again: it is asked once more next time.
+                    Err(e) if known.is_some() => {
+                        warn!(tenant = %credential.tenant, error = %e, "Forgejo's word is not kept");
+                    }
+                    noted => noted?,
+                }
                 if known.is_none() && credential.refresh.is_some() {
                     *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
                 }
@@ -172,7 +178,7 @@ impl Rotation {
         if !self.is_the_same(&user).await? {
             return Ok(Verdict::Succeeded(user));
         }
-        inner.store.note_account(user.id, &user.login, user.created, inner.clock.now()).await?;
+        self.note_known(&user).await?;
         Ok(match inner.access.now().verify(&inner.forgejo, &user, access).await {
             Ok(()) => Verdict::LetIn,
             Err(AccessError::NotAdmitted(_)) => Verdict::ShutOut,
@@ -212,6 +218,19 @@ impl Rotation {
                 Ok(change)
             }
             Verdict::LetIn | Verdict::Owned { .. } | Verdict::None | Verdict::Away => Ok(Change::Lost(Vec::new())),
+        }
+    }
+
+    /// Notes what Forgejo says of an account that is the same as before. Where the time of its making is known already,
+    /// nothing but a changed login is lost with it: a store that takes nothing now, on a full disk, keeps nobody out.
+    async fn note_known(&self, user: &ForgejoUser) -> Result<(), StoreError> {
+        let store = &self.0.store;
+        match store.note_account(user.id, &user.login, user.created, self.0.clock.now()).await {
+            Err(e) if store.account(user.id).await?.is_some_and(|account| account.created.is_some()) => {
+                warn!(tenant = %user.id, error = %e, "what Forgejo says of an account is not kept");
+                Ok(())
+            }
+            noted => noted,
         }
     }
 

@@ -161,6 +161,23 @@ async fn while_forgejo_is_away_a_token_that_was_its_users_before_is_used_on() {
 }
 
 #[tokio::test]
+async fn while_the_store_takes_nothing_a_token_that_was_its_users_before_is_used_on_as_forgejo_says() {
+    let scene = Scene::new().await;
+    let grant = scene.personal().await;
+    scene.pass(61);
+    assert!(scene.principals.behind(&grant).await.is_some());
+    scene.store.refuse_notes().await;
+    scene.pass(61);
+    let looks = scene.looks();
+    for asked in 1..3 {
+        assert!(scene.principals.behind(&grant).await.is_some());
+        assert_eq!(scene.looks(), looks + asked, "what is not noted is asked again");
+    }
+    scene.forge.with(|state| state.users.iter_mut().for_each(|user| user.active = false));
+    assert!(scene.principals.behind(&grant).await.is_none());
+}
+
+#[tokio::test]
 async fn a_child_that_dies_at_its_start_has_forgejo_asked_whether_the_token_is_still_good() {
     let mut scene = Scene::new().await;
     let grant = GrantId::new("grant");
