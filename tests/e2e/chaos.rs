@@ -138,8 +138,9 @@ impl Working {
         let (over, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let caller = |login: &str, number| Caller::new(&deployment.url, login, number, ledger);
         let mut tasks = Vec::new();
-        for (n, (login, pair)) in people.users.iter().enumerate() {
-            tasks.push(tokio::spawn(User::new(caller(login, n), pair.clone(), pause).work(Arc::clone(&over))));
+        for ((n, (login, pair)), round) in people.users.iter().enumerate().zip(0..) {
+            let user = User::new(caller(login, n), pair.clone(), round, pause);
+            tasks.push(tokio::spawn(user.work(Arc::clone(&over))));
         }
         for (n, (login, token)) in people.hostile.iter().enumerate() {
             tasks.push(tokio::spawn(hostile::play(caller(login, 500 + n), token.clone(), n, Arc::clone(&calm))));

@@ -41,8 +41,9 @@ pub(crate) struct User {
 }
 
 impl User {
-    pub(crate) fn new(caller: Caller, login: Login, pause: Duration) -> Self {
-        Self { caller, login, session: None, round: 0, pause }
+    /// Begins with the round of this number, so that not all do the same at the same time.
+    pub(crate) fn new(caller: Caller, login: Login, round: u64, pause: Duration) -> Self {
+        Self { caller, login, session: None, round, pause }
     }
 
     /// Calls until it is over, then until once more an answer came, and ends the session.
