@@ -20,6 +20,10 @@ use crate::child::spawner::{Ended, ReadEnd};
 /// How long after the end of its output a child's exit status is waited for, and the other way round.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
 
+/// How long a child that broke the rules may take to be gone. By then the supervisor has told of its own stop, if that is
+/// what closed the pipes.
+const STOPPED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Reads one child's output.
 pub(crate) struct Reader {
     shared: Arc<Shared>,
@@ -79,6 +83,16 @@ impl Reader {
         if exit.is_none() {
             exit = timeout(EXIT_GRACE, &mut ended).await.ok().map(|end| end.unwrap_or(Ended::SupervisorLost));
         }
+        let mut failed: usize = 0;
+        if let (None, false, Some(what)) = (exit, asked, misbehaved) {
+            // It lives on, or its end is told late: pipes close before a busy supervisor says why. Whose doing it was
+            // decides over the session, and only the supervisor knows; whoever waits for an answer need not.
+            self.shared.stop();
+            failed = self.shared.calls.lock().fail_all(&Outcome::Misbehaved(what).explain());
+            self.shared.notify_if_quiet();
+            let told = timeout(STOPPED_WITHIN, &mut ended).await.map(|end| end.unwrap_or(Ended::SupervisorLost));
+            exit = told.ok().filter(|end| *end == Ended::SupervisorLost);
+        }
         // Its standard error explains the end; it is read out first, but not waited for without bound.
         let _ = timeout(EXIT_GRACE, errors).await;
         let outcome = match (asked, exit, misbehaved) {
@@ -89,12 +103,12 @@ impl Reader {
             (false, None, None) => Outcome::Misbehaved("it closed its output"),
         };
         self.shared.stop();
-        let failed = {
+        failed = failed.saturating_add({
             // Under the lock, so that no request enters the table after it was emptied.
             let mut calls = self.shared.calls.lock();
             tell.send_replace(Some(outcome));
             calls.fail_all(&outcome.explain())
-        };
+        });
         self.shared.notify_if_quiet();
         info!(outcome = ?outcome, failed_requests = failed, "child ended");
     }

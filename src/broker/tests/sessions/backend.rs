@@ -136,6 +136,12 @@ impl FakeChild {
         self.stdin = None;
     }
 
+    /// Closes its standard output and error; what becomes of the process is told later.
+    pub(crate) fn closes_its_output(&mut self) {
+        self.stdout = None;
+        self.stderr = None;
+    }
+
     /// Whether the broker has asked for its stop.
     pub(crate) fn is_asked_to_stop(&self) -> bool {
         self.stop_asked.load(Ordering::SeqCst)

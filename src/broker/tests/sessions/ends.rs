@@ -150,3 +150,22 @@ async fn with_respawn_the_session_outlives_its_child_until_it_falls_too_often() 
     child.ends(Exit::Signal(9));
     until_unknown(&fixture, &alice, &id).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_child_whose_pipes_close_before_a_busy_supervisor_tells_of_its_own_stop_takes_no_session_along() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
+    child.hears().await.expect("the call");
+    child.closes_its_output();
+    // Whoever waits is answered at once, before anybody knows whose doing it was.
+    assert!(body(calling.await.expect("no panic")).await["error"]["message"].is_string());
+    assert!(child.is_asked_to_stop());
+    child.loses_the_supervisor();
+    let calling = fixture.posting(&alice, Some(&id), call(2, "x"));
+    let mut next = fixture.child().await;
+    next.comes_up().await;
+    next.answers(json!({})).await;
+    assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK, "the session goes on");
+}
