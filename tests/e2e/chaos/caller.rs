@@ -52,7 +52,7 @@ impl Caller {
             let response = post(&self.http, &self.url, token, session, message).await.map_err(drop)?;
             answered(response).await
         };
-        self.in_time(&format!("{}: {}", self.login, method(message)), exchange).await
+        self.in_time(&format!("{}: {}", self.login, method(message)), message.to_string().len(), exchange).await
     }
 
     /// Ends a session; the broker's word that it is ended is a promise.
@@ -62,7 +62,7 @@ impl Caller {
             let request = request.header("mcp-session-id", session).header("mcp-protocol-version", "2025-06-18");
             answered(request.send().await.map_err(drop)?).await
         };
-        let outcome = self.in_time(&format!("{}: DELETE", self.login), exchange).await;
+        let outcome = self.in_time(&format!("{}: DELETE", self.login), 0, exchange).await;
         if let Outcome::Answered(Answered { status: 204, .. }) = outcome {
             self.ledger.count("session ended by its client");
             self.ledger.promise(Promise::Ended { token: token.to_owned(), session: session.to_owned() });
@@ -76,7 +76,7 @@ impl Caller {
             let request = self.http.post(format!("{}{path}", self.url)).form(form);
             answered(request.send().await.map_err(drop)?).await
         };
-        self.in_time(&format!("{}: {path}", self.login), exchange).await
+        self.in_time(&format!("{}: {path}", self.login), 0, exchange).await
     }
 
     /// Posts JSON to one of the broker's OAuth endpoints.
@@ -85,7 +85,7 @@ impl Caller {
             let request = self.http.post(format!("{}{path}", self.url)).json(body);
             answered(request.send().await.map_err(drop)?).await
         };
-        self.in_time(&format!("{}: {path}", self.login), exchange).await
+        self.in_time(&format!("{}: {path}", self.login), 0, exchange).await
     }
 
     /// Tries to open a session.
@@ -104,7 +104,7 @@ impl Caller {
         }
     }
 
-    async fn in_time(&self, what: &str, exchange: impl Future<Output = Result<Answered, ()>>) -> Outcome {
+    async fn in_time(&self, what: &str, bytes: usize, exchange: impl Future<Output = Result<Answered, ()>>) -> Outcome {
         let begun = Instant::now();
         let mut exchange = std::pin::pin!(exchange);
         let outcome = loop {
@@ -118,7 +118,7 @@ impl Caller {
                 Err(_) => {}
             }
         };
-        self.ledger.over(begun, what, &outcome);
+        self.ledger.over(begun, what, &outcome, bytes);
         outcome
     }
 }

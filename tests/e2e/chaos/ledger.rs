@@ -15,6 +15,9 @@ pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a request may take beyond it: the look at its token, a place among the connections, a busy machine.
 const SLACK: Duration = Duration::from_secs(15);
 
+/// Bodies above this do not fit into a connection's buffers.
+const LARGE: usize = 64 << 10;
+
 /// Something of the broker's that must outlast everything.
 #[derive(Clone)]
 pub(crate) enum Promise {
@@ -160,13 +163,16 @@ impl Ledger {
     }
 
     /// Notes how a request ended that began then.
-    pub(crate) fn over(&self, begun: Instant, what: &str, outcome: &Outcome) {
+    pub(crate) fn over(&self, begun: Instant, what: &str, outcome: &Outcome, bytes: usize) {
         if matches!(outcome, Outcome::Lost) {
             let since = |away: &Away| away.until.is_none_or(|until| until >= begun);
             let why: Vec<Why> = self.0.lock().away.iter().filter(|away| since(away)).map(|away| away.why).collect();
             match why.first() {
                 Some(Why::Killed) => self.count("connection lost with a killed broker"),
                 Some(Why::Restarted) => self.count("connection lost with a restarted broker"),
+                // Refused before it was read: the connection is closed on the rest, and may take the refusal along
+                // (RFC 9112 section 9.6).
+                None if bytes > LARGE => self.count("connection lost with a large body"),
                 None => self.broken(format!("{what}: the connection was lost, and no broker was stopped")),
             }
         }
@@ -205,9 +211,9 @@ fn a_session_that_is_lost_without_a_killed_child_and_a_connection_lost_without_a
     ledger.lost_session("alice", 404);
     let begun = Instant::now();
     drop(ledger.broker_away(Why::Restarted));
-    ledger.over(begun, "a call", &Outcome::Lost);
+    ledger.over(begun, "a call", &Outcome::Lost, 0);
     assert_eq!(ledger.report().1, Vec::<String>::new());
     ledger.lost_session("alice", 404);
-    ledger.over(Instant::now(), "a call", &Outcome::Lost);
+    ledger.over(Instant::now(), "a call", &Outcome::Lost, 0);
     assert_eq!(ledger.report().1.len(), 2);
 }
