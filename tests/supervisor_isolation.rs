@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::supervised::{Client, Supervised, TOKEN, gone, own_range, root_or_skip, runs};
+use harness::supervised::{Client, Supervised, TOKEN, gone, own_range, root_or_skip, runs, watch};
 use nix::sys::signal::Signal;
 use wire::message::{Exit, Refusal, Reply};
 
@@ -120,12 +120,9 @@ async fn nobody_but_the_child_reads_its_token() {
     assert_eq!(stranger.line().await, "denied", "another user's child");
     let nobody = Command::new("/bin/cat").arg(format!("/proc/{}/environ", victim.pid)).uid(65_534).output();
     assert!(!nobody.expect("cat").status.success());
-    if client.isolation.landlock {
-        let mut sibling = client.spawn(1).await;
-        assert_eq!(sibling.uid, victim.uid);
-        sibling.tell(&victim.pid.to_string()).await;
-        assert_eq!(sibling.line().await, "denied", "another session of the same user");
-    }
+    let mut sibling = client.spawn(1).await;
+    sibling.tell(&victim.pid.to_string()).await;
+    assert_eq!(sibling.line().await, "denied", "another session of the same user");
 }
 
 #[tokio::test]
@@ -278,8 +275,10 @@ async fn a_cgroup_holds_each_child_and_all_that_it_starts_and_is_removed() {
     let kept: u32 = two.line().await.parse().expect("a pid");
     let cgroup = one.proc("cgroup");
     assert!(cgroup.lines().any(|l| l.starts_with("0::") && l.contains("/tenant-1/child-1")), "{cgroup}");
+    let watched = watch(left);
     client.stop(&mut one).await;
-    assert!(!runs(left), "what a child started in a session of its own dies with it");
+    // What a child started in a session of its own dies with it.
+    gone(watched).await;
     assert!(runs(two.pid) && runs(kept), "its user's other child lives");
     client.stop(&mut two).await;
     assert!(supervised.kill(Signal::SIGTERM).success());

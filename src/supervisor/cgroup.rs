@@ -8,8 +8,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::Pid;
-
 use crate::rlimit::ChildLimits;
 use crate::spawn;
 use wire::message::{ChildId, TenantId};
@@ -90,19 +88,6 @@ impl Cgroups {
         Ok(leaf)
     }
 
-    /// The processes that the tenant's cgroup holds, all below it included; `None` where it cannot be asked.
-    pub(crate) fn held(&self, tenant: TenantId) -> Option<Vec<Pid>> {
-        let dir = self.tenant(tenant);
-        let events = fs::read_to_string(dir.join("cgroup.events")).ok()?;
-        if events.lines().find_map(|line| line.strip_prefix("populated "))? == "0" {
-            return Some(Vec::new());
-        }
-        let all = std::iter::once(dir.clone()).chain(children_of(&dir));
-        let held: Vec<_> = all.flat_map(|dir| procs_in(&dir)).collect();
-        // Populated by what is in no list (a thread that is just ending): /proc has the last word.
-        (!held.is_empty()).then_some(held)
-    }
-
     /// Removes the tenant's directory with all below it, as far as no process is left there.
     pub(crate) fn remove(&self, tenant: TenantId) -> bool {
         remove_tree(&self.tenant(tenant))
@@ -125,13 +110,10 @@ impl Leaf {
         OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))
     }
 
-    /// Kills all that is in it at once, also what left the child's process group. Names what was there, so that its
-    /// end can be awaited.
-    pub(crate) fn kill(&self) -> Vec<Pid> {
-        let procs = procs_in(&self.dir);
-        // Fails only before Linux 5.14; then the uid's cleaning is what kills.
-        let _ = fs::write(self.dir.join("cgroup.kill"), "1");
-        procs
+    /// Kills all that is in it at once, also what left the child's process group; not a process whose first thread has
+    /// ended. Fails before Linux 5.14.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        fs::write(self.dir.join("cgroup.kill"), "1")
     }
 }
 
@@ -140,11 +122,6 @@ impl Drop for Leaf {
         // Refused while a process is left; the tenant's directory is removed with all below it later.
         let _ = fs::remove_dir(&self.dir);
     }
-}
-
-fn procs_in(dir: &Path) -> Vec<Pid> {
-    let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    procs.lines().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {

@@ -1,6 +1,7 @@
-//! Attends one child from its start to its end: the stop ladder, and reaping.
+//! Attends one child from its fork to its end: whether it becomes its program in time, and the stop ladder.
 //!
-//! Trusts nothing of the child: it may ignore the end of its input and SIGTERM, and leave processes behind.
+//! Trusts nothing of the child: it may be held before it is its program, ignore the end of its input and SIGTERM, and
+//! leave processes behind.
 
 use std::time::Duration;
 
@@ -10,9 +11,16 @@ use tokio::sync::watch;
 use crate::cgroup::Leaf;
 use crate::config::StopLadder;
 use crate::core::StopStep;
-use crate::spawn::RunningChild;
-use crate::sweep;
-use wire::message::Exit;
+use crate::reaper::RunningChild;
+use crate::spawn::{ExecNews, StartError};
+use wire::message::{Exit, StartStep};
+
+/// From fork to exec: a millisecond is usual, and a busy machine or a program on a slow disk may take longer. What takes
+/// as long as this is held: in its cgroup's CPU limit, or by a file system that does not answer.
+const EXEC_DEADLINE: Duration = Duration::from_secs(2);
+/// What it may take to go when it is killed on its way, before the broker is answered all the same. It never runs
+/// anything any more then.
+const KILLED_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How far a child is down the ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,30 +33,57 @@ pub(crate) enum StopOrder {
     Kill,
 }
 
-/// Follows the `stop_orders` and returns how the child ended, when it is reaped and its cgroup is empty.
+/// Waits until the child runs its program; one that does not in time, or is to be stopped before, is killed.
+pub(crate) async fn await_exec(
+    news: &mut ExecNews,
+    child: &mut RunningChild,
+    stop_orders: &mut watch::Receiver<StopOrder>,
+) -> Result<(), StartError> {
+    let given_up = |what, errno| Err(StartError { step: StartStep::Exec, what, errno });
+    let outcome = tokio::select! {
+        biased;
+        outcome = news.outcome() => outcome,
+        _ = stop_orders.wait_for(|order| *order != StopOrder::Run) => {
+            given_up("running the program before it was to be stopped", libc::ECANCELED)
+        }
+        () = tokio::time::sleep(EXEC_DEADLINE) => given_up("running the program in time", libc::ETIMEDOUT),
+    };
+    if outcome.is_err() {
+        child.kill();
+        let _ = tokio::time::timeout(KILLED_DEADLINE, child.ended()).await;
+    }
+    outcome
+}
+
+/// Follows the `stop_orders` and returns how the child ended, when it is reaped and its cgroup's other processes are
+/// killed.
 pub(crate) async fn attend(
-    child: RunningChild,
+    child: &mut RunningChild,
     leaf: Option<Leaf>,
     ladder: StopLadder,
-    stop_order: watch::Receiver<StopOrder>,
+    stop_orders: watch::Receiver<StopOrder>,
 ) -> Exit {
-    if !run_ladder(&child, ladder, stop_order).await {
-        child.signal(Signal::SIGKILL);
-        if let Some(leaf) = &leaf {
-            leaf.kill();
-        }
-        // SIGKILL cannot be refused; a process that hangs in the kernel is waited for as long as it takes.
-        let _ = child.ended().await;
+    if !run_ladder(child, ladder, stop_orders).await {
+        child.kill();
+        kill_leaf(leaf.as_ref());
     }
+    // SIGKILL cannot be refused; a process that hangs in the kernel is waited for as long as it takes.
+    let exit = child.ended().await;
     // What it left behind goes with it.
-    let left = leaf.as_ref().map(Leaf::kill).unwrap_or_default();
-    let exit = child.reap().unwrap_or(Exit::Signal(0));
-    sweep::gone(left, Duration::from_secs(1)).await;
+    kill_leaf(leaf.as_ref());
     exit
 }
 
+/// Kills what is in the child's cgroup. Where the child has a uid of its own, whether anything is left is not decided
+/// here but by the uid, which says more ([`sweep`](super::sweep)).
+fn kill_leaf(leaf: Option<&Leaf>) {
+    if let Some(Err(error)) = leaf.map(Leaf::kill) {
+        tracing::error!(%error, "killing all that is in a child's cgroup failed");
+    }
+}
+
 /// The rungs short of SIGKILL; whether the child has ended.
-async fn run_ladder(child: &RunningChild, ladder: StopLadder, mut stop_order: watch::Receiver<StopOrder>) -> bool {
+async fn run_ladder(child: &mut RunningChild, ladder: StopLadder, mut stop_order: watch::Receiver<StopOrder>) -> bool {
     let stop = tokio::select! {
         _ = child.ended() => return true,
         // A sender that is gone means that the supervisor is ending.

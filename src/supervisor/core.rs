@@ -57,13 +57,13 @@ pub(crate) enum Event {
     Backlogged(ConnId),
     /// The connection is closed.
     Gone(ConnId),
-    /// The child of [`Effect::Start`] runs, with this pid.
+    /// The child of [`Effect::Start`] runs its program, with this pid.
     Started(ChildId, u32),
-    /// It could not be started.
+    /// It could not be started, and is not there any more.
     NotStarted(ChildId, StartStep, i32),
     /// A child ended and was reaped.
     Ended(ChildId, Exit),
-    /// The cleaning of [`Effect::Vacate`] or [`Effect::Clean`] is over; `true` if nothing is left under the uid.
+    /// Nothing is left under the uid of [`Effect::Clean`]; with `false`, that takes too long, and is tried on.
     Cleaned(ChildUid, bool),
     /// The supervisor is to stop: say so, and let what runs go on for the grace.
     Drain,
@@ -106,10 +106,11 @@ pub(crate) enum Effect {
     Start(Box<StartOrder>),
     /// Begin the stop ladder of a child.
     Stop(ChildId, StopStep),
-    /// The tenant has no child left: remove its cgroup; clean the uid, if it had one, and report [`Event::Cleaned`].
-    Vacate(TenantId, Option<ChildUid>),
-    /// Try again to clean a uid and report [`Event::Cleaned`].
+    /// A lease is over: kill all that is left under the uid and report [`Event::Cleaned`]. If that is being done
+    /// already, try again at once.
     Clean(ChildUid),
+    /// The tenant has no child left: remove its cgroup.
+    Vacate(TenantId),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +129,8 @@ struct Child {
     ticket: Ticket,
     tenant: TenantId,
     uid: Option<ChildUid>,
+    /// It runs its program and its connection knows its number.
+    started: bool,
     stopping: bool,
 }
 
@@ -199,12 +202,12 @@ impl Core {
         self.policy.isolation = isolation;
     }
 
-    /// Notes at start that something runs under a uid of the range; returns the effect that cleans it.
-    pub(crate) fn found_dirty(&mut self, uid: ChildUid) -> Effect {
+    /// Notes at start that something runs under these uids of the range; returns the effects that clean them.
+    pub(crate) fn found_dirty(&mut self, uids: &[ChildUid]) -> Vec<Effect> {
         if let Some(pool) = &mut self.pool {
-            pool.found_dirty(uid);
+            pool.found_dirty(uids);
         }
-        Effect::Clean(uid)
+        uids.iter().copied().map(Effect::Clean).collect()
     }
 
     /// Whether the supervisor was told to stop and nothing is left to wait for.
@@ -295,15 +298,15 @@ impl Core {
                     }
                     Err(refusal) => {
                         let mut effects = vec![Effect::Send(conn, Reply::Refused { ticket, refusal })];
-                        if let (Refusal::NoFreeUid { .. }, Some(pool)) = (refusal, &mut self.pool) {
-                            effects.extend(pool.retry_quarantine().into_iter().map(Effect::Clean));
+                        if let (Refusal::NoFreeUid { .. }, Some(pool)) = (refusal, &self.pool) {
+                            effects.extend(pool.quarantined().map(Effect::Clean));
                         }
                         effects
                     }
                 }
             }
             (Phase::Ready, Request::Stop { ticket, child }) => match self.children.get_mut(&child) {
-                Some(entry) if entry.conn == conn => {
+                Some(entry) if entry.conn == conn && entry.started => {
                     let mut effects = vec![Effect::Send(conn, Reply::Stopping { ticket })];
                     if !std::mem::replace(&mut entry.stopping, true) {
                         effects.push(Effect::Stop(child, StopStep::Eof));
@@ -345,26 +348,29 @@ impl Core {
         }
         let uid = match &mut self.pool {
             None => None,
-            Some(pool) => Some(pool.lease(tenant).ok_or(Refusal::NoFreeUid { retry_after_ms: RETRY_UID_MS })?),
+            Some(pool) => Some(pool.lease().ok_or(Refusal::NoFreeUid { retry_after_ms: RETRY_UID_MS })?),
         };
         self.bucket_full_at = full_at + interval;
         let child = ChildId(self.next_child);
         self.next_child += 1;
-        self.children.insert(child, Child { conn, ticket, tenant, uid, stopping: false });
+        self.children.insert(child, Child { conn, ticket, tenant, uid, started: false, stopping: false });
         Ok((child, uid))
     }
 
     fn started(&mut self, id: ChildId, pid: u32) -> Vec<Effect> {
-        let Some(child) = self.children.get(&id) else { return Vec::new() };
+        let Some(child) = self.children.get_mut(&id) else { return Vec::new() };
+        child.started = true;
         let uid = child.uid.map_or(self.policy.own.as_raw(), ChildUid::get);
         vec![Effect::Send(child.conn, Reply::Spawned { ticket: child.ticket, child: id, pid, uid })]
     }
 
     fn not_started(&mut self, id: ChildId, step: StartStep, errno: i32) -> Vec<Effect> {
         let Some(child) = self.children.remove(&id) else { return Vec::new() };
-        let refusal = Refusal::StartFailed { step, errno };
+        // The grace was over before it was made.
+        let cut_short = child.stopping && self.draining;
+        let refusal = if cut_short { Refusal::ShuttingDown } else { Refusal::StartFailed { step, errno } };
         let mut effects = vec![Effect::Send(child.conn, Reply::Refused { ticket: child.ticket, refusal })];
-        effects.extend(self.vacate(child.tenant));
+        effects.extend(self.end_lease(&child));
         effects
     }
 
@@ -374,17 +380,22 @@ impl Core {
         if self.conns.get(&child.conn) == Some(&Phase::Ready) {
             effects.push(Effect::Send(child.conn, Reply::Exited { child: id, exit }));
         }
-        effects.extend(self.vacate(child.tenant));
-        effects.extend(self.when_drained());
+        effects.extend(self.end_lease(&child));
         effects
     }
 
-    /// Ends the tenant's lease if it has no child left.
-    fn vacate(&mut self, tenant: TenantId) -> Option<Effect> {
-        if self.children.values().any(|child| child.tenant == tenant) {
-            return None;
+    /// Gives back what a child had that is not there any more.
+    fn end_lease(&mut self, child: &Child) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if let (Some(uid), Some(pool)) = (child.uid, &mut self.pool) {
+            pool.release(uid);
+            effects.push(Effect::Clean(uid));
         }
-        Some(Effect::Vacate(tenant, self.pool.as_mut().and_then(|pool| pool.release(tenant))))
+        if !self.children.values().any(|other| other.tenant == child.tenant) {
+            effects.push(Effect::Vacate(child.tenant));
+        }
+        effects.extend(self.when_drained());
+        effects
     }
 
     fn stop_all(&mut self, step: StopStep, which: impl Fn(&Child) -> bool) -> Vec<Effect> {

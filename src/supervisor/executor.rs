@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,13 +17,14 @@ use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use crate::cgroup::Cgroups;
-use crate::children::{StopOrder, attend};
+use crate::children::{StopOrder, attend, await_exec};
 use crate::core::{ConnId, Core, Effect, Event, StartOrder};
 use crate::log_limit::{Line, LogLimit};
 use crate::policy::InForce;
+use crate::reaper::Reaper;
 use crate::spawn;
-use crate::spawn::{Launch, StartError};
-use crate::sweep;
+use crate::spawn::{HalfMade, Launch, Pipes, StartError};
+use crate::sweep::Sweeper;
 use crate::uid::{ChildUid, UidRange};
 use wire::codec;
 use wire::message::MAX_QUEUED_REPLIES;
@@ -63,7 +65,7 @@ struct Running {
     stop_order: watch::Sender<StopOrder>,
     tenant: TenantId,
     label: Label,
-    pid: u32,
+    pid: i32,
     since: Instant,
 }
 
@@ -82,6 +84,11 @@ struct State {
 pub(crate) struct Executor {
     setup: Rc<Setup>,
     state: Rc<RefCell<State>>,
+    reaper: Reaper,
+    /// `None` where children keep the supervisor's uid.
+    sweeper: Option<Sweeper>,
+    /// Removals of cgroups that are under way.
+    vacating: Rc<Cell<usize>>,
     idle: Rc<Notify>,
     changed: Rc<Notify>,
 }
@@ -92,7 +99,16 @@ impl Executor {
         let policy = Rc::new(policy);
         let log_limit = LogLimit::default();
         let state = State { core, policy, conns: HashMap::new(), next_conn: 1, children: HashMap::new(), log_limit };
-        Self { setup: Rc::new(setup), state: Rc::new(RefCell::new(state)), idle: Rc::default(), changed: Rc::default() }
+        let sweeper = setup.uids.map(Sweeper::new);
+        Self {
+            setup: Rc::new(setup),
+            state: Rc::new(RefCell::new(state)),
+            reaper: Reaper::default(),
+            sweeper,
+            vacating: Rc::default(),
+            idle: Rc::default(),
+            changed: Rc::default(),
+        }
     }
 
     /// The policy that the next child is started with.
@@ -139,14 +155,21 @@ impl Executor {
         self.state.borrow().conns.len()
     }
 
-    /// Kills and cleans what an earlier supervisor left in the range.
-    pub(crate) fn clean_range(&self) {
-        let Some(range) = self.setup.uids else { return };
-        for uid in sweep::dirty(range) {
-            tracing::warn!(uid = uid.get(), "something still runs under a uid of the range; it is killed");
-            let effect = self.state.borrow_mut().core.found_dirty(uid);
-            self.carry_out(VecDeque::from([effect]));
+    /// Begins to reap, and kills what an earlier supervisor left in the range. Before the first child.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        let sweeper = self.sweeper.clone();
+        self.reaper.begin(move |uid| {
+            if let Some(sweeper) = &sweeper {
+                sweeper.nudge(uid);
+            }
+        })?;
+        let dirty = self.sweeper.as_ref().map(Sweeper::dirty).unwrap_or_default();
+        if !dirty.is_empty() {
+            tracing::warn!(uids = dirty.len(), "something still runs under uids of the range; it is killed");
         }
+        let effects = self.state.borrow_mut().core.found_dirty(&dirty);
+        self.carry_out(effects.into());
+        Ok(())
     }
 
     /// Takes in a new connection; its task sends what comes into the outbox.
@@ -175,7 +198,7 @@ impl Executor {
         self.carry_out(effects.into());
     }
 
-    /// Waits until the core is drained and every connection has its goodbye.
+    /// Waits until the core is drained, every connection has its goodbye, and the cgroups are gone.
     pub(crate) async fn idle(&self) {
         loop {
             // Created before the look, so that a ring in between is not missed.
@@ -189,7 +212,7 @@ impl Executor {
 
     fn is_idle(&self) -> bool {
         let state = self.state.borrow();
-        state.core.drained() && state.conns.is_empty()
+        state.core.drained() && state.conns.is_empty() && self.vacating.get() == 0
     }
 
     /// Ends all graces.
@@ -217,12 +240,12 @@ impl Executor {
                     }
                     None
                 }
-                Effect::Vacate(tenant, uid) => {
-                    self.vacate(Some(tenant), uid);
+                Effect::Clean(uid) => {
+                    self.clean(uid);
                     None
                 }
-                Effect::Clean(uid) => {
-                    self.vacate(None, Some(uid));
+                Effect::Vacate(tenant) => {
+                    self.vacate(tenant);
                     None
                 }
             };
@@ -279,28 +302,25 @@ impl Executor {
         outbox.changed.notify_one();
     }
 
-    /// Starts a child and tells the core and the broker.
+    /// Forks a child and leaves it to a task of its own, which tells the core and the broker how it gets on.
     fn start(&self, order: StartOrder) -> Vec<Effect> {
         let StartOrder { child: id, tenant, label, token, uid } = order;
         let policy = self.policy();
         let config = &policy.config;
         let limits = config.limits_of(tenant);
-        let not_started = |error: &dyn Display, StartError { step, errno }| {
-            if let Some(Line { left_out }) = self.may_log("not-started") {
-                tracing::error!(%tenant, %label, ?step, errno, %error, left_out, "a child could not be started");
-            }
-            self.step(Event::NotStarted(id, step, errno))
-        };
         let ruleset = match policy.prepare() {
             Ok(ruleset) => ruleset,
-            Err(error) => return not_started(&error, error.start_error()),
+            Err(error) => {
+                let start_error = error.start_error();
+                return self.step(self.not_started(id, tenant, &label, start_error, &error));
+            }
         };
-        let started = (|| {
-            let at_cgroup = StartError::at(StartStep::Cgroup);
+        let forked = (|| {
+            let at_cgroup = StartError::at(StartStep::Cgroup, "making the tenant's cgroup");
             let leaf = self.setup.cgroups.as_ref().map(|cgroups| cgroups.leaf(tenant, id, limits));
             let leaf = leaf.transpose().map_err(&at_cgroup)?;
             let procs = leaf.as_ref().map(super::cgroup::Leaf::procs).transpose().map_err(&at_cgroup)?;
-            let (child, pipes) = spawn::start(Launch {
+            let half_made = spawn::start(&Launch {
                 profile: &config.profile,
                 token: &token,
                 uid,
@@ -309,30 +329,44 @@ impl Executor {
                 ruleset,
                 filters: Arc::clone(&policy.sandbox.filters),
             })?;
-            Ok::<_, StartError>((leaf, child, pipes))
+            Ok((leaf, half_made))
         })();
-        let (leaf, child, pipes) = match started {
-            Ok(started) => started,
-            Err(error) => return not_started(&error, error),
+        let (leaf, HalfMade { pid, pipes, mut news }) = match forked {
+            Ok(forked) => forked,
+            Err(error) => return self.step(self.not_started(id, tenant, &label, error, &error)),
         };
-        let pid = child.pid();
-        let uid = uid.map(ChildUid::get);
-        tracing::info!(MESSAGE_ID = message_id::CHILD_STARTED, %tenant, %label, uid, child_pid = pid, "child started");
-        let (stop_order, stop_orders) = watch::channel(StopOrder::Run);
-        let running = Running { stop_order, tenant, label, pid, since: Instant::now() };
+        let mut child = self.reaper.attend(pid);
+        let (stop_order, mut stop_orders) = watch::channel(StopOrder::Run);
+        let running = Running { stop_order, tenant, label, pid: pid.as_raw(), since: Instant::now() };
         self.state.borrow_mut().children.insert(id, running);
         let (executor, ladder) = (self.clone(), config.stop);
         tokio::task::spawn_local(async move {
-            let exit = attend(child, leaf, ladder, stop_orders).await;
+            if let Err(error) = await_exec(&mut news, &mut child, &mut stop_orders).await {
+                drop(leaf);
+                return executor.failed(id, error);
+            }
+            drop(news);
+            executor.started(id, uid, pipes);
+            let exit = attend(&mut child, leaf, ladder, stop_orders).await;
             // A stop whose signal came at the same time is heard first: the signal is looked for before this goes on, so
             // that its announcement comes before this end.
             tokio::task::yield_now().await;
             executor.ended(id, exit);
         });
+        Vec::new()
+    }
 
+    /// The child runs its program.
+    fn started(&self, id: ChildId, uid: Option<ChildUid>, pipes: Pipes) {
+        let mut pid = 0;
+        if let Some(Running { tenant, label, pid: known, .. }) = self.state.borrow().children.get(&id) {
+            pid = *known;
+            let (uid, started) = (uid.map(ChildUid::get), message_id::CHILD_STARTED);
+            tracing::info!(MESSAGE_ID = started, %tenant, %label, uid, child_pid = pid, "child started");
+        }
         let mut pipes = Some(Vec::from(pipes));
-        let mut rest = Vec::new();
-        for effect in self.step(Event::Started(id, pid)) {
+        let mut rest = VecDeque::new();
+        for effect in self.step(Event::Started(id, pid.unsigned_abs())) {
             match effect {
                 // The one reply that carries descriptors.
                 Effect::Send(conn, reply @ Reply::Spawned { .. }) => {
@@ -340,10 +374,18 @@ impl Executor {
                         rest.extend(self.step(event));
                     }
                 }
-                other => rest.push(other),
+                other => rest.push_back(other),
             }
         }
-        rest
+        self.carry_out(rest);
+    }
+
+    /// It did not come that far, and is gone.
+    fn failed(&self, id: ChildId, error: StartError) {
+        let running = self.state.borrow_mut().children.remove(&id);
+        if let Some(Running { tenant, label, .. }) = running {
+            self.feed(self.not_started(id, tenant, &label, error, &error));
+        }
     }
 
     fn ended(&self, id: ChildId, exit: Exit) {
@@ -356,39 +398,53 @@ impl Executor {
         self.feed(Event::Ended(id, exit));
     }
 
-    /// Cleans a uid and removes the tenant's cgroup.
-    fn vacate(&self, tenant: Option<TenantId>, uid: Option<ChildUid>) {
+    /// Cleans a uid, or has another try at once where that is under way.
+    fn clean(&self, uid: ChildUid) {
+        let Some(sweeper) = self.sweeper.clone() else { return };
+        if sweeper.nudge(uid.get()) {
+            return;
+        }
         let executor = self.clone();
         tokio::task::spawn_local(async move {
-            let clean = match (uid, executor.setup.uids) {
-                (Some(uid), Some(range)) => {
-                    let held =
-                        || executor.setup.cgroups.as_ref().zip(tenant).and_then(|(all, tenant)| all.held(tenant));
-                    sweep::clean(uid, range, held).await
-                }
-                _ => true,
-            };
-            if let (Some(cgroups), Some(tenant)) = (&executor.setup.cgroups, tenant) {
-                // The kernel lets go of a cgroup shortly after its last process, and tells nobody when. If the tenant
-                // is back by then, its new children keep the directory.
-                for wait in [0, 5, 20, 100] {
-                    tokio::time::sleep(Duration::from_millis(wait)).await;
-                    if cgroups.remove(tenant) {
-                        break;
-                    }
-                }
-            }
-            if let Some(uid) = uid {
-                if !clean {
-                    let quarantined = message_id::UID_QUARANTINED;
-                    tracing::error!(
-                        MESSAGE_ID = quarantined,
-                        uid = uid.get(),
-                        "processes do not go away; uid not used"
-                    );
-                }
-                executor.feed(Event::Cleaned(uid, clean));
-            }
+            sweeper.clean(uid, || executor.feed(Event::Cleaned(uid, false))).await;
+            executor.feed(Event::Cleaned(uid, true));
         });
+    }
+
+    /// Removes a tenant's cgroup.
+    fn vacate(&self, tenant: TenantId) {
+        if self.setup.cgroups.is_none() {
+            return;
+        }
+        let executor = self.clone();
+        self.vacating.set(self.vacating.get() + 1);
+        tokio::task::spawn_local(async move {
+            // The kernel lets go of a cgroup shortly after its last process, and tells nobody when.
+            for wait in [0, 5, 20, 100, 1000] {
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+                // A tenant that is back keeps the directory: a half-made child is not in its own yet.
+                let is_back = executor.state.borrow().children.values().any(|running| running.tenant == tenant);
+                if is_back || executor.setup.cgroups.as_ref().is_none_or(|cgroups| cgroups.remove(tenant)) {
+                    break;
+                }
+            }
+            executor.vacating.set(executor.vacating.get() - 1);
+            executor.idle.notify_one();
+        });
+    }
+
+    /// Says in the log why a child could not be started, and makes the event of it.
+    fn not_started(
+        &self,
+        id: ChildId,
+        tenant: TenantId,
+        label: &Label,
+        StartError { step, errno, .. }: StartError,
+        error: &dyn Display,
+    ) -> Event {
+        if let Some(Line { left_out }) = self.may_log("not-started") {
+            tracing::error!(%tenant, %label, ?step, errno, %error, left_out, "a child could not be started");
+        }
+        Event::NotStarted(id, step, errno)
     }
 }

@@ -1,4 +1,4 @@
-//! The privileged half: starts and stops children, each user's under a uid of their own.
+//! The privileged half: starts and stops children, each under a uid of its own.
 //!
 //! It assumes that the broker is fully compromised. What it trusts is its own root-owned policy
 //! ([`config`]); what a frame can ask for is bounded by [`wire::message`], and every refusal is
@@ -18,6 +18,7 @@ pub(crate) mod policy;
 pub(crate) mod privileges;
 pub(crate) mod profile;
 pub(crate) mod program;
+pub(crate) mod reaper;
 pub(crate) mod rlimit;
 pub(crate) mod sandbox;
 #[allow(unsafe_code, clippy::allow_attributes)]
@@ -151,7 +152,7 @@ async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Res
         privileges::give_up().map_err(|e| (EX_NOPERM, format!("giving up what root need not have: {e}")))?;
     }
 
-    executor.clean_range();
+    executor.begin().map_err(|e| os("beginning to reap", &e))?;
     let accepting: Vec<_> =
         listeners.into_iter().map(|listener| tokio::task::spawn_local(accept(listener, executor.clone()))).collect();
     tokio::task::spawn_local(lifecycle::watchdog());

@@ -61,8 +61,10 @@ impl NotReady {
     /// For the wire.
     pub(crate) fn start_error(&self) -> StartError {
         match self {
-            Self::Program { source, .. } => StartError { step: StartStep::Program, errno: source.errno() },
-            Self::Sandbox(_) => StartError { step: StartStep::Sandbox, errno: 0 },
+            Self::Program { source, .. } => {
+                StartError { step: StartStep::Program, what: "looking at the program", errno: source.errno() }
+            }
+            Self::Sandbox(_) => StartError { step: StartStep::Sandbox, what: "making the sandbox", errno: 0 },
         }
     }
 }

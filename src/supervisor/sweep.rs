@@ -1,111 +1,121 @@
 //! Sees to it that nothing is left under a uid before somebody else gets it.
 //!
-//! Trusts the kernel's own lists, and nothing of what runs: a child may fork, ignore signals and leave its group, but
-//! neither its uid nor its cgroup. The cgroup is asked where there is one, because reading all of `/proc` takes some ten
-//! system calls a process of the machine, in root's one thread.
+//! Trusts nothing of what runs: a child may fork, hop from process to process, ignore signals, let its first thread end and
+//! leave its group, but not its uid. So everything under the uid is killed first and unseen, and only then is looked
+//! whether anything is left. Neither needs a descriptor, a free process slot or `/proc`, which a child could use up, and
+//! neither waits. An answer other than "there is nobody" counts as somebody.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
-use nix::unistd::Pid;
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid, setresuid};
+use rustix::process::getpriority_user;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
-use crate::spawn;
-use crate::spawn::Pidfd;
 use crate::uid::{ChildUid, UidRange};
+use wire::telemetry::message_id;
 
 /// How long a killed process may take to go before its uid is put into quarantine. One that hangs in the kernel
-/// (state D) can take for ever.
+/// (state D) can take for ever, and so can a zombie of somebody else's who does not reap it.
 const GONE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A killed process that was half way through a fork may leave one more that is found only by looking again.
-const ROUNDS: usize = 3;
+/// The reaper says when a process has ended; in pauses that grow from the first to the last of these it is looked
+/// again nevertheless, because a process that is another's child ends unheard.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+/// The same for a uid in quarantine.
+const QUARANTINE_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Kills everything under `uid` and waits for the end of it; whether nothing is left. `held` lists what its tenant's
-/// cgroup holds, where there is one that can be asked.
-pub(crate) async fn clean(uid: ChildUid, range: UidRange, held: impl Fn() -> Option<Vec<Pid>>) -> bool {
-    let left = || -> Vec<Pid> {
-        // A tenant who is back has children under another uid in the same cgroup; they are not meant.
-        let found = running(held().unwrap_or_else(all), |owner| owner == uid.get());
-        found.into_iter().map(|(pid, _)| pid).collect()
-    };
-    for _ in 0..ROUNDS {
-        // Before looking: what is killed cannot fork any more while it is looked for.
-        if let Err(error) = spawn::kill_all_of(uid, range.sweeper()) {
-            tracing::warn!(uid = uid.get(), %error, "killing all that runs under a uid failed");
-        }
-        let left = left();
-        if left.is_empty() {
-            return true;
-        }
-        gone(left, GONE_TIMEOUT).await;
-    }
-    left().is_empty()
+/// Cleans uids; clones share what is under way.
+#[derive(Debug, Clone)]
+pub(crate) struct Sweeper {
+    range: UidRange,
+    under_way: Rc<RefCell<HashMap<u32, Rc<Notify>>>>,
 }
 
-/// The uids of the range under which something runs.
-pub(crate) fn dirty(range: UidRange) -> Vec<ChildUid> {
-    let mut uids: Vec<_> =
-        running(all(), |owner| range.get(owner).is_some()).iter().filter_map(|p| range.get(p.1)).collect();
-    uids.sort();
-    uids.dedup();
-    uids
-}
-
-/// Waits until these processes have ended, at most this long.
-pub(crate) async fn gone(pids: impl IntoIterator<Item = Pid>, patience: Duration) {
-    let watched: Vec<Pidfd> = pids.into_iter().filter_map(|pid| Pidfd::open(pid).ok()).collect();
-    let all = async {
-        for pidfd in &watched {
-            let _ = pidfd.exited().await;
-        }
-    };
-    // Too late is no error here: whoever asked looks again.
-    let _ = tokio::time::timeout(patience, all).await;
-}
-
-/// Every process of the machine.
-fn all() -> Vec<Pid> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw).collect()
-}
-
-/// Those of the processes that run under a uid that fits, as any of their four (proc(5), `status`), with that uid.
-fn running(pids: Vec<Pid>, fits: impl Fn(u32) -> bool) -> Vec<(Pid, u32)> {
-    let one = |pid: Pid| {
-        // Not there any more: it ended meanwhile.
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
-        let uid = field("Uid:")?.split_whitespace().filter_map(|uid| uid.parse().ok()).find(|&uid| fits(uid))?;
-        (!is_dead(&status)).then_some((pid, uid))
-    };
-    pids.into_iter().filter_map(one).collect()
-}
-
-/// Whether a process, by its `status` in proc(5), runs nothing and holds nothing any more; whose child it is reaps it.
-/// Where only the first of its threads has ended it is called a zombie, too, and the others run on.
-fn is_dead(status: &str) -> bool {
-    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
-    field("State:").starts_with(['Z', 'X']) && field("Threads:") == "1"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_dead_when_its_last_thread_is() {
-        for (status, dead) in [
-            ("State:\tZ (zombie)\nThreads:\t1\n", true),
-            ("State:\tX (dead)\nThreads:\t1\n", true),
-            ("State:\tZ (zombie)\nThreads:\t2\n", false),
-            ("State:\tS (sleeping)\nThreads:\t1\n", false),
-            ("State:\tZ (zombie)\n", false),
-        ] {
-            assert_eq!(is_dead(status), dead, "{status:?}");
-        }
+impl Sweeper {
+    /// Of this range, whose last uid is its own.
+    pub(crate) fn new(range: UidRange) -> Self {
+        Self { range, under_way: Rc::default() }
     }
 
-    #[test]
-    fn a_process_of_this_uid_is_seen_as_long_as_it_runs() {
-        let own = nix::unistd::getuid().as_raw();
-        assert!(running(all(), |uid| uid == own).iter().any(|(pid, _)| *pid == Pid::this()));
+    /// The uids of the range under which something runs. One system call each, together some milliseconds.
+    pub(crate) fn dirty(&self) -> Vec<ChildUid> {
+        self.range.iter().filter(|&uid| somebody_under(uid)).collect()
+    }
+
+    /// Has another try at once at a uid that is being cleaned; whether one is.
+    pub(crate) fn nudge(&self, uid: u32) -> bool {
+        let bell = self.under_way.borrow().get(&uid).cloned();
+        bell.is_some_and(|bell| {
+            bell.notify_one();
+            true
+        })
+    }
+
+    /// Kills everything under `uid` until nothing is left, and says so once if that takes too long. For one caller a uid.
+    pub(crate) async fn clean(&self, uid: ChildUid, late: impl Fn()) {
+        let bell = Rc::new(Notify::new());
+        self.under_way.borrow_mut().insert(uid.get(), Rc::clone(&bell));
+        let begun = Instant::now();
+        let mut in_quarantine = false;
+        let (mut pause, mut longest) = PAUSES;
+        loop {
+            let killed = kill_all_of(uid, self.range.sweeper());
+            if !somebody_under(uid) {
+                break;
+            }
+            if !in_quarantine && begun.elapsed() >= GONE_TIMEOUT {
+                let error = killed.err().map(tracing::field::display);
+                tracing::error!(
+                    MESSAGE_ID = message_id::UID_QUARANTINED,
+                    uid = uid.get(),
+                    error,
+                    "processes do not go away; the uid is not used until they have"
+                );
+                in_quarantine = true;
+                (pause, longest) = QUARANTINE_PAUSES;
+                late();
+            }
+            if timeout(pause, bell.notified()).await.is_err() {
+                pause = (pause * 2).min(longest);
+            }
+        }
+        self.under_way.borrow_mut().remove(&uid.get());
+    }
+}
+
+/// Whether any thread of any process has this as its real uid, which for a child is all of its uids. getpriority(2)
+/// walks the kernel's list of all threads and answers ESRCH where none fits. So it counts zombies, and processes whose
+/// first thread has ended, and can fail for want of nothing.
+fn somebody_under(uid: ChildUid) -> bool {
+    getpriority_user(rustix::process::Uid::from_raw(uid.get())) != Err(rustix::io::Errno::SRCH)
+}
+
+/// Sends SIGKILL to everything that runs under `uid`, in one stroke that no fork escapes (kill(2), pid -1: the kernel
+/// holds off forks while it walks its list).
+///
+/// This process does it itself, since a helper would need a free process slot, of which children can leave none. For
+/// the stroke `uid` is its effective uid, so that it may signal that uid's processes and no others; its real one is the
+/// sweeper's, whom no child is, and its saved one stays root's, so that nobody may signal it meanwhile and it finds back.
+/// That changes the whole process, because it has one thread.
+fn kill_all_of(uid: ChildUid, sweeper: ChildUid) -> io::Result<()> {
+    let root = Uid::from_raw(0);
+    setresuid(Uid::from_raw(sweeper.get()), Uid::from_raw(uid.get()), root)?;
+    let killed = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    // The kernel makes a process dumpable again that changes its uid, where fs.suid_dumpable says so.
+    if setresuid(root, root, root).and_then(|()| prctl::set_dumpable(false)).is_err() {
+        // Neither root nor a child: nothing that it is for can be done any more. The service manager starts another,
+        // and PDEATHSIG ends the children.
+        std::process::abort();
+    }
+    match killed {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }

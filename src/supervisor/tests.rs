@@ -18,18 +18,18 @@ const B: ConnId = ConnId(2);
 const C: ConnId = ConnId(3);
 
 fn range() -> UidRange {
-    UidRange::new(73_728, 3).expect("a range")
+    UidRange::new(73_728, 4).expect("a range")
 }
 
-/// Two connections, three children, two a tenant, two uids (of three, one is the sweeper's), one start a second and
-/// three at once.
+/// Two connections, three children, two a tenant, three uids (of four, one is the sweeper's), one start a second and
+/// four at once.
 fn core(now: Instant) -> Core {
     let isolation = Isolation { own_uid: true, cgroup: false, landlock: false, seccomp: false };
     let policy = Policy {
         broker: BROKER,
         own: Uid::from_raw(0),
         connections: 2,
-        caps: Caps { children: 3, children_per_tenant: 2, spawns_per_second: 1, spawn_burst: 3 },
+        caps: Caps { children: 3, children_per_tenant: 2, spawns_per_second: 1, spawn_burst: 4 },
         isolation,
     };
     Core::new(policy, Some(Pool::new(range())), now)
@@ -47,6 +47,19 @@ fn spawn(conn: ConnId, tenant: u64) -> Event {
         token: UpstreamToken::parse("t").expect("a token"),
     };
     Event::Said(conn, request)
+}
+
+fn started(child: u64) -> Event {
+    Event::Started(ChildId(child), 1000)
+}
+
+fn ended(child: u64) -> Event {
+    Event::Ended(ChildId(child), Exit::Code(0))
+}
+
+/// Nothing is left under the uid that was leased in this place.
+fn cleaned(place: u32) -> Event {
+    Event::Cleaned(range().get(73_727 + place).expect("in range"), true)
 }
 
 fn stop(conn: ConnId, child: u64) -> Event {
@@ -84,6 +97,15 @@ fn first_word(effects: &[Effect]) -> Option<Said> {
 fn and(mut events: Vec<Event>, more: Vec<Event>) -> Vec<Event> {
     events.extend(more);
     events
+}
+
+fn not_started(errno: i32) -> Event {
+    Event::NotStarted(ChildId(1), StartStep::Exec, errno)
+}
+
+/// All starts that may be made at once.
+fn burst() -> Vec<Event> {
+    vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), ended(1), cleaned(1), spawn(A, 1)]
 }
 
 fn table() -> Vec<(&'static str, Vec<Event>, Said)> {
@@ -124,29 +146,45 @@ fn table() -> Vec<(&'static str, Vec<Event>, Said)> {
             No(Refusal::ChildrenOfTenant { retry_after_ms: wait }),
         ),
         (
-            "a third tenant and two uids",
-            and(a(), vec![spawn(A, 1), spawn(A, 2), spawn(A, 3)]),
+            "a fourth start when one of three has ended and three uids are not clean",
+            and(a(), vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), ended(1), spawn(A, 1)]),
             No(Refusal::NoFreeUid { retry_after_ms: 250 }),
         ),
         (
             "more starts at once than the burst",
-            and(a(), vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), Event::Ended(ChildId(1), Exit::Code(0)), spawn(A, 1)]),
+            and(a(), and(burst(), vec![ended(2), cleaned(2), spawn(A, 1)])),
             No(Refusal::SpawnRate { retry_after_ms: 1001 }),
         ),
         ("stopping nobody's child", and(a(), vec![stop(A, 1)]), No(Refusal::NoSuchChild)),
         (
             "stopping another connection's child",
-            and(and(a(), ready(B)), vec![spawn(A, 1), stop(B, 1)]),
+            and(and(a(), ready(B)), vec![spawn(A, 1), started(1), stop(B, 1)]),
             No(Refusal::NoSuchChild),
         ),
         (
             "stopping a child that has ended",
-            and(a(), vec![spawn(A, 1), Event::Ended(ChildId(1), Exit::Code(0)), stop(A, 1)]),
+            and(a(), vec![spawn(A, 1), started(1), ended(1), stop(A, 1)]),
             No(Refusal::NoSuchChild),
+        ),
+        ("stopping a child that is only half made", and(a(), vec![spawn(A, 1), stop(A, 1)]), No(Refusal::NoSuchChild)),
+        (
+            "a third child of one tenant while two are half made and one of them is held",
+            and(a(), vec![spawn(A, 1), spawn(A, 1), started(1), spawn(A, 1)]),
+            No(Refusal::ChildrenOfTenant { retry_after_ms: wait }),
+        ),
+        (
+            "a start that is held until its deadline",
+            and(a(), vec![spawn(A, 1), not_started(libc::ETIMEDOUT)]),
+            No(Refusal::StartFailed { step: StartStep::Exec, errno: libc::ETIMEDOUT }),
+        ),
+        (
+            "a start that the end of the grace cuts short",
+            and(a(), vec![spawn(A, 1), Event::Drain, Event::GraceOver, not_started(libc::ECANCELED)]),
+            No(Refusal::ShuttingDown),
         ),
         (
             "a start that fails",
-            and(a(), vec![spawn(A, 1), Event::NotStarted(ChildId(1), StartStep::Exec, 2)]),
+            and(a(), vec![spawn(A, 1), not_started(2)]),
             No(Refusal::StartFailed { step: StartStep::Exec, errno: 2 }),
         ),
         (
@@ -192,8 +230,8 @@ fn after_a_goodbye_nothing_is_heard() {
 fn the_rate_recovers_with_time() {
     let start = Instant::now();
     let mut core = core(start);
-    let burst = vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), Event::Ended(ChildId(1), Exit::Code(0))];
-    last(&mut core, start, and(ready(A), burst));
+    last(&mut core, start, and(ready(A), and(burst(), vec![ended(2), cleaned(2)])));
+    assert!(first_word(&core.step(spawn(A, 1), start)).is_some());
     let later = start + Duration::from_millis(1001);
     assert!(matches!(core.step(spawn(A, 1), later).as_slice(), [Effect::Start(_)]));
 }
@@ -218,37 +256,88 @@ fn losing_a_connection_stops_its_children_and_no_others() {
 }
 
 #[test]
-fn a_uid_is_leased_to_the_next_tenant_only_when_it_is_clean() {
+fn losing_a_connection_stops_its_half_made_child_too_and_nobody_else_gets_its_uid_before_it_is_gone() {
     let now = Instant::now();
     let mut core = core(now);
-    last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 2)]));
-    let effects = core.step(Event::Ended(ChildId(1), Exit::Code(0)), now);
-    let Some(Effect::Vacate(_, Some(uid))) = effects.last() else { panic!("{effects:?}") };
-    let uid = *uid;
-    let refused = core.step(spawn(A, 3), now);
-    assert!(matches!(first_word(&refused), Some(Said::No(Refusal::NoFreeUid { .. }))));
-    assert_eq!(core.status().uids_unclean, 1);
-    core.step(Event::Cleaned(uid, true), now);
-    let effects = core.step(spawn(A, 3), now);
-    assert!(matches!(effects.as_slice(), [Effect::Start(order)] if order.uid == Some(uid)), "{effects:?}");
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1)]));
+    let effects = core.step(Event::Gone(A), now);
+    assert!(matches!(effects.as_slice(), [Effect::Stop(ChildId(1), StopStep::Eof)]), "{effects:?}");
+    assert_eq!((core.status().children, core.status().uids_free), (1, 2));
+    let effects = core.step(not_started(libc::ECANCELED), now);
+    assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(_), Effect::Vacate(_)]), "{effects:?}");
+    assert_eq!((core.status().children, core.status().uids_free, core.status().uids_unclean), (0, 2, 1));
 }
 
 #[test]
-fn a_uid_in_quarantine_is_tried_again_when_nothing_else_is_free() {
+fn a_half_made_child_holds_up_the_end_until_it_is_gone() {
     let now = Instant::now();
     let mut core = core(now);
-    last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 2), Event::Ended(ChildId(1), Exit::Code(0))]));
+    let effects = last(&mut core, now, and(ready(A), vec![spawn(A, 1), Event::Drain, Event::GraceOver]));
+    assert!(matches!(effects.as_slice(), [Effect::Stop(_, StopStep::Term)]), "{effects:?}");
+    core.step(not_started(libc::ECANCELED), now);
+    assert!(!core.drained());
+    core.step(cleaned(1), now);
+    assert!(core.drained());
+}
+
+#[test]
+fn each_child_has_a_uid_of_its_own_also_two_of_one_user() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, ready(A));
+    let uids: BTreeSet<_> = [1, 1, 2]
+        .into_iter()
+        .map(|tenant| match core.step(spawn(A, tenant), now).as_slice() {
+            [Effect::Start(order)] => order.uid.expect("a uid"),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(uids.len(), 3);
+}
+
+#[test]
+fn a_uid_is_cleaned_at_its_childs_end_and_the_cgroup_goes_with_the_tenants_last() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 1)]));
+    let effects = core.step(ended(1), now);
+    assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(uid)] if uid.get() == 73_728), "{effects:?}");
+    let effects = core.step(ended(2), now);
+    assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(_), Effect::Vacate(_)]), "{effects:?}");
+}
+
+#[test]
+fn a_uid_is_leased_to_the_next_child_only_when_it_is_clean() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), ended(1)]));
+    let refused = core.step(spawn(A, 3), now);
+    assert!(matches!(first_word(&refused), Some(Said::No(Refusal::NoFreeUid { .. }))));
+    assert_eq!(core.status().uids_unclean, 1);
+    core.step(cleaned(1), now);
+    let effects = core.step(spawn(A, 3), now);
+    let first = range().get(73_728);
+    assert!(matches!(effects.as_slice(), [Effect::Start(order)] if order.uid == first), "{effects:?}");
+}
+
+#[test]
+fn a_uid_in_quarantine_is_tried_again_when_nothing_else_is_free_and_free_when_it_is_clean_after_all() {
+    let now = Instant::now();
+    let mut core = core(now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 1), spawn(A, 2), ended(1)]));
     let uid = range().get(73_728).expect("the first");
     core.step(Event::Cleaned(uid, false), now);
     let effects = core.step(spawn(A, 3), now);
     assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(again)] if *again == uid), "{effects:?}");
+    core.step(Event::Cleaned(uid, true), now);
+    assert_eq!((core.status().uids_free, core.status().uids_unclean), (1, 0));
 }
 
 #[test]
 fn an_exit_is_told_once_and_a_repeated_stop_is_answered_and_changes_nothing() {
     let now = Instant::now();
     let mut core = core(now);
-    last(&mut core, now, and(ready(A), vec![spawn(A, 1)]));
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), started(1)]));
     assert_eq!(core.step(stop(A, 1), now).len(), 2);
     assert!(matches!(core.step(stop(A, 1), now).as_slice(), [Effect::Send(_, Reply::Stopping { .. })]));
     let told = core.step(Event::Ended(ChildId(1), Exit::Signal(9)), now);
@@ -272,9 +361,9 @@ fn the_end_is_announced_before_anything_is_stopped_and_once() {
 fn when_the_broker_has_stopped_its_children_itself_the_grace_is_not_waited_for() {
     let now = Instant::now();
     let mut core = core(now);
-    last(&mut core, now, and(ready(A), vec![spawn(A, 1), Event::Drain, stop(A, 1)]));
-    core.step(Event::Ended(ChildId(1), Exit::Code(0)), now);
-    core.step(Event::Cleaned(range().get(73_728).expect("the first"), true), now);
+    last(&mut core, now, and(ready(A), vec![spawn(A, 1), started(1), Event::Drain, stop(A, 1)]));
+    core.step(ended(1), now);
+    core.step(cleaned(1), now);
     assert!(core.drained());
 }
 
@@ -286,7 +375,7 @@ fn stopping_waits_for_children_and_for_cleaning_and_then_says_goodbye() {
     assert!(matches!(effects.as_slice(), [Effect::Stop(_, StopStep::Term)]), "{effects:?}");
     core.step(Event::Ended(ChildId(1), Exit::Signal(15)), now);
     assert!(!core.drained());
-    let effects = core.step(Event::Cleaned(range().get(73_728).expect("the first"), true), now);
+    let effects = core.step(cleaned(1), now);
     assert!(core.drained());
     assert_eq!(first_word(&effects), Some(Said::Bye(Farewell::ShuttingDown)));
 }

@@ -1,16 +1,16 @@
 //! Who leases which uid. No I/O: it says what is to be cleaned and is told when that is done.
 //!
-//! One uid (and the equal gid) a tenant, for as long as the tenant has children; two tenants never share one. A uid
-//! that was leased goes through `cleaning` before it is free again, and into `quarantine` where its processes do not
-//! go away; a uid in quarantine is never leased.
+//! One uid (and the equal gid) a child, from before its fork until after its end: no two children ever share one, also
+//! those of one user, so that neither can signal, trace, slow down or list the other, and what one leaves behind is
+//! killed without the other. A uid that was leased goes through `cleaning` before it is free again, and into
+//! `quarantine` where its processes do not go away; a uid in quarantine is not leased until they have. What is free is
+//! leased in turn, so that the same uid comes back as late as it can.
 //!
-//! The last uid of the range is never leased: the process that kills everything under a dirty uid holds it as its
-//! real and saved uid, so that what it is about to kill cannot kill or stop it first (kill(2): the target's real or
-//! saved uid counts, the sender's real or effective one).
+//! The last uid of the range is never leased: the supervisor takes it for its real one while it kills everything under
+//! a dirty uid ([`sweep`](super::sweep)), so that what it is about to kill cannot kill or stop it first (kill(2): the
+//! target's real or saved uid counts, the sender's real or effective one).
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-
-use wire::message::TenantId;
+use std::collections::{BTreeSet, VecDeque};
 
 /// A uid of the supervisor's range, and the gid of the same number. Only [`UidRange`] makes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,12 +30,18 @@ pub(crate) struct UidRange {
     count: u32,
 }
 
+/// The most that a range may have: the kernel is asked about each at start, a sixth of a microsecond apiece.
+const MOST: u32 = 1 << 20;
+
 /// Why two numbers are no range for children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RangeError {
     /// One uid for a child and one for the sweeper.
     #[error("needs at least 2 uids")]
     TooFew,
+    /// Each is looked at when the supervisor starts.
+    #[error("must have at most {MOST} uids")]
+    TooMany,
     /// Below 1024 are the system's, and 2^31 and above confuse old interfaces.
     #[error("must lie between 1024 and 2147483647")]
     OutOfBounds,
@@ -49,6 +55,9 @@ impl UidRange {
     pub(crate) fn new(first: u32, count: u32) -> Result<Self, RangeError> {
         if count < 2 {
             return Err(RangeError::TooFew);
+        }
+        if count > MOST {
+            return Err(RangeError::TooMany);
         }
         let last = first.checked_add(count - 1).filter(|&last| i32::try_from(last).is_ok());
         let Some(last) = last.filter(|_| first >= 1024) else { return Err(RangeError::OutOfBounds) };
@@ -72,17 +81,18 @@ impl UidRange {
     pub(crate) fn get(self, uid: u32) -> Option<ChildUid> {
         (self.first..=self.sweeper().0).contains(&uid).then_some(ChildUid(uid))
     }
+
+    /// All of them, the sweeper's too.
+    pub(crate) fn iter(self) -> impl Iterator<Item = ChildUid> {
+        (self.first..=self.sweeper().0).map(ChildUid)
+    }
 }
 
-/// The leases.
+/// The uids and who waits for what.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// The next one that was never leased; below `fresh_end`.
-    fresh: u32,
-    fresh_end: u32,
-    /// Leased before and clean, the longest unused first.
+    /// Not leased, not dirty, the longest unused first.
     free: VecDeque<ChildUid>,
-    leased: HashMap<TenantId, ChildUid>,
     cleaning: BTreeSet<ChildUid>,
     quarantine: BTreeSet<ChildUid>,
 }
@@ -90,77 +100,52 @@ pub(crate) struct Pool {
 impl Pool {
     /// All of the range but the sweeper's uid is free.
     pub(crate) fn new(range: UidRange) -> Self {
-        Self {
-            fresh: range.first,
-            fresh_end: range.sweeper().0,
-            free: VecDeque::new(),
-            leased: HashMap::new(),
-            cleaning: BTreeSet::new(),
-            quarantine: BTreeSet::new(),
-        }
+        let free = range.iter().filter(|&uid| uid != range.sweeper()).collect();
+        Self { free, cleaning: BTreeSet::new(), quarantine: BTreeSet::new() }
     }
 
-    /// The tenant's uid: the one it has, else one that is free.
-    pub(crate) fn lease(&mut self, tenant: TenantId) -> Option<ChildUid> {
-        if let Some(&uid) = self.leased.get(&tenant) {
-            return Some(uid);
-        }
-        let uid = self.next_fresh().or_else(|| self.free.pop_front())?;
-        self.leased.insert(tenant, uid);
-        Some(uid)
+    /// A uid for one child.
+    pub(crate) fn lease(&mut self) -> Option<ChildUid> {
+        self.free.pop_front()
     }
 
-    fn next_fresh(&mut self) -> Option<ChildUid> {
-        while self.fresh < self.fresh_end {
-            let uid = ChildUid(self.fresh);
-            self.fresh += 1;
-            // A uid found dirty at start is already on another list.
-            if !self.cleaning.contains(&uid) && !self.quarantine.contains(&uid) && !self.free.contains(&uid) {
-                return Some(uid);
-            }
-        }
-        None
-    }
-
-    /// Ends the tenant's lease; the uid is to be cleaned now.
-    pub(crate) fn release(&mut self, tenant: TenantId) -> Option<ChildUid> {
-        let uid = self.leased.remove(&tenant)?;
+    /// Ends a lease; the uid is to be cleaned now.
+    pub(crate) fn release(&mut self, uid: ChildUid) {
         self.cleaning.insert(uid);
-        Some(uid)
     }
 
-    /// Notes the end of a cleaning.
+    /// Puts uids that were found dirty at start into cleaning.
+    pub(crate) fn found_dirty(&mut self, uids: &[ChildUid]) {
+        let dirty: BTreeSet<_> = uids.iter().collect();
+        self.free.retain(|uid| {
+            let clean = !dirty.contains(uid);
+            if !clean {
+                self.cleaning.insert(*uid);
+            }
+            clean
+        });
+    }
+
+    /// Notes that nothing is left under a uid, or (`false`) that this takes too long.
     pub(crate) fn cleaned(&mut self, uid: ChildUid, clean: bool) {
-        if !self.cleaning.remove(&uid) {
-            return;
-        }
-        if !clean {
+        let awaited = self.cleaning.remove(&uid);
+        if clean {
+            if self.quarantine.remove(&uid) || awaited {
+                self.free.push_back(uid);
+            }
+        } else if awaited {
             self.quarantine.insert(uid);
-        } else if uid.0 < self.fresh {
-            self.free.push_back(uid);
-        }
-        // A clean one that was never leased is still ahead of `fresh`.
-    }
-
-    /// Puts a uid that was found dirty at start into cleaning.
-    pub(crate) fn found_dirty(&mut self, uid: ChildUid) {
-        if uid.0 < self.fresh_end {
-            self.cleaning.insert(uid);
         }
     }
 
-    /// Moves everything in quarantine back to cleaning and names it: worth a try when nothing is free.
-    pub(crate) fn retry_quarantine(&mut self) -> Vec<ChildUid> {
-        let again: Vec<_> = std::mem::take(&mut self.quarantine).into_iter().collect();
-        self.cleaning.extend(&again);
-        again
+    /// What is in quarantine: worth a try when nothing is free.
+    pub(crate) fn quarantined(&self) -> impl Iterator<Item = ChildUid> {
+        self.quarantine.iter().copied()
     }
 
     /// How many could be leased now.
     pub(crate) fn free(&self) -> u32 {
-        let ahead = usize::try_from(self.fresh_end.saturating_sub(self.fresh)).unwrap_or(0);
-        let dirty_ahead = self.cleaning.iter().chain(&self.quarantine).filter(|uid| uid.0 >= self.fresh).count();
-        u32::try_from(ahead.saturating_sub(dirty_ahead) + self.free.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.free.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether no cleaning is under way. A uid in quarantine is settled: nobody waits for it.
@@ -178,52 +163,60 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn tenant(id: u64) -> TenantId {
-        TenantId::new(id).expect("a tenant")
+    fn range(count: u32) -> UidRange {
+        UidRange::new(73_728, count).expect("a range")
     }
 
     #[test]
-    fn two_tenants_never_share_a_uid_and_one_tenant_keeps_its_own() {
-        let mut pool = Pool::new(UidRange::new(73_728, 4).expect("a range"));
-        let a = pool.lease(tenant(1)).expect("free");
-        let b = pool.lease(tenant(2)).expect("free");
-        assert_ne!(a, b);
-        assert_eq!(pool.lease(tenant(1)), Some(a));
-        assert_eq!((pool.free(), pool.unclean()), (1, 0));
-    }
-
-    #[test]
-    fn the_sweepers_uid_is_never_leased() {
-        let range = UidRange::new(73_728, 3).expect("a range");
-        let mut pool = Pool::new(range);
-        let leased: Vec<_> = (1..=5).filter_map(|id| pool.lease(tenant(id))).collect();
-        assert_eq!(leased.len(), 2);
-        assert!(!leased.contains(&range.sweeper()));
+    fn no_two_children_share_a_uid_and_the_sweepers_is_never_leased() {
+        let mut pool = Pool::new(range(3));
+        let leased: Vec<_> = std::iter::from_fn(|| pool.lease()).collect();
+        assert_eq!(leased.iter().map(|uid| uid.get()).collect::<Vec<_>>(), [73_728, 73_729]);
+        assert!(!leased.contains(&range(3).sweeper()));
     }
 
     #[test]
     fn a_uid_is_leased_again_only_when_it_is_clean() {
-        let mut pool = Pool::new(UidRange::new(73_728, 2).expect("a range"));
-        let uid = pool.lease(tenant(1)).expect("free");
-        assert_eq!(pool.release(tenant(1)), Some(uid));
-        assert_eq!((pool.lease(tenant(2)), pool.free(), pool.unclean()), (None, 0, 1));
+        let mut pool = Pool::new(range(2));
+        let uid = pool.lease().expect("free");
+        pool.release(uid);
+        assert_eq!((pool.lease(), pool.free(), pool.unclean(), pool.settled()), (None, 0, 1, false));
         pool.cleaned(uid, false);
-        assert_eq!((pool.lease(tenant(2)), pool.unclean()), (None, 1));
-        assert_eq!(pool.retry_quarantine(), [uid]);
+        assert_eq!((pool.lease(), pool.unclean(), pool.settled()), (None, 1, true));
+        assert_eq!(pool.quarantined().collect::<Vec<_>>(), [uid]);
         pool.cleaned(uid, true);
-        assert_eq!((pool.free(), pool.lease(tenant(2))), (1, Some(uid)));
+        assert_eq!((pool.free(), pool.unclean(), pool.lease()), (1, 0, Some(uid)));
+    }
+
+    #[test]
+    fn what_was_free_longest_is_leased_first() {
+        let mut pool = Pool::new(range(4));
+        let first = pool.lease().expect("free");
+        pool.release(first);
+        pool.cleaned(first, true);
+        let next: Vec<_> = std::iter::from_fn(|| pool.lease()).map(ChildUid::get).collect();
+        assert_eq!(next, [73_729, 73_730, 73_728]);
     }
 
     #[test]
     fn a_uid_found_dirty_at_start_waits_until_it_is_clean() {
-        let range = UidRange::new(73_728, 3).expect("a range");
-        let mut pool = Pool::new(range);
-        let dirty = range.get(73_728).expect("in range");
-        pool.found_dirty(dirty);
-        assert_eq!(pool.free(), 1);
-        assert_eq!(pool.lease(tenant(1)).map(ChildUid::get), Some(73_729));
-        pool.cleaned(dirty, true);
-        assert_eq!(pool.lease(tenant(2)), Some(dirty));
+        let mut pool = Pool::new(range(3));
+        let dirty: Vec<_> = range(3).iter().filter(|uid| uid.get() != 73_729).collect();
+        pool.found_dirty(&dirty);
+        assert_eq!((pool.free(), pool.unclean()), (1, 1), "the sweeper's own is nobody's to lease");
+        assert_eq!((pool.lease().map(ChildUid::get), pool.lease()), (Some(73_729), None));
+        for uid in dirty {
+            pool.cleaned(uid, true);
+        }
+        assert_eq!((pool.lease().map(ChildUid::get), pool.lease()), (Some(73_728), None));
+    }
+
+    #[test]
+    fn a_clean_uid_that_nobody_waits_for_is_not_free_twice() {
+        let mut pool = Pool::new(range(2));
+        let uid = pool.lease().expect("free");
+        pool.cleaned(uid, true);
+        assert_eq!(pool.free(), 0, "it is leased");
     }
 
     #[test]
@@ -232,5 +225,6 @@ mod tests {
         assert_eq!(UidRange::new(0, 5000), Err(RangeError::OutOfBounds));
         assert_eq!(UidRange::new(u32::MAX, 2), Err(RangeError::OutOfBounds));
         assert_eq!(UidRange::new(73_728, 1), Err(RangeError::TooFew));
+        assert_eq!(UidRange::new(73_728, MOST + 1), Err(RangeError::TooMany));
     }
 }

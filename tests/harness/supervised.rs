@@ -414,8 +414,7 @@ impl Kid {
 
     /// Its pidfd; none where it is gone already.
     pub fn watch(&self) -> Option<OwnedFd> {
-        let pid = rustix::process::Pid::from_raw(self.pid.cast_signed())?;
-        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+        watch(self.pid)
     }
 
     pub fn proc(&self, file: &str) -> String {
@@ -427,6 +426,12 @@ impl Kid {
         let line = status.lines().find_map(|line| line.strip_prefix(&format!("{field}:")));
         line.expect("the field").split_whitespace().collect::<Vec<_>>().join(" ")
     }
+}
+
+/// The pidfd of a process; none where it is gone already.
+pub fn watch(pid: u32) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed())?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
 }
 
 /// Waits until a watched process has ended.
