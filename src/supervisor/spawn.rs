@@ -313,8 +313,10 @@ fn become_child(
 /// No signal is ignored, caught or blocked: exec keeps what is ignored and blocked, and Rust programs ignore SIGPIPE.
 fn reset_signals() -> Result<(), Errno> {
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: signal(2) with SIG_DFL installs no code. It refuses SIGKILL, SIGSTOP and the C library's own two.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: rt_sigaction(2) reads a structure that on every architecture is shorter than this, and of which zeros
+        // are SIG_DFL and nothing else. By number, because the C library keeps two signals to itself, which may have been
+        // ignored before this program was started. SIGKILL and SIGSTOP are refused and need nothing.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT_ACTION.as_ptr(), 0, size_of::<u64>()) };
     }
     SigSet::empty().thread_set_mask()
 }
@@ -332,6 +334,7 @@ fn reset_priority(own_uid: bool) -> Result<(), Errno> {
     if own_uid { set.map(drop) } else { Ok(()) }
 }
 
+static DEFAULT_ACTION: [u64; 8] = [0; 8];
 static ORDINARY: libc::sched_param = libc::sched_param { sched_priority: 0 };
 
 fn check(result: libc::c_long) -> Result<(), Errno> {

@@ -111,6 +111,11 @@ impl Supervised {
         Self::launch_program(program, arguments, policy, false, Surroundings::default())
     }
 
+    /// With root, with a program of the test's and in surroundings of the test's.
+    pub fn start_as_root(program: &Path, surroundings: Surroundings, policy: &str) -> Self {
+        Self::launch_program(program, &[], policy, false, surroundings)
+    }
+
     fn launch(script: &str, policy: &str, unprivileged: bool, surroundings: Surroundings) -> Self {
         Self::launch_program(Path::new("/bin/sh"), &["-c", script], policy, unprivileged, surroundings)
     }
@@ -357,13 +362,19 @@ impl Client {
         answer.await.0
     }
 
-    pub async fn try_spawn(&mut self, tenant: u64) -> Result<Kid, Refusal> {
+    /// Asks for a child and does not wait for the answer.
+    pub async fn ask_spawn(&mut self, tenant: u64) -> Ticket {
         self.ticket += 1;
         let ticket = Ticket(self.ticket);
         let tenant = TenantId::new(tenant).expect("a tenant");
         let label = Label::parse("alice").expect("a label");
         let token = UpstreamToken::parse(TOKEN).expect("a token");
         say(&self.socket, &Request::Spawn { ticket, tenant, label, token }).await;
+        ticket
+    }
+
+    pub async fn try_spawn(&mut self, tenant: u64) -> Result<Kid, Refusal> {
+        let ticket = self.ask_spawn(tenant).await;
         let answer = self.await_reply(|reply| match *reply {
             Reply::Spawned { ticket: t, child, pid, uid } if t == ticket => Some(Ok((child, pid, uid))),
             Reply::Refused { ticket: t, refusal } if t == ticket => Some(Err(refusal)),
