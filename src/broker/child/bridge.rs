@@ -94,7 +94,7 @@ pub(crate) enum SendError {
 /// A request on its way: what the client gets.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    /// Ends after [`Event::Answer`], [`Event::Cancelled`] or [`Event::TimedOut`]; without them when the client read too
+    /// Ends after [`Event::Answer`], [`Event::Gone`], [`Event::Cancelled`] or [`Event::TimedOut`]; without them when the client read too
     /// slowly.
     pub(crate) events: mpsc::Receiver<Event>,
 }

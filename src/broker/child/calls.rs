@@ -25,6 +25,8 @@ pub(crate) enum Event {
     Note(Spliced),
     /// The answer, the last event.
     Answer(Spliced),
+    /// The child is gone or lost, and gives no answer any more; this error stands for it. The last event.
+    Gone(Spliced),
     /// The client cancelled the request; nothing more comes.
     Cancelled,
     /// Nothing was to be said for a while.
@@ -338,7 +340,7 @@ impl Calls {
         let failed = self.open.len();
         for (_, call) in self.open.drain() {
             let text = jsonrpc::error_text(Some(&call.id), code::INTERNAL_ERROR, message);
-            let _ = call.to.try_send(Event::Answer(Spliced::whole(text)));
+            let _ = call.to.try_send(Event::Gone(Spliced::whole(text)));
         }
         self.asks.clear();
         failed

@@ -67,21 +67,17 @@ pub(crate) async fn initialize(
             match event {
                 Event::Answer(text) => return Ok(Some(text)),
                 Event::TimedOut => return Err(too_late()),
+                Event::Gone(_) => return Ok(None),
                 Event::Note(_) | Event::Silence | Event::Cancelled => {}
             }
         }
         Ok(None)
     };
     let answer = timeout_at(deadline, exchange).await.map_err(|_| too_late())??;
-    // A child that died is answered for by the bridge; that error is not the child's own.
-    let died = async { bridge.ended().await };
     let Some(text) = answer else {
-        let outcome = timeout_at(deadline, died).await.map_err(|_| too_late())?;
+        let outcome = timeout_at(deadline, bridge.ended()).await.map_err(|_| too_late())?;
         return Err(HandshakeError::new(&outcome.explain(), &bridge.last_words()));
     };
-    if let Ok(outcome) = timeout(Duration::ZERO, died).await {
-        return Err(HandshakeError::new(&outcome.explain(), &bridge.last_words()));
-    }
     let result = result(text.to_bytes(), bridge);
     Ok(InitializeAnswer { text, result })
 }

@@ -83,15 +83,18 @@ impl Reader {
         if exit.is_none() {
             exit = timeout(EXIT_GRACE, &mut ended).await.ok().map(|end| end.unwrap_or(Ended::SupervisorLost));
         }
+        // A busy supervisor that stops tells of each end late.
+        let leaves = || self.shared.stopper.supervisor_leaves().then_some(Ended::SupervisorLost);
+        exit = exit.or_else(leaves);
         let mut failed: usize = 0;
         if let (None, false, Some(what)) = (exit, asked, misbehaved) {
-            // It lives on, or its end is told late: pipes close before a busy supervisor says why. Whose doing it was
-            // decides over the session, and only the supervisor knows; whoever waits for an answer need not.
+            // It lives on, or its end is told late: pipes close before a busy supervisor has said that it stops. Whose doing
+            // it was decides over the session, and only the supervisor knows; whoever waits for an answer need not.
             self.shared.stop();
             failed = self.shared.calls.lock().fail_all(&Outcome::Misbehaved(what).explain());
             self.shared.notify_if_quiet();
             let told = timeout(STOPPED_WITHIN, &mut ended).await.map(|end| end.unwrap_or(Ended::SupervisorLost));
-            exit = told.ok().filter(|end| *end == Ended::SupervisorLost);
+            exit = told.ok().filter(|end| *end == Ended::SupervisorLost).or_else(leaves);
         }
         // Its standard error explains the end; it is read out first, but not waited for without bound.
         let _ = timeout(EXIT_GRACE, errors).await;

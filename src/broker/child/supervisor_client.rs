@@ -340,6 +340,10 @@ impl Stopper for ChildStopper {
             let _ = self.link.outbox.send(Request::Stop { ticket: self.link.next_ticket(), child: self.child });
         }
     }
+
+    fn supervisor_leaves(&self) -> bool {
+        locked(&self.link.table).as_ref().is_none_or(|table| table.draining)
+    }
 }
 
 /// No code panics while it holds one of these locks, so a poisoned one is as good as any.

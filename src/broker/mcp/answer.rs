@@ -109,6 +109,7 @@ where
     loop {
         match sent.pending.events.recv().await {
             Some(Event::Answer(text)) => return Ok(json(asked.seen(text, sent.view.as_ref()))),
+            Some(Event::Gone(error)) => return Ok(json(error)),
             Some(Event::Note(text)) if accept.events => return Ok(events(rest(Phase::Sent(sent), asked, Some(text)))),
             Some(Event::Silence) if accept.events => return Ok(events(rest(Phase::Sent(sent), asked, None))),
             // Without an event stream there is nowhere to put it.
@@ -153,6 +154,7 @@ impl Phase {
             Self::Sent(sent) => match sent.pending.events.recv().await {
                 Some(Event::Note(text)) => Next::Note(text),
                 Some(Event::Answer(text)) => Next::Last(asked.seen(text, sent.view.as_ref())),
+                Some(Event::Gone(error)) => Next::Last(error),
                 Some(Event::Silence) => Next::Silence,
                 Some(Event::Cancelled) => Next::Nothing,
                 Some(Event::TimedOut) => Next::Last(asked.timed_out()),

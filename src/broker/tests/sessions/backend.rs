@@ -32,13 +32,21 @@ pub(crate) struct FakeChild {
     ended: Option<oneshot::Sender<Ended>>,
     pub(crate) order: SpawnRequest,
     stop_asked: Arc<AtomicBool>,
+    supervisor_leaves: Arc<AtomicBool>,
 }
 
-struct Stop(Arc<AtomicBool>);
+struct Stop {
+    asked: Arc<AtomicBool>,
+    supervisor_leaves: Arc<AtomicBool>,
+}
 
 impl Stopper for Stop {
     fn stop(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.asked.store(true, Ordering::SeqCst);
+    }
+
+    fn supervisor_leaves(&self) -> bool {
+        self.supervisor_leaves.load(Ordering::SeqCst)
     }
 }
 
@@ -86,7 +94,7 @@ impl Spawner for FakeSpawner {
             let (child_stdout, stdout) = tokio::io::duplex(64 * 1024);
             let (child_stderr, stderr) = tokio::io::duplex(64 * 1024);
             let (tell, ended) = oneshot::channel();
-            let stop_asked = Arc::new(AtomicBool::new(false));
+            let (stop_asked, supervisor_leaves) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
             let child = FakeChild {
                 stdin: Some(BufReader::new(child_stdin).lines()),
                 stdout: Some(child_stdout),
@@ -94,6 +102,7 @@ impl Spawner for FakeSpawner {
                 ended: Some(tell),
                 order,
                 stop_asked: Arc::clone(&stop_asked),
+                supervisor_leaves: Arc::clone(&supervisor_leaves),
             };
             let _ = self.hand_over.send(child);
             Ok(Backend {
@@ -101,7 +110,7 @@ impl Spawner for FakeSpawner {
                 stdout: Box::pin(stdout),
                 stderr: Box::pin(stderr),
                 ended,
-                stopper: Box::new(Stop(stop_asked)),
+                stopper: Box::new(Stop { asked: stop_asked, supervisor_leaves }),
                 pid: 1,
                 uid: 1,
             })
@@ -111,6 +120,11 @@ impl Spawner for FakeSpawner {
 
 impl FakeChild {
     /// The next line on its standard input; `None` when the broker has closed it.
+    /// Its supervisor says that it stops.
+    pub(crate) fn supervisor_leaves(&self) {
+        self.supervisor_leaves.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) async fn hears(&mut self) -> Option<Value> {
         let line = self.stdin.as_mut().expect("open").next_line().await.expect("a readable pipe")?;
         Some(serde_json::from_str(&line).expect("the broker writes JSON"))

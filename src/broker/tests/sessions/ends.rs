@@ -169,3 +169,45 @@ async fn a_child_whose_pipes_close_before_a_busy_supervisor_tells_of_its_own_sto
     next.answers(json!({})).await;
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK, "the session goes on");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_ends_after_its_supervisor_has_said_that_it_stops_takes_no_session_along_however_late_its_end_is_told()
+ {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    child.supervisor_leaves();
+    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
+    child.hears().await.expect("the call");
+    child.closes_its_output();
+    assert!(body(calling.await.expect("no panic")).await["error"]["message"].is_string());
+    // Its end is never told: the next supervisor starts another one all the same.
+    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
+    let coming = async {
+        let mut next = fixture.children.recv().await.expect("a child is started");
+        next.comes_up().await;
+        next.answers(json!({})).await;
+        next
+    };
+    let _next = tokio::time::timeout(Duration::from_secs(3), coming).await.expect("without waiting for the word");
+    assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK, "the session goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_is_lost_during_its_handshake_has_not_refused_it() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
+    child.hears().await.expect("the call");
+    child.loses_the_supervisor();
+    assert!(body(calling.await.expect("no panic")).await["error"]["message"].is_string());
+    let calling = fixture.posting(&alice, Some(&id), call(2, "x"));
+    let mut next = fixture.child().await;
+    next.hears().await.expect("initialize");
+    next.closes_its_output();
+    next.loses_the_supervisor();
+    let answer = body(calling.await.expect("no panic")).await;
+    let message = answer["error"]["message"].as_str().expect("an error");
+    assert!(message.contains("did not start") && !message.contains("refused"), "{message}");
+}
