@@ -4,12 +4,10 @@
 //! The client of a session never sees that its child is a new one: the recorded parameters are replayed, and only
 //! what differs from the recorded answer is worth a word.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use crate::child::bridge::{Bridge, SendError};
