@@ -135,6 +135,16 @@ fn a_database_whose_directory_is_not_there_is_told_by_check_and_start_alike() {
 fn nonsense_in_the_supervisors_file_is_refused_and_explained() {
     let cases = [
         ("limits.memory_max = 512", "limits.memory_max: must be 0 (none) or at least 8.0 MiB for this child"),
+        ("limits.pids_max = 3", "limits.pids_max: must be 0 (none) or at least 16 for a child"),
+        ("limits.total.memory_max = 4096", "limits.total.memory_max: must be 0 (none) or at least 8.0 MiB"),
+        (
+            "limits.users.42.environment.LD_PRELOAD = \"x\"",
+            "limits.users.42.environment.LD_PRELOAD: `LD_PRELOAD` is the dynamic linker's",
+        ),
+        (
+            "limits.users.42.environment.FORGEJO_ACCESS_TOKEN = \"x\"",
+            "limits.users.42.environment.FORGEJO_ACCESS_TOKEN: is set by the supervisor itself",
+        ),
         ("limits.users.42.memory_max = 512", "limits.users.42.memory_max: must be 0 (none) or at least"),
         (
             "limits.users.alice.memory_max = \"1GiB\"",

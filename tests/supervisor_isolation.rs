@@ -3,9 +3,10 @@
 #[cfg(test)]
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use harness::cgroups::OwnCgroup;
 use harness::supervised::{Client, Supervised, TOKEN, gone, own_range, root_or_skip, runs, watch};
 use nix::sys::signal::Signal;
 use wire::message::{Exit, Refusal, Reply};
@@ -15,27 +16,6 @@ const CAT: &str = "echo ready; exec cat";
 /// Reads the environment of each pid that it is told.
 const PRY: &str = "echo ready; while read pid; do \
                    if cat /proc/$pid/environ >/dev/null 2>&1; then echo leaked; else echo denied; fi; done";
-
-/// A cgroup of this test's own, where the machine has a cgroup2 at all; removed at the end.
-struct OwnCgroup(PathBuf);
-
-impl OwnCgroup {
-    fn new(name: &str) -> Option<Self> {
-        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
-        let root = roots
-            .into_iter()
-            .find(|root| root.join("cgroup.procs").exists() && root.join("cgroup.controllers").exists())?;
-        let dir = root.join(format!("fmb-test-{}-{name}", std::process::id()));
-        std::fs::create_dir(&dir).ok()?;
-        Some(Self(dir))
-    }
-}
-
-impl Drop for OwnCgroup {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
 
 #[tokio::test]
 async fn two_users_children_share_nothing_and_can_do_nothing_they_need_not() {
@@ -263,8 +243,7 @@ async fn a_cgroup_holds_each_child_and_all_that_it_starts_and_is_removed() {
     };
     let script =
         "setsid sh -c \"echo \\$\\$; exec sleep 1000\" </dev/null 2>/dev/null & read pid; echo ready; read end";
-    let policy = format!("[cgroup]\nroot = \"{}\"\n", own.0.display());
-    let mut supervised = Supervised::start(script, &policy);
+    let mut supervised = Supervised::start(script, &own.policy());
     let mut client = Client::connect(&supervised).await;
     let enabled = std::fs::read_to_string(own.0.join("cgroup.subtree_control")).expect("a cgroup2");
     let bounded = ["memory", "pids"].iter().all(|name| enabled.split_whitespace().any(|have| have == *name));
@@ -274,7 +253,7 @@ async fn a_cgroup_holds_each_child_and_all_that_it_starts_and_is_removed() {
     let left: u32 = one.line().await.parse().expect("a pid");
     let kept: u32 = two.line().await.parse().expect("a pid");
     let cgroup = one.proc("cgroup");
-    assert!(cgroup.lines().any(|l| l.starts_with("0::") && l.contains("/tenant-1/child-1")), "{cgroup}");
+    assert!(cgroup.lines().any(|l| l.starts_with("0::") && l.contains("/children/tenant-1/child-1")), "{cgroup}");
     let watched = watch(left);
     client.stop(&mut one).await;
     // What a child started in a session of its own dies with it.
@@ -282,5 +261,5 @@ async fn a_cgroup_holds_each_child_and_all_that_it_starts_and_is_removed() {
     assert!(runs(two.pid) && runs(kept), "its user's other child lives");
     client.stop(&mut two).await;
     assert!(supervised.kill(Signal::SIGTERM).success());
-    assert!(!own.0.join("tenant-1").exists());
+    assert!(!own.0.join("children/tenant-1").exists());
 }

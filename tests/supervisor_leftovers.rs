@@ -262,7 +262,7 @@ async fn a_half_made_child_that_is_held_fails_alone_and_in_time() {
     let (mut client, mut other) = (Client::connect(&supervised).await, Client::connect(&supervised).await);
     let mut kid = client.spawn(1).await;
     // Whoever enters the tenant's cgroup from now on stands still, as at the end of its share of CPU.
-    own.write("tenant-1/cgroup.freeze", "1");
+    own.write("children/tenant-1/cgroup.freeze", "1");
     let begun = Instant::now();
     let held = async {
         let refused = client.try_spawn(1).await.expect_err("it cannot run its program");
@@ -287,7 +287,7 @@ async fn a_half_made_child_that_is_held_fails_alone_and_in_time() {
     status_when(&mut other, |status| (status.children, status.uids_unclean) == (2, 0)).await;
     assert!(begun.elapsed() < Duration::from_secs(2), "it was held to its deadline: {:?}", begun.elapsed());
 
-    own.write("tenant-1/cgroup.freeze", "0");
+    own.write("children/tenant-1/cgroup.freeze", "0");
     let mut again = client.spawn(1).await;
     for kid in [&mut kid, &mut again] {
         assert_eq!(client.stop(kid).await, Exit::Code(0));

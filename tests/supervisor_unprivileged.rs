@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use harness::supervised::{Client, Supervised, Surroundings, hear, runs, say};
 use nix::sys::signal::Signal;
-use wire::message::{Exit, Farewell, PROTOCOL, Refusal, Reply, Request, StartStep};
+use wire::ending::Limit;
+use wire::inspection::Bound;
+use wire::message::{Enforced, Exit, Farewell, PROTOCOL, Refusal, Reply, Request, StartStep};
 use wire::socket::Socket;
 use wire::unix_socket::bind_unix;
 
@@ -47,6 +49,60 @@ async fn the_caps_hold_and_the_status_counts() {
     assert_eq!(client.try_spawn(3).await.err(), Some(Refusal::ChildrenTotal { retry_after_ms: 1000 }));
     let status = client.status().await;
     assert_eq!((status.children, status.max_children, status.tenants), (2, 2, 2));
+}
+
+#[tokio::test]
+async fn one_user_may_have_other_limits_and_variables_than_all() {
+    let policy = "[limits]\nopen_files = 99\n[limits.users.2]\nopen_files = 77\nchildren = 1\n\
+                  [limits.users.2.environment]\nCOLOUR = \"blue\"\n[child.environment]\nCOLOUR = \"red\"\n";
+    let supervised = Supervised::start_unprivileged("echo $COLOUR; exec cat", policy);
+    let mut client = Client::connect(&supervised).await;
+    for (tenant, colour, files) in [(1, "red", 99), (1, "red", 99), (2, "blue", 77)] {
+        let mut kid = client.try_spawn(tenant).await.expect("a child");
+        assert_eq!(kid.line().await, colour);
+        let seen = client.inspect(&kid).await.expect("it runs");
+        assert_eq!((seen.tenant.get(), seen.process.limits.open_files), (tenant, Bound::At(files)));
+        std::mem::forget(kid);
+    }
+    assert_eq!(client.try_spawn(2).await.err(), Some(Refusal::ChildrenOfTenant { retry_after_ms: 1000 }));
+}
+
+#[tokio::test]
+async fn a_child_that_uses_up_its_cpu_time_ends_with_that_reason() {
+    let policy = "[limits]\ncpu_seconds = 1\n";
+    let supervised = Supervised::start_unprivileged("echo ready; while :; do :; done", policy);
+    let mut client = Client::connect(&supervised).await;
+    let kid = client.spawn(1).await;
+    let ending = client.ending_of(&kid).await;
+    assert_eq!(ending.limit, Some(Limit::CpuTime { seconds: 1 }), "{ending:?}");
+    assert_eq!(ending.to_string(), "killed: CPU limit 1 s of a process reached");
+    assert!(ending.usage.cpu_usec > 500_000, "{ending:?}");
+    let logged = supervised.logged();
+    assert!(logged.contains("reason=killed: CPU limit 1 s"), "{logged}");
+}
+
+#[tokio::test]
+async fn a_child_is_looked_at_by_its_own_connection_only_and_only_while_it_runs() {
+    let supervised = Supervised::start_unprivileged("echo ready; exec cat", "");
+    let (mut own, mut other) = (Client::connect(&supervised).await, Client::connect(&supervised).await);
+    let mut kid = own.spawn(1).await;
+    let seen = own.inspect(&kid).await.expect("it runs");
+    assert_eq!((seen.pid, seen.process.uids[0]), (kid.pid, kid.uid));
+    assert!(seen.process.no_new_privs);
+    assert_eq!((seen.process.seccomp == 2, seen.user), (own.isolation.seccomp, None));
+    assert_eq!(other.inspect(&kid).await, None);
+    own.stop(&mut kid).await;
+    assert_eq!(own.inspect(&kid).await, None);
+}
+
+#[tokio::test]
+async fn without_a_cgroup_it_is_said_that_memory_is_not_limited() {
+    let supervised = Supervised::start_unprivileged("echo ready; exec cat", "");
+    let mut client = Client::connect(&supervised).await;
+    let status = client.status().await;
+    assert_eq!((status.enforced, status.all, client.isolation.cgroup), (Enforced::default(), None, false));
+    let logged = supervised.logged();
+    assert_eq!(logged.matches("memory is not limited").count(), 1, "{logged}");
 }
 
 #[test]

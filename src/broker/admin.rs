@@ -5,6 +5,7 @@
 //! address, and goes out never.
 
 pub mod api;
+pub mod inspected;
 mod keys;
 mod listener;
 mod lists;
@@ -24,7 +25,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::{error, info};
 
-use crate::admin::api::{CreateToken, CreatedToken, EndedUser, Problem, StatusView};
+use crate::admin::api::{CreateToken, CreatedToken, EndedUser, Problem, StatusView, SupervisorView};
 pub(crate) use crate::admin::listener::{AdminError, serve};
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::revocation::Revocation;
@@ -222,6 +223,9 @@ async fn end_user(State(admin): State<Admin>, Path(login): Path<String>) -> Resu
 
 async fn status(State(admin): State<Admin>) -> Json<StatusView> {
     let (sessions, children) = admin.revocation.registry.counts();
-    let supervisor = admin.supervisor.status().await.ok().map(Into::into);
+    let supervisor = match admin.supervisor.status().await {
+        Ok(status) => Some(SupervisorView::new(status, admin.supervisor.inspect_all().await)),
+        Err(_) => None,
+    };
     Json(StatusView { sessions, children, supervisor })
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client::CtlError;
-use forgejo_mcp_broker::admin::api::{GrantView, KeyView, StatusView, SupervisorView, UserView};
+use forgejo_mcp_broker::admin::api::{EnforcedView, GrantView, KeyView, StatusView, SupervisorView, UserView};
+use forgejo_mcp_broker::admin::inspected::{ChildView, LimitView, Unlimited};
 
 pub(crate) fn json(value: &impl Serialize) -> Result<String, CtlError> {
     serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|_| CtlError::Answer)
@@ -136,18 +137,103 @@ pub(crate) fn status(status: &StatusView) -> String {
     let Some(supervisor) = &status.supervisor else {
         return text + "supervisor: cannot be reached\n";
     };
-    let SupervisorView { own_uid, cgroup, landlock, seccomp, children, max_children, tenants, uids_free, uids_unclean } =
-        supervisor;
-    let _ = writeln!(text, "supervisor: {children} of {max_children} children, {tenants} users");
-    let _ = writeln!(text, "uids: {uids_free} free, {uids_unclean} not clean");
+    text.push_str(&isolation(supervisor));
+    if !supervisor.running.is_empty() {
+        text.push('\n');
+        text.push_str(&Table::default().part(&supervisor.running));
+    }
+    text
+}
+
+fn isolation(supervisor: &SupervisorView) -> String {
+    let SupervisorView { own_uid, cgroup, landlock, seccomp, children, max_children, tenants, .. } = supervisor;
+    let mut text = format!("supervisor: {children} of {max_children} children, {tenants} users\n");
+    let _ = writeln!(text, "uids: {} free, {} not clean", supervisor.uids_free, supervisor.uids_unclean);
     let parts = [("uid", own_uid), ("cgroup", cgroup), ("landlock", landlock), ("seccomp", seccomp)];
     for (what, on) in parts {
-        let _ = writeln!(text, "{what}: {}", if *on { "yes" } else { "NO" });
+        let version = match supervisor.landlock_abi {
+            abi if abi > 0 && what == "landlock" && *on => format!(" (version {abi})"),
+            _ => String::new(),
+        };
+        let _ = writeln!(text, "{what}: {}{version}", yes(*on));
+    }
+    let EnforcedView { memory, pids, cpu, io } = supervisor.enforced;
+    let parts = [("memory", memory), ("processes", pids), ("cpu", cpu), ("io", io)];
+    let parts = parts.map(|(what, on)| format!("{what} {}", yes(on)));
+    let _ = writeln!(text, "limits by cgroup: {}", parts.join(", "));
+    if let Some(all) = &supervisor.all {
+        let memory = used(all.memory, all.memory_max, mib);
+        let processes = used(all.processes, all.pids_max, |n| n.to_string());
+        let _ = writeln!(text, "all children together: memory {memory}, processes {processes}");
     }
     if !own_uid {
         text.push_str("NOT ISOLATED: the users' processes share one uid and can read each other's tokens\n");
     }
+    if !memory {
+        text.push_str("NOT LIMITED: no cgroup bounds the memory of the users' processes\n");
+    }
     text
+}
+
+fn yes(on: bool) -> &'static str {
+    if on { "yes" } else { "NO" }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+/// A limit; `-` where nothing enforces it.
+fn limit(limit: Option<LimitView>, form: impl Fn(u64) -> String) -> String {
+    match limit {
+        None => "-".to_owned(),
+        Some(LimitView::Word(Unlimited::Max)) => "max".to_owned(),
+        Some(LimitView::At(n)) => form(n),
+    }
+}
+
+fn used(used: Option<u64>, most: Option<LimitView>, form: impl Fn(u64) -> String) -> String {
+    format!("{} of {}", used.map_or_else(|| "-".to_owned(), &form), limit(most, &form))
+}
+
+/// One line a child. MEMORY, PROCESSES and CPU are of all children of its user, against the user's limits; PEAK is the
+/// child's own.
+impl Row for ChildView {
+    const COLUMNS: &'static [&'static str] = &[
+        "USER",
+        "PID",
+        "UID",
+        "MEMORY",
+        "PROCESSES",
+        "CPU",
+        "PEAK",
+        "FILES",
+        "NO_NEW_PRIVS",
+        "SECCOMP",
+        "CAPABILITIES",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let number = |n: u64| n.to_string();
+        let (user, own) = (self.user_cgroup.as_ref(), self.own_cgroup.as_ref());
+        let uid = match self.uids.first() {
+            Some(first) if self.uids.iter().chain(&self.gids).all(|id| id == first) => first.to_string(),
+            _ => format!("{:?} {:?}", self.uids, self.gids),
+        };
+        vec![
+            self.user.to_string(),
+            self.pid.to_string(),
+            uid,
+            user.map_or_else(|| "-".to_owned(), |group| used(group.memory, group.memory_max, mib)),
+            user.map_or_else(|| "-".to_owned(), |group| used(group.processes, group.pids_max, number)),
+            user.map_or_else(|| "-".to_owned(), |group| limit(group.cpu_max, |percent| format!("{percent} %"))),
+            own.and_then(|group| group.memory_peak).map_or_else(|| "-".to_owned(), mib),
+            limit(self.rlimits.open_files, number),
+            yes(self.no_new_privs).to_owned(),
+            yes(self.seccomp == 2).to_owned(),
+            format!("{:x}", self.capabilities),
+        ]
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +251,58 @@ mod tests {
             created_at: None,
         };
         numbers.map(user).collect()
+    }
+
+    fn supervised(json: &serde_json::Value) -> String {
+        let mut supervisor = serde_json::json!({
+            "own_uid": true, "cgroup": false, "landlock": true, "landlock_abi": 7, "seccomp": true,
+            "enforced": {"memory": false, "pids": false, "cpu": false, "io": false}, "all": null,
+            "children": 1, "max_children": 2, "tenants": 1, "uids_free": 3, "uids_unclean": 0, "running": [],
+        });
+        for (name, value) in json.as_object().expect("an object") {
+            supervisor[name] = value.clone();
+        }
+        let view = serde_json::json!({"sessions": 1, "children": 1, "supervisor": supervisor});
+        status(&serde_json::from_value(view).expect("a status"))
+    }
+
+    #[test]
+    fn the_status_says_what_is_not_limited() {
+        let text = supervised(&serde_json::json!({}));
+        for line in [
+            "landlock: yes (version 7)",
+            "cgroup: NO",
+            "limits by cgroup: memory NO, processes NO, cpu NO, io NO",
+            "NOT LIMITED: no cgroup bounds the memory of the users' processes",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+        let on = serde_json::json!({"enforced": {"memory": true, "pids": true, "cpu": true, "io": false}});
+        assert!(!supervised(&on).contains("NOT LIMITED"));
+    }
+
+    #[test]
+    fn the_status_shows_each_child_as_the_kernel_does() {
+        let group = |memory_max: serde_json::Value| {
+            serde_json::json!({
+                "memory_max": memory_max, "memory_high": "max", "swap_max": 0, "pids_max": 128, "cpu_max": 100,
+                "cpu_weight": 100, "io_weight": null, "oom_group": false, "memory": 20 << 20, "memory_peak": 30 << 20,
+                "processes": 9, "cpu_usec": 1, "throttled_usec": 0, "oom_kills": 0,
+            })
+        };
+        let rlimits = serde_json::json!({
+            "open_files": 256, "processes": 256, "cpu_seconds": 3600, "file_size": 0, "data": "max",
+            "address_space": "max", "core": 1,
+        });
+        let child = serde_json::json!({
+            "user": 42, "pid": 7, "uids": [73728, 73728, 73728, 73728], "gids": [73728, 73728, 73728, 73728],
+            "threads": 9, "no_new_privs": true, "seccomp": 2, "capabilities": 0, "rlimits": rlimits,
+            "user_cgroup": group((512 << 20).into()), "own_cgroup": group("max".into()),
+        });
+        let text = supervised(&serde_json::json!({"running": [child], "all": group((1 << 30).into())}));
+        assert!(text.contains("all children together: memory 20 MiB of 1024 MiB, processes 9 of 128"), "{text}");
+        let row = text.lines().last().expect("a row").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(row, "42 7 73728 20 MiB of 512 MiB 9 of 128 100 % 30 MiB 256 yes yes 0");
     }
 
     #[test]

@@ -8,12 +8,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
-use crate::cgroup::Leaf;
+use crate::cgroup::dir::CgroupError;
+use crate::cgroup::leaf::Leaf;
 use crate::config::StopLadder;
 use crate::core::StopStep;
-use crate::reaper::RunningChild;
+use crate::reaper::{Reaped, RunningChild};
 use crate::spawn::{ExecNews, StartError};
-use wire::message::{Exit, StartStep};
+use wire::message::StartStep;
 
 /// From fork to exec: a millisecond is usual, and a busy machine or a program on a slow disk may take longer. What takes
 /// as long as this is held: in its cgroup's CPU limit, or by a file system that does not answer.
@@ -55,31 +56,39 @@ pub(crate) async fn await_exec(
     outcome
 }
 
-/// Follows the `stop_orders` and returns how the child ended, when it is reaped and its cgroup's other processes are
-/// killed.
-pub(crate) async fn attend(
-    child: &mut RunningChild,
-    leaf: Option<Leaf>,
-    ladder: StopLadder,
-    stop_orders: watch::Receiver<StopOrder>,
-) -> Exit {
-    if !run_ladder(child, ladder, stop_orders).await {
-        child.kill();
-        kill_leaf(leaf.as_ref());
-    }
-    // SIGKILL cannot be refused; a process that hangs in the kernel is waited for as long as it takes.
-    let exit = child.ended().await;
-    // What it left behind goes with it.
-    kill_leaf(leaf.as_ref());
-    exit
+/// The end of a child.
+#[derive(Debug)]
+pub(crate) struct End {
+    /// What its parent saw.
+    pub(crate) reaped: Reaped,
+    /// It was to be stopped.
+    pub(crate) stopped: bool,
+    /// Whether nothing is left in its cgroup.
+    pub(crate) emptied: Result<(), CgroupError>,
 }
 
-/// Kills what is in the child's cgroup. Where the child has a uid of its own, whether anything is left is not decided
-/// here but by the uid, which says more ([`sweep`](super::sweep)).
-fn kill_leaf(leaf: Option<&Leaf>) {
-    if let Some(Err(error)) = leaf.map(Leaf::kill) {
-        tracing::error!(%error, "killing all that is in a child's cgroup failed");
+/// Follows the `stop_orders` and returns how the child ended, when it is reaped and nothing is left in its cgroup, or
+/// what is left there does not go.
+pub(crate) async fn attend(
+    child: &mut RunningChild,
+    leaf: Option<&Leaf>,
+    ladder: StopLadder,
+    stop_orders: watch::Receiver<StopOrder>,
+) -> End {
+    if !run_ladder(child, ladder, stop_orders.clone()).await {
+        child.kill();
+        // What it started is killed in the same moment; whether that went well is asked below.
+        let _ = leaf.map(Leaf::kill);
     }
+    // SIGKILL cannot be refused; a process that hangs in the kernel is waited for as long as it takes.
+    let reaped = child.ended().await;
+    let stopped = *stop_orders.borrow() != StopOrder::Run;
+    // What it left behind goes with it.
+    let emptied = match leaf {
+        Some(leaf) => leaf.empty().await,
+        None => Ok(()),
+    };
+    End { reaped, stopped, emptied }
 }
 
 /// The rungs short of SIGKILL; whether the child has ended.

@@ -4,15 +4,17 @@
 //! that a connection says. A child belongs to the connection that asked for it: no other can name it, and when the
 //! connection goes, its children are stopped.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 
 use crate::config::Caps;
 use crate::uid::{ChildUid, Pool};
+use wire::ending::Ending;
 use wire::message::{
-    ChildId, Exit, Farewell, Isolation, Label, PROTOCOL, Refusal, Reply, Request, StartStep, Status, TenantId, Ticket,
+    ChildId, Enforced, Farewell, Isolation, Label, PROTOCOL, Refusal, Reply, Request, StartStep, Status, TenantId,
+    Ticket,
 };
 use wire::secret::UpstreamToken;
 
@@ -36,6 +38,8 @@ pub(crate) struct Policy {
     pub(crate) connections: usize,
     /// How many children, and how often they are started.
     pub(crate) caps: Caps,
+    /// Who may have another number of children than `caps` says.
+    pub(crate) children_of: HashMap<TenantId, u32>,
     /// What is really done to separate children; reported as it is.
     pub(crate) isolation: Isolation,
 }
@@ -62,7 +66,7 @@ pub(crate) enum Event {
     /// It could not be started, and is not there any more.
     NotStarted(ChildId, StartStep, i32),
     /// A child ended and was reaped.
-    Ended(ChildId, Exit),
+    Ended(ChildId, Ending),
     /// Nothing is left under the uid of [`Effect::Clean`]; with `false`, that takes too long, and is tried on.
     Cleaned(ChildUid, bool),
     /// The supervisor is to stop: say so, and let what runs go on for the grace.
@@ -109,8 +113,10 @@ pub(crate) enum Effect {
     /// A lease is over: kill all that is left under the uid and report [`Event::Cleaned`]. If that is being done
     /// already, try again at once.
     Clean(ChildUid),
-    /// The tenant has no child left: remove its cgroup.
-    Vacate(TenantId),
+    /// Send [`Core::status`], with what the kernel says.
+    Tell(ConnId, Ticket),
+    /// Look at a running child and send what the kernel says of it.
+    Inspect(ConnId, Ticket, ChildId),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +186,7 @@ impl Core {
             }
             Event::Started(child, pid) => self.started(child, pid),
             Event::NotStarted(child, step, errno) => self.not_started(child, step, errno),
-            Event::Ended(child, exit) => self.ended(child, exit),
+            Event::Ended(child, ending) => self.ended(child, ending),
             Event::Cleaned(uid, clean) => {
                 if let Some(pool) = &mut self.pool {
                     pool.cleaned(uid, clean);
@@ -197,8 +203,9 @@ impl Core {
     }
 
     /// Goes on with other caps, and with what separates children from now on. What runs already is not touched.
-    pub(crate) fn change_policy(&mut self, caps: Caps, isolation: Isolation) {
+    pub(crate) fn change_policy(&mut self, caps: Caps, children_of: HashMap<TenantId, u32>, isolation: Isolation) {
         self.policy.caps = caps;
+        self.policy.children_of = children_of;
         self.policy.isolation = isolation;
     }
 
@@ -215,7 +222,7 @@ impl Core {
         self.draining && self.children.is_empty() && self.pool.as_ref().is_none_or(Pool::settled)
     }
 
-    /// The numbers.
+    /// The numbers; what only the kernel knows is not in them.
     pub(crate) fn status(&self) -> Status {
         let tenants: BTreeSet<_> = self.children.values().map(|child| child.tenant).collect();
         Status {
@@ -225,6 +232,9 @@ impl Core {
             tenants: count(tenants.len()),
             uids_free: self.pool.as_ref().map_or(0, Pool::free),
             uids_unclean: self.pool.as_ref().map_or(0, Pool::unclean),
+            enforced: Enforced::default(),
+            all: None,
+            landlock_abi: 0,
         }
     }
 
@@ -316,8 +326,12 @@ impl Core {
                 _ => vec![Effect::Send(conn, Reply::Refused { ticket, refusal: Refusal::NoSuchChild })],
             },
             (Phase::Ready, Request::Status { ticket }) => {
-                vec![Effect::Send(conn, Reply::Status { ticket, status: self.status() })]
+                vec![Effect::Tell(conn, ticket)]
             }
+            (Phase::Ready, Request::Inspect { ticket, child }) => match self.children.get(&child) {
+                Some(entry) if entry.conn == conn && entry.started => vec![Effect::Inspect(conn, ticket, child)],
+                _ => vec![Effect::Send(conn, Reply::Refused { ticket, refusal: Refusal::NoSuchChild })],
+            },
         }
     }
 
@@ -336,7 +350,8 @@ impl Core {
             return Err(Refusal::ChildrenTotal { retry_after_ms: RETRY_CHILDREN_MS });
         }
         let of_tenant = self.children.values().filter(|child| child.tenant == tenant).count();
-        if count(of_tenant) >= self.policy.caps.children_per_tenant {
+        let most = self.policy.children_of.get(&tenant).unwrap_or(&self.policy.caps.children_per_tenant);
+        if count(of_tenant) >= *most {
             return Err(Refusal::ChildrenOfTenant { retry_after_ms: RETRY_CHILDREN_MS });
         }
         let full_at = self.bucket_full_at.max(now);
@@ -374,11 +389,11 @@ impl Core {
         effects
     }
 
-    fn ended(&mut self, id: ChildId, exit: Exit) -> Vec<Effect> {
+    fn ended(&mut self, id: ChildId, ending: Ending) -> Vec<Effect> {
         let Some(child) = self.children.remove(&id) else { return Vec::new() };
         let mut effects = Vec::new();
         if self.conns.get(&child.conn) == Some(&Phase::Ready) {
-            effects.push(Effect::Send(child.conn, Reply::Exited { child: id, exit }));
+            effects.push(Effect::Send(child.conn, Reply::Exited { child: id, ending }));
         }
         effects.extend(self.end_lease(&child));
         effects
@@ -390,9 +405,6 @@ impl Core {
         if let (Some(uid), Some(pool)) = (child.uid, &mut self.pool) {
             pool.release(uid);
             effects.push(Effect::Clean(uid));
-        }
-        if !self.children.values().any(|other| other.tenant == child.tenant) {
-            effects.push(Effect::Vacate(child.tenant));
         }
         effects.extend(self.when_drained());
         effects

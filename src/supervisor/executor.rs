@@ -10,25 +10,31 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::unistd::Uid;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use crate::cgroup::Cgroups;
-use crate::children::{StopOrder, attend, await_exec};
+use crate::cgroup::leaf;
+use crate::cgroup::leaf::Leaf;
+use crate::children::{End, StopOrder, attend, await_exec};
 use crate::core::{ConnId, Core, Effect, Event, StartOrder};
+use crate::inspect;
 use crate::log_limit::{Line, LogLimit};
 use crate::policy::InForce;
 use crate::reaper::Reaper;
+use crate::rlimit::ChildLimits;
 use crate::spawn;
 use crate::spawn::{HalfMade, Launch, Pipes, StartError};
+use crate::stuck;
+use crate::stuck::Stuck;
 use crate::sweep::Sweeper;
 use crate::uid::{ChildUid, UidRange};
 use wire::codec;
 use wire::message::MAX_QUEUED_REPLIES;
-use wire::message::{ChildId, Exit, Farewell, Isolation, Label, Reply, StartStep, Status, TenantId};
+use wire::message::{ChildId, Farewell, Isolation, Label, Refusal, Reply, StartStep, Status, TenantId, Ticket};
 use wire::telemetry::message_id;
 
 /// What is fixed for the life of the supervisor.
@@ -67,6 +73,8 @@ struct Running {
     label: Label,
     pid: i32,
     since: Instant,
+    leaf: Option<Rc<Leaf>>,
+    limits: ChildLimits,
 }
 
 #[derive(Debug)]
@@ -87,8 +95,7 @@ pub(crate) struct Executor {
     reaper: Reaper,
     /// `None` where children keep the supervisor's uid.
     sweeper: Option<Sweeper>,
-    /// Removals of cgroups that are under way.
-    vacating: Rc<Cell<usize>>,
+    stuck: Stuck,
     idle: Rc<Notify>,
     changed: Rc<Notify>,
 }
@@ -105,7 +112,7 @@ impl Executor {
             state: Rc::new(RefCell::new(state)),
             reaper: Reaper::default(),
             sweeper,
-            vacating: Rc::default(),
+            stuck: Stuck::default(),
             idle: Rc::default(),
             changed: Rc::default(),
         }
@@ -119,7 +126,7 @@ impl Executor {
     /// Goes on with another policy.
     pub(crate) fn change_policy(&self, policy: InForce, isolation: Isolation) {
         let mut state = self.state.borrow_mut();
-        state.core.change_policy(policy.config.caps, isolation);
+        state.core.change_policy(policy.config.caps, policy.config.limits.children(), isolation);
         state.policy = Rc::new(policy);
     }
 
@@ -130,7 +137,14 @@ impl Executor {
 
     /// The numbers.
     pub(crate) fn status(&self) -> Status {
-        self.state.borrow().core.status()
+        let state = self.state.borrow();
+        let cgroups = self.setup.cgroups.as_ref();
+        Status {
+            enforced: cgroups.map(Cgroups::enforced).unwrap_or_default(),
+            all: cgroups.map(Cgroups::look),
+            landlock_abi: state.policy.sandbox.landlock_abi(),
+            ..state.core.status()
+        }
     }
 
     /// Resolves when the numbers may have changed since it resolved last. For one waiter.
@@ -169,6 +183,8 @@ impl Executor {
         }
         let effects = self.state.borrow_mut().core.found_dirty(&dirty);
         self.carry_out(effects.into());
+        let left = self.setup.cgroups.as_ref().map(Cgroups::leftovers).unwrap_or_default();
+        tokio::task::spawn_local(stuck::remove_leftovers(left));
         Ok(())
     }
 
@@ -212,7 +228,7 @@ impl Executor {
 
     fn is_idle(&self) -> bool {
         let state = self.state.borrow();
-        state.core.drained() && state.conns.is_empty() && self.vacating.get() == 0
+        state.core.drained() && state.conns.is_empty()
     }
 
     /// Ends all graces.
@@ -244,10 +260,10 @@ impl Executor {
                     self.clean(uid);
                     None
                 }
-                Effect::Vacate(tenant) => {
-                    self.vacate(tenant);
-                    None
+                Effect::Tell(conn, ticket) => {
+                    self.send(conn, &Reply::Status { ticket, status: Box::new(self.status()) }, Vec::new())
                 }
+                Effect::Inspect(conn, ticket, child) => self.send(conn, &self.inspect(ticket, child), Vec::new()),
             };
             if let Some(event) = events {
                 effects.extend(self.step(event));
@@ -316,12 +332,16 @@ impl Executor {
             }
         };
         let forked = (|| {
-            let at_cgroup = StartError::at(StartStep::Cgroup, "making the tenant's cgroup");
+            let what = "making the child's cgroup";
             let leaf = self.setup.cgroups.as_ref().map(|cgroups| cgroups.leaf(tenant, id, limits));
-            let leaf = leaf.transpose().map_err(&at_cgroup)?;
-            let procs = leaf.as_ref().map(super::cgroup::Leaf::procs).transpose().map_err(&at_cgroup)?;
+            let leaf = leaf.transpose().map_err(|error| {
+                tracing::error!(%tenant, %error, "a child's cgroup cannot be made");
+                StartError { step: StartStep::Cgroup, what, errno: error.errno() }
+            })?;
+            let procs = leaf.as_ref().map(Leaf::procs).transpose().map_err(StartError::at(StartStep::Cgroup, what))?;
             let half_made = spawn::start(&Launch {
                 profile: &config.profile,
+                extras: &limits.environment,
                 token: &token,
                 uid,
                 rlimits: limits.rlimits(uid.is_some()),
@@ -329,7 +349,7 @@ impl Executor {
                 ruleset,
                 filters: Arc::clone(&policy.sandbox.filters),
             })?;
-            Ok((leaf, half_made))
+            Ok((leaf.map(Rc::new), half_made))
         })();
         let (leaf, HalfMade { pid, pipes, mut news }) = match forked {
             Ok(forked) => forked,
@@ -337,21 +357,32 @@ impl Executor {
         };
         let mut child = self.reaper.attend(pid);
         let (stop_order, mut stop_orders) = watch::channel(StopOrder::Run);
-        let running = Running { stop_order, tenant, label, pid: pid.as_raw(), since: Instant::now() };
+        let running = Running {
+            stop_order,
+            tenant,
+            label,
+            pid: pid.as_raw(),
+            since: Instant::now(),
+            leaf: leaf.clone(),
+            limits: limits.clone(),
+        };
         self.state.borrow_mut().children.insert(id, running);
         let (executor, ladder) = (self.clone(), config.stop);
         tokio::task::spawn_local(async move {
             if let Err(error) = await_exec(&mut news, &mut child, &mut stop_orders).await {
-                drop(leaf);
+                if let Some(leaf) = leaf {
+                    let emptied = leaf.empty().await;
+                    executor.stuck.remove(leaf, uid, emptied);
+                }
                 return executor.failed(id, error);
             }
             drop(news);
             executor.started(id, uid, pipes);
-            let exit = attend(&mut child, leaf, ladder, stop_orders).await;
+            let end = attend(&mut child, leaf.as_deref(), ladder, stop_orders).await;
             // A stop whose signal came at the same time is heard first: the signal is looked for before this goes on, so
             // that its announcement comes before this end.
             tokio::task::yield_now().await;
-            executor.ended(id, exit);
+            executor.ended(id, uid, end);
         });
         Vec::new()
     }
@@ -388,14 +419,43 @@ impl Executor {
         }
     }
 
-    fn ended(&self, id: ChildId, exit: Exit) {
-        let running = self.state.borrow_mut().children.remove(&id);
-        if let Some(Running { tenant, label, pid, since, .. }) = running {
-            let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let ended = message_id::CHILD_ENDED;
-            tracing::info!(MESSAGE_ID = ended, %tenant, %label, child_pid = pid, duration_ms, reason = %exit, "child ended");
+    fn ended(&self, id: ChildId, uid: Option<ChildUid>, end: End) {
+        let Some(running) = self.state.borrow_mut().children.remove(&id) else { return };
+        let Running { tenant, label, pid, since, leaf, limits, .. } = running;
+        let End { reaped, stopped, emptied } = end;
+        let ending = match &leaf {
+            Some(leaf) => leaf.ending(reaped, &limits, stopped),
+            None => leaf::ending_without(reaped, &limits, stopped),
+        };
+        if let Some(leaf) = leaf {
+            self.stuck.remove(leaf, uid, emptied);
         }
-        self.feed(Event::Ended(id, exit));
+        let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let usage = ending.usage;
+        tracing::info!(
+            MESSAGE_ID = message_id::CHILD_ENDED,
+            %tenant,
+            %label,
+            child_pid = pid,
+            duration_ms,
+            memory_peak = usage.memory_peak,
+            cpu_ms = usage.cpu_usec / 1000,
+            throttled_ms = usage.throttled_usec.map(|usec| usec / 1000),
+            reason = %ending,
+            "child ended"
+        );
+        self.feed(Event::Ended(id, ending));
+    }
+
+    /// What the kernel says of a child; a child that is just ending is none any more.
+    fn inspect(&self, ticket: Ticket, child: ChildId) -> Reply {
+        let state = self.state.borrow();
+        let running = state.children.get(&child);
+        let seen = running.and_then(|it| inspect::child(it.tenant, it.pid, it.leaf.as_deref()).ok());
+        match seen {
+            Some(inspection) => Reply::Inspected { ticket, inspection: Box::new(inspection) },
+            None => Reply::Refused { ticket, refusal: Refusal::NoSuchChild },
+        }
     }
 
     /// Cleans a uid, or has another try at once where that is under way.
@@ -407,29 +467,8 @@ impl Executor {
         let executor = self.clone();
         tokio::task::spawn_local(async move {
             sweeper.clean(uid, || executor.feed(Event::Cleaned(uid, false))).await;
+            executor.stuck.gone(uid, || executor.feed(Event::Cleaned(uid, false))).await;
             executor.feed(Event::Cleaned(uid, true));
-        });
-    }
-
-    /// Removes a tenant's cgroup.
-    fn vacate(&self, tenant: TenantId) {
-        if self.setup.cgroups.is_none() {
-            return;
-        }
-        let executor = self.clone();
-        self.vacating.set(self.vacating.get() + 1);
-        tokio::task::spawn_local(async move {
-            // The kernel lets go of a cgroup shortly after its last process, and tells nobody when.
-            for wait in [0, 5, 20, 100, 1000] {
-                tokio::time::sleep(Duration::from_millis(wait)).await;
-                // A tenant that is back keeps the directory: a half-made child is not in its own yet.
-                let is_back = executor.state.borrow().children.values().any(|running| running.tenant == tenant);
-                if is_back || executor.setup.cgroups.as_ref().is_none_or(|cgroups| cgroups.remove(tenant)) {
-                    break;
-                }
-            }
-            executor.vacating.set(executor.vacating.get() - 1);
-            executor.idle.notify_one();
         });
     }
 

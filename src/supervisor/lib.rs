@@ -12,6 +12,7 @@ pub(crate) mod connection;
 pub(crate) mod core;
 pub(crate) mod executor;
 pub(crate) mod forge_url;
+pub(crate) mod inspect;
 pub(crate) mod log_limit;
 pub(crate) mod ownership;
 pub(crate) mod policy;
@@ -23,6 +24,7 @@ pub(crate) mod rlimit;
 pub(crate) mod sandbox;
 #[allow(unsafe_code, clippy::allow_attributes)]
 pub(crate) mod spawn;
+pub(crate) mod stuck;
 pub(crate) mod sweep;
 pub(crate) mod uid;
 
@@ -199,26 +201,24 @@ async fn run_until_stopped(
 
 /// Probes what the machine has, says what is missing, and puts the parts together.
 fn assemble(config: Config) -> Result<Executor, (u8, String)> {
-    let cgroups = cgroup::Cgroups::open(config.cgroup_root.as_deref()).map_err(|e| (EX_CONFIG, e.to_string()))?;
-    let (uids, caps, broker) = (config.uids, config.caps, config.broker);
-    let policy =
-        InForce::new(config, has_controller(cgroups.as_ref(), "memory")).map_err(|e| (EX_SOFTWARE, e.to_string()))?;
+    let cgroups = cgroup::Cgroups::open(config.cgroup_root.as_deref(), config.limits.total());
+    let cgroups = cgroups.map_err(|e| (EX_CONFIG, e.to_string()))?;
+    let (uids, caps, broker, children_of) = (config.uids, config.caps, config.broker, config.limits.children());
+    let bounds_memory = cgroups.as_ref().is_some_and(|all| all.enforced().memory);
+    let policy = InForce::new(config, bounds_memory).map_err(|e| (EX_SOFTWARE, e.to_string()))?;
     let isolation = isolation_of(&policy, cgroups.as_ref());
     say_what_is_missing(isolation, cgroups.as_ref());
-    let rules = Policy { broker, own: Uid::current(), connections: MAX_SUPERVISOR_CONNECTIONS, caps, isolation };
+    let (own, connections) = (Uid::current(), MAX_SUPERVISOR_CONNECTIONS);
+    let rules = Policy { broker, own, connections, caps, children_of, isolation };
     let core = Core::new(rules, uids.map(Pool::new), Instant::now());
     Ok(Executor::new(Setup { uids, cgroups }, policy, core))
-}
-
-fn has_controller(cgroups: Option<&cgroup::Cgroups>, name: &str) -> bool {
-    cgroups.is_some_and(|cgroups| cgroups.controllers().iter().any(|have| have == name))
 }
 
 /// What is really in force.
 fn isolation_of(policy: &InForce, cgroups: Option<&cgroup::Cgroups>) -> Isolation {
     Isolation {
         own_uid: policy.config.uids.is_some(),
-        cgroup: cgroups.is_some_and(cgroup::Cgroups::bounds_tenants),
+        cgroup: cgroups.map(cgroup::Cgroups::enforced).is_some_and(|on| on.memory && on.pids),
         landlock: policy.sandbox.has_landlock(),
         seccomp: !policy.sandbox.filters.is_empty(),
     }
@@ -232,6 +232,9 @@ async fn reload_when_asked(mut reload: Reload, args: Args, executor: Executor) {
             Ok(policy) => {
                 let isolation = isolation_of(&policy, executor.cgroups());
                 say_what_is_missing(isolation, executor.cgroups());
+                if let Some(Err(error)) = executor.cgroups().map(|all| all.set_total(policy.config.limits.total())) {
+                    tracing::error!(%error, "the limits of all children together stay as they were");
+                }
                 executor.change_policy(policy, isolation);
                 tracing::info!("the policy was read again; it holds for children that are started from now on");
             }
@@ -274,17 +277,15 @@ fn say_what_is_missing(isolation: Isolation, cgroups: Option<&cgroup::Cgroups>) 
     if !isolation.own_uid {
         warn("all children run under the supervisor's own uid and can reach each other");
     }
-    match cgroups {
-        None => warn("no cgroup: memory, processes and CPU are limited by rlimits alone"),
-        Some(cgroups) => {
-            for name in ["memory", "pids", "cpu"] {
-                if !cgroups.controllers().iter().any(|have| have == name) {
-                    warn(&format!("the cgroup has no {name} controller; its limits do not hold"));
-                }
-            }
-        }
+    let enforced = cgroups.map(cgroup::Cgroups::enforced).unwrap_or_default();
+    let kinds = [("processes", enforced.pids), ("CPU", enforced.cpu), ("disk", enforced.io)];
+    let missing: Vec<_> = kinds.into_iter().filter(|(_, on)| !on).map(|(kind, _)| kind).collect();
+    if !missing.is_empty() {
+        let why = if cgroups.is_some() { "the cgroup has no such controller" } else { "there is no cgroup" };
+        let what = missing.join(", ");
+        warn(&format!("{what}: not limited for a user's processes together, because {why}; each has its rlimits"));
     }
-    if !has_controller(cgroups, "memory") {
+    if !enforced.memory {
         warn("memory is not limited: each process has an address space limit, a user's processes together have none");
     }
     if lifecycle::cores_can_leave() {

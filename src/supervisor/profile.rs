@@ -20,6 +20,8 @@ pub(crate) struct Profile {
     pub(crate) environment: BTreeMap<String, String>,
     /// The variables that hold the token.
     pub(crate) token_variables: Vec<String>,
+    /// The variable that holds the URL.
+    pub(crate) url_variable: String,
     /// TCP ports that it connects to: Forgejo's, and that of a proxy in its environment.
     pub(crate) ports: BTreeSet<u16>,
     /// What an address space limit must leave, in bytes: a Go program reserves far more than it uses.
@@ -37,6 +39,30 @@ impl Profile {
         let named = self.arguments.iter().chain(self.environment.values()).map(String::as_str);
         let common = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl/certs"];
         named.chain(common).map(Path::new).filter(|path| path.is_absolute() && path.exists())
+    }
+
+    /// `[….environment]` of one user: further variables, laid over those of the profile.
+    ///
+    /// No proxy: the ports that Landlock lets a child connect to are the same for all.
+    pub(crate) fn read_extras(&self, user: &mut Section) -> BTreeMap<String, String> {
+        let mut extras = user.section("environment");
+        let mut environment = BTreeMap::new();
+        for name in extras.keys() {
+            let checked = variable(Value::String(name.clone()));
+            let value = extras.value(&name, |value| match value {
+                Value::String(text) if !text.contains('\0') => checked.map(|_| text),
+                _ => Err("must be a text without NUL".to_owned()),
+            });
+            if self.token_variables.contains(&name) || self.url_variable == name {
+                extras.complain(&name, "is set by the supervisor itself");
+            }
+            if name.to_ascii_uppercase().ends_with("_PROXY") {
+                extras.complain(&name, "is the same for all users: write it in [child.environment]");
+            }
+            environment.extend(value.map(|value| (name, value)));
+        }
+        extras.close();
+        environment
     }
 }
 
@@ -72,7 +98,8 @@ const PRESETS: [Preset; 3] = [
         // It writes only with a second token in FORGEJO_TOKEN_WRITE that differs from this one, and a child has one
         // token: with this preset it reads only.
         token_variables: &["FORGEJO_TOKEN_READ_ONLY"],
-        environment: &[("FORGEJO_FLAVOR", "forgejo")],
+        // Two worker threads, as with Go: by default there is one a CPU, and a user's children share `pids_max`.
+        environment: &[("FORGEJO_FLAVOR", "forgejo"), ("TOKIO_WORKER_THREADS", "2")],
         least_address_space: 64 << 20,
         usual_address_space: 2 << 30,
         least_memory: 8 << 20,
@@ -163,7 +190,7 @@ pub(crate) fn read(root: &mut Section) -> Profile {
     child.close();
     if let Some(url) = url {
         ports.insert(url.port());
-        environment.insert(url_variable, url.into());
+        environment.insert(url_variable.clone(), url.into());
     }
     let Preset { least_address_space, usual_address_space, least_memory, .. } = *preset;
     Profile {
@@ -171,6 +198,7 @@ pub(crate) fn read(root: &mut Section) -> Profile {
         arguments,
         environment,
         token_variables,
+        url_variable,
         ports,
         least_address_space,
         usual_address_space,

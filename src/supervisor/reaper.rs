@@ -9,8 +9,10 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use nix::sys::prctl;
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::Pid;
 use rustix::process::{WaitOptions, waitpid};
@@ -26,7 +28,7 @@ const BATCH: usize = 64;
 /// A handle; clones share the table.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reaper {
-    attended: Rc<RefCell<HashMap<Pid, watch::Sender<Option<Exit>>>>>,
+    attended: Rc<RefCell<HashMap<Pid, watch::Sender<Option<Reaped>>>>>,
 }
 
 impl Reaper {
@@ -49,9 +51,9 @@ impl Reaper {
 
     /// Takes a child under its wings, in the same turn in which it was forked.
     pub(crate) fn attend(&self, pid: Pid) -> RunningChild {
-        let (ended, exit) = watch::channel(None);
+        let (ended, end) = watch::channel(None);
         self.attended.borrow_mut().insert(pid, ended);
-        RunningChild { pid, exit }
+        RunningChild { pid, end }
     }
 
     /// Reaps a batch; whether there may be more.
@@ -64,9 +66,9 @@ impl Reaper {
                         // What is left of its group, as long as the zombie keeps the number from being anybody else's.
                         let _ = killpg(pid, Signal::SIGKILL);
                     }
-                    let exit = reap(pid);
+                    let reaped = reap(pid);
                     if let Some(attendant) = attendant {
-                        attendant.send_replace(Some(exit));
+                        attendant.send_replace(Some(reaped));
                     }
                     ended(uid);
                 }
@@ -81,8 +83,32 @@ impl Reaper {
     }
 }
 
+/// How a process ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reaped {
+    /// As wait(2) tells it.
+    pub(crate) exit: Exit,
+    /// CPU time of it and of what it waited for itself.
+    pub(crate) cpu: Duration,
+}
+
 /// Takes a zombie out of the kernel's list.
-fn reap(pid: Pid) -> Exit {
+fn reap(pid: Pid) -> Reaped {
+    // What reaping adds to the time of all that were reaped is this one's (getrusage(2)).
+    let before = cpu_of_all();
+    let exit = take_exit(pid);
+    Reaped { exit, cpu: cpu_of_all().saturating_sub(before) }
+}
+
+fn cpu_of_all() -> Duration {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) else { return Duration::ZERO };
+    let [user, system] = [usage.user_time(), usage.system_time()].map(|time| {
+        Duration::from_secs(time.tv_sec().unsigned_abs()) + Duration::from_micros(time.tv_usec().unsigned_abs())
+    });
+    user + system
+}
+
+fn take_exit(pid: Pid) -> Exit {
     let options = WaitOptions::NOHANG | WaitOptions::from_bits_retain(libc::__WALL.cast_unsigned());
     let reaped = waitpid(rustix::process::Pid::from_raw(pid.as_raw()), options);
     let Ok(Some((_, status))) = reaped else { return Exit::Signal(0) };
@@ -96,14 +122,14 @@ fn reap(pid: Pid) -> Exit {
 #[derive(Debug)]
 pub(crate) struct RunningChild {
     pid: Pid,
-    exit: watch::Receiver<Option<Exit>>,
+    end: watch::Receiver<Option<Reaped>>,
 }
 
 impl RunningChild {
     /// Waits for its end. Safe to cancel.
-    pub(crate) async fn ended(&mut self) -> Exit {
-        match self.exit.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(exit)) => *exit,
+    pub(crate) async fn ended(&mut self) -> Reaped {
+        match self.end.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(reaped)) => *reaped,
             // The reaper lives as long as the supervisor.
             _ => std::future::pending().await,
         }
@@ -111,7 +137,7 @@ impl RunningChild {
 
     /// Signals the session that it leads, and so what it started, unless that left the group.
     pub(crate) fn signal(&self, signal: Signal) {
-        if self.exit.borrow().is_none() {
+        if self.end.borrow().is_none() {
             // ESRCH and EPERM: nobody is left in the group that could be signalled.
             let _ = killpg(self.pid, signal);
         }
@@ -119,7 +145,7 @@ impl RunningChild {
 
     /// SIGKILL to itself, however far it has come, and to its group.
     pub(crate) fn kill(&self) {
-        if self.exit.borrow().is_none() {
+        if self.end.borrow().is_none() {
             let _ = kill(self.pid, Signal::SIGKILL);
             let _ = killpg(self.pid, Signal::SIGKILL);
         }

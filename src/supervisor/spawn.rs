@@ -8,7 +8,7 @@
 //! little and keeps a later second thread from turning into a deadlock. Nothing here waits for the child: how it gets on
 //! comes out of a pipe, and who waits has a deadline ([`children`](super::children)).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::ffi::c_char;
 use std::fs::File;
@@ -30,7 +30,8 @@ use nix::unistd::{
 };
 use rustix::process::setpriority_process;
 use seccompiler::BpfProgram;
-use tokio::io::AsyncReadExt;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::unix::pipe;
 use zeroize::Zeroizing;
 
@@ -48,6 +49,8 @@ const OOM_SCORE: &[u8] = b"500";
 pub(crate) struct Launch<'a> {
     /// Program, arguments, variables.
     pub(crate) profile: &'a Profile,
+    /// Variables of this user, over the profile's.
+    pub(crate) extras: &'a BTreeMap<String, String>,
     /// Goes into the environment.
     pub(crate) token: &'a UpstreamToken,
     /// `None`: it keeps the supervisor's.
@@ -165,7 +168,7 @@ struct Image {
 }
 
 impl Image {
-    fn new(profile: &Profile, token: &UpstreamToken) -> io::Result<Self> {
+    fn new(profile: &Profile, extras: &BTreeMap<String, String>, token: &UpstreamToken) -> io::Result<Self> {
         let mut strings = Vec::new();
         // Pointers stay good when `strings` grows: the texts are on the heap.
         let mut add = |parts: &[&[u8]]| -> io::Result<*const c_char> {
@@ -189,7 +192,8 @@ impl Image {
         }
         let token_variables: BTreeSet<_> = profile.token_variables.iter().collect();
         let mut envp = Vec::new();
-        for (name, value) in profile.environment.iter().filter(|(name, _)| !token_variables.contains(name)) {
+        let usual = profile.environment.iter().filter(|(name, _)| !extras.contains_key(*name));
+        for (name, value) in usual.chain(extras).filter(|(name, _)| !token_variables.contains(name)) {
             envp.push(add(&[name.as_bytes(), b"=", value.as_bytes()])?);
         }
         for name in token_variables {
@@ -216,7 +220,7 @@ pub(crate) fn start(launch: &Launch<'_>) -> Result<HalfMade, StartError> {
     }
     let news = ExecNews(pipe::Receiver::from_owned_fd(news).map_err(&at_pipes)?);
     let at_fork = StartError::at(StartStep::Exec, "forking");
-    let image = Image::new(launch.profile, launch.token).map_err(&at_fork)?;
+    let image = Image::new(launch.profile, launch.extras, launch.token).map_err(&at_fork)?;
     let streams = [stdin, stdout, stderr];
     let parent = Pid::this();
 
@@ -357,6 +361,12 @@ pub(crate) fn next_ended() -> Result<Option<(Pid, u32)>, Errno> {
             Err(errno) => Err(errno),
         }
     }
+}
+
+/// A file whose changes the kernel tells by POLLPRI (poll(2)); [`AsyncFd::ready`] waits for one.
+pub(crate) fn watch(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File stays open and the same until dropped; the AsyncFd owns it, and it is never replaced.
+    unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(io::Error::from)
 }
 
 /// The version of the kernel's Landlock interface (`landlock_create_ruleset(2)`); 0 where it is not there or not enabled.

@@ -1,6 +1,6 @@
 //! Every refusal and every farewell of the supervisor, as a table over its state machine: no socket, no process.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::config::Caps;
@@ -29,6 +29,7 @@ fn core(now: Instant) -> Core {
         broker: BROKER,
         own: Uid::from_raw(0),
         connections: 2,
+        children_of: HashMap::new(),
         caps: Caps { children: 3, children_per_tenant: 2, spawns_per_second: 1, spawn_burst: 4 },
         isolation,
     };
@@ -54,7 +55,7 @@ fn started(child: u64) -> Event {
 }
 
 fn ended(child: u64) -> Event {
-    Event::Ended(ChildId(child), Exit::Code(0))
+    Event::Ended(ChildId(child), Exit::Code(0).into())
 }
 
 /// Nothing is left under the uid that was leased in this place.
@@ -242,7 +243,7 @@ fn other_caps_hold_for_the_next_child_and_end_none() {
     let mut core = core(now);
     last(&mut core, now, and(ready(A), vec![spawn(A, 1), spawn(A, 1)]));
     let caps = Caps { children: 1, children_per_tenant: 1, spawns_per_second: 1, spawn_burst: 3 };
-    core.change_policy(caps, core.status().isolation);
+    core.change_policy(caps, HashMap::new(), core.status().isolation);
     assert_eq!((core.status().children, core.status().max_children), (2, 1));
     assert!(matches!(first_word(&core.step(spawn(A, 2), now)), Some(Said::No(Refusal::ChildrenTotal { .. }))));
 }
@@ -264,7 +265,7 @@ fn losing_a_connection_stops_its_half_made_child_too_and_nobody_else_gets_its_ui
     assert!(matches!(effects.as_slice(), [Effect::Stop(ChildId(1), StopStep::Eof)]), "{effects:?}");
     assert_eq!((core.status().children, core.status().uids_free), (1, 2));
     let effects = core.step(not_started(libc::ECANCELED), now);
-    assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(_), Effect::Vacate(_)]), "{effects:?}");
+    assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(_)]), "{effects:?}");
     assert_eq!((core.status().children, core.status().uids_free, core.status().uids_unclean), (0, 2, 1));
 }
 
@@ -303,7 +304,7 @@ fn a_uid_is_cleaned_at_its_childs_end_and_the_cgroup_goes_with_the_tenants_last(
     let effects = core.step(ended(1), now);
     assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(uid)] if uid.get() == 73_728), "{effects:?}");
     let effects = core.step(ended(2), now);
-    assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(_), Effect::Vacate(_)]), "{effects:?}");
+    assert!(matches!(effects.as_slice(), [Effect::Send(..), Effect::Clean(_)]), "{effects:?}");
 }
 
 #[test]
@@ -340,9 +341,11 @@ fn an_exit_is_told_once_and_a_repeated_stop_is_answered_and_changes_nothing() {
     last(&mut core, now, and(ready(A), vec![spawn(A, 1), started(1)]));
     assert_eq!(core.step(stop(A, 1), now).len(), 2);
     assert!(matches!(core.step(stop(A, 1), now).as_slice(), [Effect::Send(_, Reply::Stopping { .. })]));
-    let told = core.step(Event::Ended(ChildId(1), Exit::Signal(9)), now);
-    assert!(matches!(told.first(), Some(Effect::Send(_, Reply::Exited { exit: Exit::Signal(9), .. }))));
-    assert!(core.step(Event::Ended(ChildId(1), Exit::Signal(9)), now).is_empty());
+    let told = core.step(Event::Ended(ChildId(1), Exit::Signal(9).into()), now);
+    assert!(
+        matches!(told.first(), Some(Effect::Send(_, Reply::Exited { ending, .. })) if ending.exit == Exit::Signal(9))
+    );
+    assert!(core.step(Event::Ended(ChildId(1), Exit::Signal(9).into()), now).is_empty());
 }
 
 #[test]
@@ -373,7 +376,7 @@ fn stopping_waits_for_children_and_for_cleaning_and_then_says_goodbye() {
     let mut core = core(now);
     let effects = last(&mut core, now, and(ready(A), vec![spawn(A, 1), Event::Drain, Event::GraceOver]));
     assert!(matches!(effects.as_slice(), [Effect::Stop(_, StopStep::Term)]), "{effects:?}");
-    core.step(Event::Ended(ChildId(1), Exit::Signal(15)), now);
+    core.step(Event::Ended(ChildId(1), Exit::Signal(15).into()), now);
     assert!(!core.drained());
     let effects = core.step(cleaned(1), now);
     assert!(core.drained());

@@ -15,7 +15,9 @@
 pub mod clock;
 pub mod codec;
 pub mod config_file;
+pub mod ending;
 pub mod inherited;
+pub mod inspection;
 pub(crate) mod journal;
 pub mod lifecycle;
 pub mod message;

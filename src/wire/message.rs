@@ -13,9 +13,11 @@
 //!                                      or Refused { ticket, refusal }
 //!   Stop { ticket, child }       ──>
 //!                                <──   Stopping { ticket }              or Refused
-//!                                <──   Exited { child, exit }           once for each child, whoever ended it
+//!                                <──   Exited { child, ending }         once for each child, whoever ended it
 //!   Status { ticket }            ──>
 //!                                <──   Status { ticket, status }
+//!   Inspect { ticket, child }    ──>
+//!                                <──   Inspected { ticket, … }          or Refused
 //!                                <──   Draining                         the supervisor stops; Goodbye follows
 //! ```
 //!
@@ -28,6 +30,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ending::Ending;
+use crate::inspection::{Group, Inspection};
 use crate::secret::UpstreamToken;
 
 /// How long a peer may stay connected without saying `Hello`.
@@ -44,7 +48,7 @@ pub const MAX_LABEL: usize = 64;
 
 /// The version of this contract. Both sides must name exactly this number; there is no negotiation, because
 /// both binaries come out of one package.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// A Forgejo user, by the number that Forgejo gave them (`id` in `GET /api/v1/user`): logins change, ids do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -178,6 +182,13 @@ pub enum Request {
         /// Comes back in the answer.
         ticket: Ticket,
     },
+    /// Ask what is really in force for a child.
+    Inspect {
+        /// Comes back in `Inspected` or `Refused`.
+        ticket: Ticket,
+        /// A child of this connection.
+        child: ChildId,
+    },
 }
 
 /// What the supervisor says.
@@ -217,15 +228,15 @@ pub enum Reply {
     Exited {
         /// Which.
         child: ChildId,
-        /// How.
-        exit: Exit,
+        /// How, and why.
+        ending: Ending,
     },
     /// The answer to `Status`.
     Status {
         /// Of the request.
         ticket: Ticket,
         /// The numbers.
-        status: Status,
+        status: Box<Status>,
     },
     /// The last packet on a connection that the supervisor closes.
     Goodbye {
@@ -235,6 +246,13 @@ pub enum Reply {
     /// The supervisor is stopping: it starts nothing any more, and stops what runs after a grace. Whatever `Exited`
     /// follows is the supervisor's doing, however the child ended.
     Draining,
+    /// The answer to `Inspect`.
+    Inspected {
+        /// Of the request.
+        ticket: Ticket,
+        /// What the kernel says.
+        inspection: Box<Inspection>,
+    },
 }
 
 /// Why a request was refused. Each has a stable code for the log, see [`Refusal::code`].
@@ -398,7 +416,7 @@ impl std::fmt::Display for Exit {
 pub struct Isolation {
     /// Each tenant's children run under a uid that no one else has.
     pub own_uid: bool,
-    /// Each tenant's children are in a cgroup of their own.
+    /// Each tenant's children are in a cgroup that bounds their memory and their processes.
     pub cgroup: bool,
     /// Landlock restricts the file system.
     pub landlock: bool,
@@ -421,4 +439,25 @@ pub struct Status {
     pub uids_free: u32,
     /// Uids being cleaned, or whose processes did not go away.
     pub uids_unclean: u32,
+    /// Which of the cgroup's limits the kernel enforces.
+    pub enforced: Enforced,
+    /// The limits of all children together, and what they use; `None` without a cgroup.
+    pub all: Option<Group>,
+    /// The version of Landlock that holds the children; 0 is none.
+    pub landlock_abi: u32,
+}
+
+/// The controllers that are switched on, as the kernel says, for each child. `false`: the limits of that kind do not
+/// hold, whatever the policy says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts, shown one by one")]
+pub struct Enforced {
+    /// Memory.
+    pub memory: bool,
+    /// Processes and threads.
+    pub pids: bool,
+    /// CPU time.
+    pub cpu: bool,
+    /// Disk.
+    pub io: bool,
 }

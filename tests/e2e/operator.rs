@@ -65,6 +65,7 @@ fn status_says_what_is_not_isolated_and_a_broker_that_is_away_is_said_with_a_hin
     let status = text(&run(&deployment, &["status"]).stdout);
     assert!(status.contains("sessions: 0") && status.contains("landlock: "), "{status}");
     assert_eq!(status.contains("NOT ISOLATED"), !deployment.config.privileged, "{status}");
+    assert!(status.contains("NOT LIMITED"), "no cgroup was given: {status}");
     deployment.supervisor.as_mut().expect("runs").stop().expect("it ends");
     let alone = run(&deployment, &["status"]);
     assert!(text(&alone.stdout).contains("supervisor: cannot be reached"));

@@ -2,7 +2,7 @@
 //!
 //! [`forge`] is a stub of Forgejo's API and OAuth provider, [`user_agent`] a browser without a screen, [`mcp_session`] a
 //! plain MCP client, [`https`] a TLS server; [`deployment`] runs the real programs together, [`supervised`] a real
-//! supervisor alone.
+//! supervisor alone, [`cgroups`] a kernel in which its limits hold.
 
 #![expect(
     missing_debug_implementations,
@@ -14,6 +14,7 @@
     reason = "helpers of tests fail the test"
 )]
 
+pub mod cgroups;
 pub mod deployment;
 pub mod forge;
 pub mod https;

@@ -22,6 +22,8 @@ use rustix::io::retry_on_intr;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 use wire::codec;
+use wire::ending::Ending;
+use wire::inspection::Inspection;
 use wire::message::{ChildId, Exit, Isolation, Label, PROTOCOL, Refusal, Reply, Request, Status, TenantId, Ticket};
 use wire::secret::UpstreamToken;
 use wire::socket::Socket;
@@ -355,8 +357,8 @@ impl Client {
         self.ticket += 1;
         let ticket = Ticket(self.ticket);
         say(&self.socket, &Request::Status { ticket }).await;
-        let answer = self.await_reply(|reply| match *reply {
-            Reply::Status { ticket: t, status } if t == ticket => Some(status),
+        let answer = self.await_reply(|reply| match reply {
+            Reply::Status { ticket: t, status } if *t == ticket => Some(**status),
             _ => None,
         });
         answer.await.0
@@ -396,18 +398,40 @@ impl Client {
     }
 
     pub async fn stop(&mut self, kid: &mut Kid) -> Exit {
+        self.stop_and_hear(kid).await.exit
+    }
+
+    pub async fn stop_and_hear(&mut self, kid: &mut Kid) -> Ending {
         kid.stdin = None;
         self.ticket += 1;
         say(&self.socket, &Request::Stop { ticket: Ticket(self.ticket), child: kid.child }).await;
-        self.exit_of(kid).await
+        self.ending_of(kid).await
     }
 
     pub async fn exit_of(&self, kid: &Kid) -> Exit {
-        let exit = self.await_reply(|reply| match *reply {
-            Reply::Exited { child, exit } if child == kid.child => Some(exit),
+        self.ending_of(kid).await.exit
+    }
+
+    /// How it ended, and why.
+    pub async fn ending_of(&self, kid: &Kid) -> Ending {
+        let ending = self.await_reply(|reply| match *reply {
+            Reply::Exited { child, ending } if child == kid.child => Some(ending),
             _ => None,
         });
-        exit.await.0
+        ending.await.0
+    }
+
+    /// What the kernel says of a child; `None` where it is refused.
+    pub async fn inspect(&mut self, kid: &Kid) -> Option<Inspection> {
+        self.ticket += 1;
+        let ticket = Ticket(self.ticket);
+        say(&self.socket, &Request::Inspect { ticket, child: kid.child }).await;
+        let answer = self.await_reply(|reply| match reply {
+            Reply::Inspected { ticket: t, inspection } if *t == ticket => Some(Some(**inspection)),
+            Reply::Refused { ticket: t, refusal: Refusal::NoSuchChild } if *t == ticket => Some(None),
+            _ => None,
+        });
+        answer.await.0
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::admin::inspected::{ChildView, GroupView};
+use wire::inspection::Inspection;
 use wire::message::Status;
 use wire::secret::UpstreamToken;
 
@@ -134,18 +136,24 @@ pub struct StatusView {
     pub supervisor: Option<SupervisorView>,
 }
 
-/// The supervisor's numbers.
+/// The supervisor's numbers, and what the kernel really enforces.
 #[derive(Debug, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "four independent facts, shown one by one")]
 pub struct SupervisorView {
-    /// Whether each user's children have a uid of their own.
+    /// Whether each user's children have uids that no one else has.
     pub own_uid: bool,
-    /// Whether they have a cgroup of their own.
+    /// Whether a cgroup bounds their memory and their processes.
     pub cgroup: bool,
     /// Whether Landlock holds them.
     pub landlock: bool,
+    /// The version of it; 0 is none.
+    pub landlock_abi: u32,
     /// Whether seccomp holds them.
     pub seccomp: bool,
+    /// Which limits of cgroups hold.
+    pub enforced: EnforcedView,
+    /// The limits of all children together; absent without a cgroup.
+    pub all: Option<GroupView>,
     /// Children that run or are being stopped.
     pub children: u32,
     /// The cap on them.
@@ -156,21 +164,42 @@ pub struct SupervisorView {
     pub uids_free: u32,
     /// Uids that are not clean.
     pub uids_unclean: u32,
+    /// The children that this broker has.
+    pub running: Vec<ChildView>,
 }
 
-impl From<Status> for SupervisorView {
-    fn from(status: Status) -> Self {
-        let Status { isolation, children, max_children, tenants, uids_free, uids_unclean } = status;
+/// Controllers of the cgroup.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts, shown one by one")]
+pub struct EnforcedView {
+    /// Memory.
+    pub memory: bool,
+    /// Processes and threads.
+    pub pids: bool,
+    /// CPU time.
+    pub cpu: bool,
+    /// Disk.
+    pub io: bool,
+}
+
+impl SupervisorView {
+    /// From what the supervisor answers.
+    pub(crate) fn new(status: Status, running: Vec<Inspection>) -> Self {
+        let Status { isolation, enforced, .. } = status;
         Self {
             own_uid: isolation.own_uid,
             cgroup: isolation.cgroup,
             landlock: isolation.landlock,
+            landlock_abi: status.landlock_abi,
             seccomp: isolation.seccomp,
-            children,
-            max_children,
-            tenants,
-            uids_free,
-            uids_unclean,
+            enforced: EnforcedView { memory: enforced.memory, pids: enforced.pids, cpu: enforced.cpu, io: enforced.io },
+            all: status.all.map(Into::into),
+            children: status.children,
+            max_children: status.max_children,
+            tenants: status.tenants,
+            uids_free: status.uids_free,
+            uids_unclean: status.uids_unclean,
+            running: running.into_iter().map(Into::into).collect(),
         }
     }
 }

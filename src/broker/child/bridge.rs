@@ -25,7 +25,7 @@ use crate::child::stdin::{Slot, StdinWriter};
 use crate::child::{stderr, stdout};
 use crate::jsonrpc::{Message, RawId, Spliced};
 use wire::clock::UnixTime;
-use wire::message::Exit;
+use wire::ending::Ending;
 use wire::secret::UpstreamToken;
 
 /// Requests of one session that a child may hold unanswered. `forgejo-mcp` works on five at once and queues the rest.
@@ -54,7 +54,7 @@ pub(crate) struct BridgeConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The child ended on its own.
-    Exited(Exit),
+    Exited(Ending),
     /// The child ended its output, or broke the rules, and was stopped for it.
     Misbehaved(&'static str),
     /// The broker stopped it.
@@ -72,7 +72,7 @@ impl Outcome {
     /// What the client of a pending request is told.
     pub(crate) fn explain(self) -> String {
         match self {
-            Self::Exited(exit) => format!("the forgejo-mcp process ended ({exit}) before it answered"),
+            Self::Exited(ending) => format!("the forgejo-mcp process ended ({ending}) before it answered"),
             Self::Misbehaved(what) => format!("the forgejo-mcp process was stopped: {what}"),
             Self::Stopped => "the forgejo-mcp process was stopped before it answered".to_owned(),
             Self::SupervisorLost => "the supervisor of the forgejo-mcp process is gone; try again".to_owned(),

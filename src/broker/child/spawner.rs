@@ -14,7 +14,8 @@ use tokio::io::AsyncRead;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
-use wire::message::{Exit, Label, Refusal, TenantId};
+use wire::ending::Ending;
+use wire::message::{Label, Refusal, TenantId};
 use wire::secret::UpstreamToken;
 
 /// Starts backends.
@@ -93,7 +94,7 @@ pub(crate) trait Stopper: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// The process ended and was reaped.
-    Exit(Exit),
+    Exit(Ending),
     /// The connection to the supervisor is gone, and with it the child. Not the child's doing: the session lives on.
     SupervisorLost,
 }

@@ -101,7 +101,9 @@ impl Reader {
         let outcome = match (asked, exit, misbehaved) {
             (true, _, _) => Outcome::Stopped,
             (false, Some(Ended::SupervisorLost), _) => Outcome::SupervisorLost,
-            (false, Some(Ended::Exit(exit)), None | Some("it closed its output")) => Outcome::Exited(exit),
+            (false, Some(Ended::Exit(ending)), None | Some("it closed its output")) => Outcome::Exited(ending),
+            // Its pipes closed because it was killed, and not the other way round.
+            (false, Some(Ended::Exit(ending)), _) if ending.limit.is_some() => Outcome::Exited(ending),
             (false, _, Some(what)) => Outcome::Misbehaved(what),
             (false, None, None) => Outcome::Misbehaved("it closed its output"),
         };
@@ -113,7 +115,7 @@ impl Reader {
             calls.fail_all(&outcome.explain())
         });
         self.shared.notify_if_quiet();
-        info!(outcome = ?outcome, failed_requests = failed, "child ended");
+        info!(reason = %outcome.explain(), failed_requests = failed, "child ended");
     }
 
     /// The line without the token. A copy that this makes is held against the budget like the line itself.

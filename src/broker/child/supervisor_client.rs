@@ -12,14 +12,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::net::unix::pipe;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner, Stopper};
 use wire::codec;
+use wire::inspection::Inspection;
 use wire::message::{ChildId, Isolation, PROTOCOL, Refusal, Reply, Request, Status, Ticket};
 use wire::socket::{Packet, Socket};
 
@@ -29,6 +30,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Requests without an answer at once; the supervisor reads no faster than it answers.
 const MAX_REQUESTS: usize = 256;
+/// Of them, for the operator's look at all children: starts have the rest.
+const INSPECTIONS_AT_ONCE: usize = 16;
 
 /// Asks the supervisor at a path for children. Cheap to clone; clones share the connection.
 #[derive(Debug, Clone)]
@@ -51,9 +54,22 @@ impl SupervisorSpawner {
     /// The supervisor's numbers.
     pub(crate) async fn status(&self) -> Result<Status, SpawnError> {
         match self.0.ask(|ticket| Request::Status { ticket }).await? {
-            Granted::Status(status) => Ok(status),
-            Granted::Arrived(_) => Err(SpawnError::Unreachable),
+            Granted::Status(status) => Ok(*status),
+            Granted::Arrived(_) | Granted::Inspected(_) => Err(SpawnError::Unreachable),
         }
+    }
+
+    /// What the kernel says of each child that runs now, by process number. A child that ends meanwhile is left out.
+    pub(crate) async fn inspect_all(&self) -> Vec<Inspection> {
+        let children = self.0.link().await.map(|link| link.children()).unwrap_or_default();
+        let inspect = async |child| match self.0.ask(|ticket| Request::Inspect { ticket, child }).await {
+            Ok(Granted::Inspected(inspection)) => Some(*inspection),
+            _ => None,
+        };
+        let asked = stream::iter(children).map(inspect).buffer_unordered(INSPECTIONS_AT_ONCE);
+        let mut all: Vec<_> = asked.filter_map(std::future::ready).collect().await;
+        all.sort_unstable_by_key(|seen| seen.pid);
+        all
     }
 }
 
@@ -63,7 +79,7 @@ impl Spawner for SupervisorSpawner {
             let SpawnRequest { tenant, label, token } = order;
             match self.0.ask(|ticket| Request::Spawn { ticket, tenant, label, token }).await? {
                 Granted::Arrived(arrival) => arrival.unpack(),
-                Granted::Status(_) => Err(SpawnError::Unreachable),
+                Granted::Status(_) | Granted::Inspected(_) => Err(SpawnError::Unreachable),
             }
         }
         .boxed()
@@ -158,7 +174,8 @@ struct Table {
 #[derive(Debug)]
 enum Granted {
     Arrived(Arrival),
-    Status(Status),
+    Status(Box<Status>),
+    Inspected(Box<Inspection>),
 }
 
 impl Link {
@@ -176,6 +193,11 @@ impl Link {
 
     fn is_open(&self) -> bool {
         locked(&self.table).is_some()
+    }
+
+    /// Those that run, as far as is known here.
+    fn children(&self) -> Vec<ChildId> {
+        locked(&self.table).as_ref().map(|table| table.children.keys().copied().collect()).unwrap_or_default()
     }
 
     /// A new ticket and where its answer will come; `None` if the connection is lost.
@@ -239,8 +261,9 @@ impl Link {
         let (ticket, answer) = match reply {
             Reply::Refused { ticket, refusal } => (ticket, Err(refusal)),
             Reply::Status { ticket, status } => (ticket, Ok(Granted::Status(status))),
-            Reply::Exited { child, exit } => {
-                let ended = if table.draining { Ended::SupervisorLost } else { Ended::Exit(exit) };
+            Reply::Inspected { ticket, inspection } => (ticket, Ok(Granted::Inspected(inspection))),
+            Reply::Exited { child, ending } => {
+                let ended = if table.draining { Ended::SupervisorLost } else { Ended::Exit(ending) };
                 if let Some(sender) = table.children.remove(&child) {
                     let _ = sender.send(ended);
                 }

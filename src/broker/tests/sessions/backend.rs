@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
 use tokio::sync::{mpsc, oneshot};
+use wire::ending::Ending;
 use wire::message::Exit;
 
 /// Hands each backend to the test through a channel, or refuses.
@@ -178,11 +179,11 @@ impl FakeChild {
     }
 
     /// Ends like a process: pipes closed, then reaped.
-    pub(crate) fn ends(&mut self, exit: Exit) {
+    pub(crate) fn ends(&mut self, ending: impl Into<Ending>) {
         self.stdout = None;
         self.stderr = None;
         if let Some(ended) = self.ended.take() {
-            let _ = ended.send(Ended::Exit(exit));
+            let _ = ended.send(Ended::Exit(ending.into()));
         }
     }
 

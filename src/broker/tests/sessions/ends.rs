@@ -4,6 +4,7 @@ use crate::auth::principal::Principal;
 use axum::http::StatusCode;
 use serde_json::json;
 use std::time::Duration;
+use wire::ending::{Ending, Limit, Whose};
 use wire::message::Exit;
 
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, initialize};
@@ -34,6 +35,32 @@ async fn a_child_that_crashes_answers_every_pending_request_with_its_own_id_and_
     }
     until_unknown(&fixture, &alice, &id).await;
     assert_eq!(fixture.registry.counts(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_client_is_told_which_limit_ended_its_child_also_where_the_pipes_close_first() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    for (close_input, limit, words) in [
+        (
+            false,
+            Limit::Memory { whose: Whose::User, bytes: 512 << 20 },
+            "killed: memory limit 512 MiB of this user reached",
+        ),
+        (true, Limit::CpuTime { seconds: 60 }, "killed: CPU limit 60 s of a process reached"),
+    ] {
+        let (id, mut child) = fixture.open(&alice).await;
+        let calling = fixture.posting(&alice, Some(&id), call(1, "big"));
+        child.hears().await.expect("the call");
+        if close_input {
+            child.closes_its_input();
+        }
+        child.ends(Ending { limit: Some(limit), ..Ending::from(Exit::Signal(9)) });
+        let answer = body(calling.await.expect("no panic")).await;
+        let message = answer["error"]["message"].as_str().expect("a message");
+        assert_eq!(message, format!("the forgejo-mcp process ended ({words}) before it answered"));
+        until_unknown(&fixture, &alice, &id).await;
+    }
 }
 
 #[tokio::test]
