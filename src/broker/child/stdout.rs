@@ -94,7 +94,11 @@ impl Reader {
             failed = self.shared.calls.lock().fail_all(&Outcome::Misbehaved(what).explain());
             self.shared.notify_if_quiet();
             let told = timeout(STOPPED_WITHIN, &mut ended).await.map(|end| end.unwrap_or(Ended::SupervisorLost));
-            exit = told.ok().filter(|end| *end == Ended::SupervisorLost).or_else(leaves);
+            // Any other end is that of the stop just asked for.
+            let tells = |end: &Ended| {
+                matches!(end, Ended::SupervisorLost) || matches!(end, Ended::Exit(ending) if ending.limit.is_some())
+            };
+            exit = told.ok().filter(tells).or_else(leaves);
         }
         // Its standard error explains the end; it is read out first, but not waited for without bound.
         let _ = timeout(EXIT_GRACE, errors).await;
