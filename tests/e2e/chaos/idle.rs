@@ -1,5 +1,5 @@
-//! Connections that say nothing, as many as each of several addresses may have and some more, and nearly as many as there
-//! may be in all: those who have something to say are served beside them.
+//! Connections that say nothing, many times as many as their address may have: those who have something to say come by a
+//! trusted proxy and are served beside them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::ledger::Ledger;
 
-/// Connections that the broker allows in all, and to one address (the defaults).
+/// Connections that the broker allows in all, and to one address (the defaults). All addresses of this machine but the
+/// proxy's are one to it, so these take each other's places.
 const TOTAL: u64 = 4096;
 const OF_ONE_ADDRESS: u64 = 256;
 /// What is left to those who have something to say.
