@@ -317,6 +317,46 @@ async fn the_next_supervisor_kills_what_a_killed_one_left_threads_without_a_lead
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_user_is_removed_beside_their_new_children_and_takes_none_along() {
+    let test = "what_is_left_of_a_user_is_removed_beside_their_new_children_and_takes_none_along";
+    if !root_or_skip(test) {
+        return;
+    }
+    let Some(own) = OwnCgroup::v2(test) else { return };
+    let policy = format!("{}[cgroup]\nroot = \"{}\"\n", uids(40), own.0.display());
+    let mut first = supervised(Surroundings::default(), &policy);
+    let mut client = Client::connect(&first).await;
+    let mut left = Vec::new();
+    for _ in 0..8 {
+        let mut kid = client.spawn(1).await;
+        ask(&mut kid, "herd 20").await;
+        left.push(kid);
+    }
+    first.kill(Signal::SIGKILL);
+    let next = supervised(Surroundings::default(), &policy);
+    let mut client = Client::connect(&next).await;
+    let mut kids = Vec::new();
+    for _ in 0..8 {
+        kids.push(client.spawn(1).await);
+    }
+    status_when(&mut client, |status| status.uids_unclean == 0).await;
+    assert!(left.iter().all(nobody_is_left));
+    let leaves = || {
+        let user = std::fs::read_dir(own.0.join("children/tenant-1")).expect("readable").flatten();
+        user.filter(|entry| entry.path().is_dir()).count()
+    };
+    let begun = Instant::now();
+    while leaves() > kids.len() {
+        assert!(begun.elapsed() < DEADLINE, "{} leaves", leaves());
+        tokio::task::yield_now().await;
+    }
+    for kid in &mut kids {
+        assert_eq!(ask(kid, "herd 1").await, "1", "it lives");
+    }
+    assert!(!next.logged().contains("cgroup-stays"), "{}", next.logged());
+}
+
+#[tokio::test]
 async fn two_children_of_one_user_cannot_touch_each_other() {
     if !root_or_skip("two_children_of_one_user_cannot_touch_each_other") {
         return;

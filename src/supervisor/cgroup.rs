@@ -103,16 +103,24 @@ impl Cgroups {
                 tracing::error!(reason = "cgroup-stays", %error, "what an earlier supervisor left is not killed");
             }
         }
+        for user in cgroups.users() {
+            // Refused where a leaf is left.
+            let _ = user.remove();
+        }
         cgroups.set_total(total)?;
         Ok(Some(cgroups))
     }
 
-    /// Directories of children that an earlier supervisor left, and those of their tenants behind them.
+    /// Directories of children that an earlier supervisor left. Never those of their users: these may have new children
+    /// before the last leftover is gone.
     pub(crate) fn leftovers(&self) -> Vec<Dir> {
-        let tenants = self.all.children().filter(|dir| {
+        self.users().flat_map(|user| user.children()).collect()
+    }
+
+    fn users(&self) -> impl Iterator<Item = Dir> {
+        self.all.children().filter(|dir| {
             dir.path().file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(TENANT))
-        });
-        tenants.flat_map(|tenant| tenant.children().chain([tenant.clone()])).collect()
+        })
     }
 
     /// Sets the limits of all children together; also of those that run.

@@ -53,5 +53,7 @@ pub(crate) async fn remove_leftovers(dirs: Vec<Dir>) {
         if let Err(error) = leaf::empty(&dir).await.and_then(|()| dir.remove()) {
             tracing::error!(reason = "cgroup-stays", %error, "a cgroup of an earlier supervisor does not go");
         }
+        // Refused while its user has another child.
+        let _ = dir.parent().map(|user| user.remove());
     }
 }

@@ -29,7 +29,7 @@ const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 /// again nevertheless, because a process that is another's child ends unheard.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 /// The same for a uid in quarantine.
-const QUARANTINE_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const QUARANTINE_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// Cleans uids; clones share what is under way.
 #[derive(Debug, Clone)]

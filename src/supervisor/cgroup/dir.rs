@@ -99,6 +99,11 @@ impl Dir {
         }
     }
 
+    /// The one above it.
+    pub(crate) fn parent(&self) -> Option<Self> {
+        self.0.parent().map(|dir| Self(dir.to_owned()))
+    }
+
     /// Those below it.
     pub(crate) fn children(&self) -> impl Iterator<Item = Self> + use<> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
