@@ -3,7 +3,7 @@
 //! A leaf. A secret has no `Display`, its `Debug` prints the name of its type, and its memory is cleared when it
 //! is dropped. Whoever needs the bytes says so by calling [`UpstreamToken::expose`], which is easy to search for.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 /// Bytes in a Forgejo access token. Forgejo's own JWTs have about 517 with the default key; an RSA-8192 key gives
@@ -14,8 +14,8 @@ pub const MAX_UPSTREAM_TOKEN: usize = 8 * 1024;
 ///
 /// Holds 1 to [`MAX_UPSTREAM_TOKEN`] visible ASCII bytes (0x21 to 0x7e), so it can stand in a header and in an
 /// environment variable as it is.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct UpstreamToken(Zeroizing<String>);
 
 /// Why a text is no upstream token. Never holds the text.
@@ -67,9 +67,10 @@ impl TryFrom<String> for UpstreamToken {
     }
 }
 
-impl From<UpstreamToken> for String {
-    fn from(token: UpstreamToken) -> Self {
-        token.0.as_str().to_owned()
+/// Straight into what it is written to: a text in between would be a copy that nobody clears.
+impl Serialize for UpstreamToken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

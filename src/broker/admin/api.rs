@@ -1,6 +1,6 @@
 //! What the operator's door and `forgejo-mcp-brokerctl` say to each other, in JSON. A leaf that both import.
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::admin::inspected::{ChildView, GroupView};
 use wire::inspection::Inspection;
@@ -20,13 +20,7 @@ pub struct CreateToken {
     /// Whether only tools that read may be used.
     pub read_only: bool,
     /// The user's Forgejo token.
-    #[serde(serialize_with = "exposed")]
     pub forgejo_token: UpstreamToken,
-}
-
-/// Without a copy in a text that nobody clears, which the type's own way of being written would make.
-fn exposed<S: Serializer>(token: &UpstreamToken, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(token.expose())
 }
 
 /// Its answer; the only time that the token is told.
