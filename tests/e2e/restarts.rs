@@ -151,6 +151,25 @@ async fn a_restart_of_the_supervisor_loses_no_session_and_lets_calls_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_supervisor_that_stops_waits_for_nobody_when_nobody_has_a_call() {
+    let mut deployment = stand_in_deployment("idle_supervisor", &[], |config| {
+        config.supervisor = "[stop]\ndrain = \"60s\"\n".to_owned();
+    });
+    let token = token(&deployment, "alice");
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        sessions.push(Session::open(&deployment.url, &token).await.expect("a session"));
+    }
+    let begun = std::time::Instant::now();
+    tokio::task::block_in_place(|| restart_supervisor(&mut deployment));
+    println!("the supervisor was restarted in {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "it has waited for its grace: {:?}", begun.elapsed());
+    for session in &mut sessions {
+        assert_eq!(session.text("echo", json!({"text": "back"})).await.expect("the session goes on"), "back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_outlasts_the_grace_of_the_supervisor_gets_an_error_and_its_session_goes_on() {
     let mut deployment = stand_in_deployment("outlasted_supervisor", &[], |config| {
         config.supervisor = "[stop]\ndrain = \"200ms\"\n".to_owned();

@@ -105,6 +105,7 @@ pub(crate) struct Bridge {
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
     outcome: watch::Receiver<Option<Outcome>>,
+    leaving: CancellationToken,
     /// Its `serverInfo.name`, once it has answered `initialize`.
     program: OnceLock<Box<str>>,
     token_ends: Option<UnixTime>,
@@ -140,7 +141,7 @@ impl Bridge {
         get_stream: Arc<GetStream>,
         config: &BridgeConfig,
     ) -> Self {
-        let Backend { stdin, stdout, stderr, ended, stopper, pid, .. } = backend;
+        let Backend { stdin, stdout, stderr, ended, leaving, stopper, pid, .. } = backend;
         let (tell, outcome) = watch::channel(None);
         let shared = Arc::new(Shared {
             calls: Mutex::new(Calls::new(
@@ -167,7 +168,7 @@ impl Bridge {
         tokio::spawn(reader.keep(stdout, ended, errors, config.max_line, tell).instrument(span));
         let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let program = OnceLock::new();
-        Self { shared, permits, outcome, program, token_ends: config.token_ends, pid }
+        Self { shared, permits, outcome, leaving, program, token_ends: config.token_ends, pid }
     }
 
     /// When the token that the child was given ends, where it does.
@@ -310,6 +311,11 @@ impl Bridge {
     /// Takes no request any more; what is in flight goes on.
     pub(crate) fn close(&self) {
         self.shared.calls.lock().close();
+    }
+
+    /// Resolves when the supervisor has said that it stops.
+    pub(crate) async fn leaving(&self) {
+        self.leaving.cancelled().await;
     }
 
     /// Closes the child's standard input and begins its stop ladder.

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::AsyncRead;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use wire::ending::Ending;
 use wire::message::{Label, Refusal, TenantId};
@@ -68,6 +69,8 @@ pub(crate) struct Backend {
     pub(crate) stderr: ReadEnd,
     /// Resolves once, when the child is gone and reaped. A dropped sender reads as [`Ended::SupervisorLost`].
     pub(crate) ended: oneshot::Receiver<Ended>,
+    /// Cancelled when the supervisor has said that it stops: the child goes then in any case.
+    pub(crate) leaving: CancellationToken,
     /// Stops it.
     pub(crate) stopper: Box<dyn Stopper>,
     /// For the log only.
@@ -115,7 +118,8 @@ impl SpawnError {
     pub(crate) fn retry_after(self) -> Option<Duration> {
         match self {
             Self::Unreachable => Some(Duration::from_secs(2)),
-            Self::Refused(Refusal::ShuttingDown) => Some(Duration::from_secs(5)),
+            // It is gone as soon as nobody has a call, and then the next one starts at the first word.
+            Self::Refused(Refusal::ShuttingDown) => Some(Duration::from_millis(250)),
             Self::Refused(refusal) => refusal.retry_after_ms().map(|ms| Duration::from_millis(u64::from(ms))),
         }
     }

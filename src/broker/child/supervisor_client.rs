@@ -17,6 +17,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::net::unix::pipe;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner, Stopper};
 use wire::codec;
@@ -159,6 +160,8 @@ struct Link {
     outbox: mpsc::UnboundedSender<Request>,
     tickets: AtomicU64,
     hang_up: tokio::sync::Notify,
+    /// The supervisor has said that it stops: children end because of that from now on.
+    leaving: CancellationToken,
     /// `None` once the connection is lost; dropping the table tells everybody who waits.
     table: Mutex<Option<Table>>,
 }
@@ -167,8 +170,6 @@ struct Link {
 struct Table {
     answers: HashMap<Ticket, oneshot::Sender<Result<Granted, Refusal>>>,
     children: HashMap<ChildId, oneshot::Sender<Ended>>,
-    /// The supervisor has said that it stops: children end because of that from now on.
-    draining: bool,
 }
 
 #[derive(Debug)]
@@ -185,6 +186,7 @@ impl Link {
             outbox,
             tickets: AtomicU64::new(1),
             hang_up: tokio::sync::Notify::new(),
+            leaving: CancellationToken::new(),
             table: Mutex::new(Some(Table::default())),
         });
         tokio::spawn(Arc::clone(&link).run(socket, requests));
@@ -263,15 +265,15 @@ impl Link {
             Reply::Status { ticket, status } => (ticket, Ok(Granted::Status(status))),
             Reply::Inspected { ticket, inspection } => (ticket, Ok(Granted::Inspected(inspection))),
             Reply::Exited { child, ending } => {
-                let ended = if table.draining { Ended::SupervisorLost } else { Ended::Exit(ending) };
+                let ended = if self.leaving.is_cancelled() { Ended::SupervisorLost } else { Ended::Exit(ending) };
                 if let Some(sender) = table.children.remove(&child) {
                     let _ = sender.send(ended);
                 }
                 return Ok(());
             }
             Reply::Draining => {
-                table.draining = true;
                 tracing::info!(children = table.children.len(), "the supervisor stops; its children end after a grace");
+                self.leaving.cancel();
                 return Ok(());
             }
             Reply::Stopping { .. } => return Ok(()),
@@ -325,6 +327,7 @@ impl Arrival {
                     stdout: Box::pin(stdout),
                     stderr: Box::pin(stderr),
                     ended,
+                    leaving: stopper.link.leaving.clone(),
                     stopper: Box::new(stopper),
                     pid: self.pid,
                     uid: self.uid,
@@ -365,7 +368,7 @@ impl Stopper for ChildStopper {
     }
 
     fn supervisor_leaves(&self) -> bool {
-        locked(&self.link.table).as_ref().is_none_or(|table| table.draining)
+        self.link.leaving.is_cancelled() || !self.link.is_open()
     }
 }
 

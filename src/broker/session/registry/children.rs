@@ -297,7 +297,10 @@ impl Registry {
     pub(crate) fn watch(&self, session: &Arc<Session>, number: ChildNumber, bridge: Arc<Bridge>, permit: Permit) {
         let (registry, session) = (self.clone(), Arc::clone(session));
         self.0.tasks.spawn(async move {
-            let outcome = bridge.ended().await;
+            let outcome = tokio::select! {
+                outcome = bridge.ended() => outcome,
+                () = given_back(&session, number, &bridge) => bridge.ended().await,
+            };
             let effect = session.step(Event::Gone(number, outcome.is_childs_doing()));
             drop(bridge);
             drop(permit);
@@ -305,6 +308,22 @@ impl Registry {
                 registry.end(&session, reason);
             }
         });
+    }
+}
+
+/// Stops a child whose supervisor has said that it stops, as soon as it is idle: it would go anyway, and the supervisor
+/// need not wait for its grace to be over if nobody has a call.
+async fn given_back(session: &Session, number: ChildNumber, bridge: &Bridge) {
+    bridge.leaving().await;
+    loop {
+        bridge.quiet().await;
+        if bridge.close_if_idle(Instant::now()) {
+            break;
+        }
+    }
+    if let Effect::Stop(bridge) = session.step(Event::Stopped(number)) {
+        info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason = "supervisor-stops", "child stopped");
+        bridge.stop();
     }
 }
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use wire::ending::Ending;
 use wire::message::Exit;
 
@@ -21,6 +22,8 @@ pub(crate) struct FakeSpawner {
     refuse: Mutex<Option<SpawnError>>,
     pub(crate) hangs: AtomicBool,
     delay: Mutex<Duration>,
+    /// Cancelled when the supervisor says that it stops.
+    pub(crate) leaving: CancellationToken,
     pub(crate) spawned: AtomicUsize,
 }
 
@@ -60,6 +63,7 @@ impl FakeSpawner {
                 refuse: Mutex::new(None),
                 hangs: AtomicBool::new(false),
                 delay: Mutex::default(),
+                leaving: CancellationToken::new(),
                 spawned: AtomicUsize::new(0),
             }),
             children,
@@ -111,6 +115,7 @@ impl Spawner for FakeSpawner {
                 stdout: Box::pin(stdout),
                 stderr: Box::pin(stderr),
                 ended,
+                leaving: self.leaving.clone(),
                 stopper: Box::new(Stop { asked: stop_asked, supervisor_leaves }),
                 pid: 1,
                 uid: 1,

@@ -238,3 +238,22 @@ async fn a_child_that_is_lost_during_its_handshake_has_not_refused_it() {
     let message = answer["error"]["message"].as_str().expect("an error");
     assert!(message.contains("did not start") && !message.contains("refused"), "{message}");
 }
+
+#[tokio::test]
+async fn idle_children_go_when_the_supervisor_says_that_it_stops_and_busy_ones_with_their_last_answer() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut busy) = fixture.open(&alice).await;
+    let (other, mut idle) = fixture.open(&alice).await;
+    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
+    let heard = busy.hears().await.expect("the call");
+    fixture.spawner.leaving.cancel();
+    idle.is_stopped().await;
+    assert!(!busy.is_asked_to_stop());
+    busy.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {"done": true}})).await;
+    assert_eq!(body(calling.await.expect("no panic")).await["result"]["done"], true);
+    busy.is_stopped().await;
+    for session in [id, other] {
+        assert!(fixture.registry.find(&session, &alice).is_ok(), "no session is lost");
+    }
+}

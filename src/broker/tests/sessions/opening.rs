@@ -133,7 +133,7 @@ async fn the_supervisors_refusals_keep_their_meaning() {
         (Refusal::ChildrenTotal { retry_after_ms: 1 }, 503, Some("1")),
         (Refusal::SpawnRate { retry_after_ms: 4000 }, 503, Some("4")),
         (Refusal::NoFreeUid { retry_after_ms: 9000 }, 503, Some("9")),
-        (Refusal::ShuttingDown, 503, Some("5")),
+        (Refusal::ShuttingDown, 503, Some("1")),
         (Refusal::StartFailed { step: StartStep::Exec, errno: 2 }, 200, None),
     ];
     for (refusal, status, retry_after) in table {
