@@ -182,17 +182,20 @@ async fn sighup_reads_the_policy_again_for_the_next_children_and_a_bad_one_chang
 
     let good = std::fs::read_to_string(supervised.policy()).expect("the policy");
     let bad = good.replace("children = 2", "children = \"many\"\nchlidren = 2");
+    let bad = format!("log = \"inof\"\n{bad}");
     std::fs::write(supervised.policy(), bad).expect("written");
     supervised.signal(Signal::SIGHUP);
     assert!(supervised.told("RELOADING=1").contains("MONOTONIC_USEC="));
     supervised.told("READY=1");
     let logged = supervised.logged();
-    for problem in ["caps.children: must be", "caps.chlidren: is not a known key"] {
+    for problem in ["log: must be a level", "caps.children: must be", "caps.chlidren: is not a known key"] {
         assert!(logged.contains(problem), "{problem} is not told: {logged}");
     }
     assert_eq!(client.status().await.max_children, 2);
 
     let new = good.replace("children = 2", "children = 3").replace("\"red\"", "\"blue\"");
+    let new = format!("log = \"error\"\n{new}");
+    let started = supervised.logged().matches("child started").count();
     std::fs::write(supervised.policy(), new).expect("written");
     supervised.signal(Signal::SIGHUP);
     supervised.told("RELOADING=1");
@@ -200,6 +203,7 @@ async fn sighup_reads_the_policy_again_for_the_next_children_and_a_bad_one_chang
     assert_eq!(client.status().await.max_children, 3);
     let mut new = client.try_spawn(1).await.expect("a child");
     assert_eq!(new.line().await, "blue");
+    assert_eq!(supervised.logged().matches("child started").count(), started, "only errors are logged");
     old.tell("still here").await;
     assert_eq!(old.line().await, "still here", "what runs goes on");
 

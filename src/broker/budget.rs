@@ -41,13 +41,13 @@ pub(crate) struct Budgets(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    caps: BudgetCaps,
     used: Mutex<Used>,
     freed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Used {
+    caps: BudgetCaps,
     total: usize,
     per_user: HashMap<TenantId, usize>,
 }
@@ -55,7 +55,14 @@ struct Used {
 impl Budgets {
     /// With nothing held.
     pub(crate) fn new(caps: BudgetCaps) -> Self {
-        Self(Arc::new(Inner { caps, used: Mutex::default(), freed: Notify::new() }))
+        let used = Used { caps, total: 0, per_user: HashMap::new() };
+        Self(Arc::new(Inner { used: Mutex::new(used), freed: Notify::new() }))
+    }
+
+    /// Holds to other caps from now on. What is held beyond them is let go of as it would have been.
+    pub(crate) fn change_caps(&self, caps: BudgetCaps) {
+        self.0.used.lock().caps = caps;
+        self.0.freed.notify_waiters();
     }
 
     /// One user's.
@@ -101,8 +108,8 @@ impl Held {
 
     /// Holds so many more.
     pub(crate) fn grow(&mut self, more: usize) -> Result<(), OverBudget> {
-        let Inner { caps, used, .. } = &*self.budget.all;
-        let mut used = used.lock();
+        let mut used = self.budget.all.used.lock();
+        let caps = used.caps;
         let own = used.per_user.get(&self.budget.tenant).copied().unwrap_or_default().saturating_add(more);
         let total = used.total.saturating_add(more);
         if own > caps.per_user {

@@ -19,6 +19,7 @@ use crate::mcp::tools::Tables;
 use crate::oauth::config::OAuthConfig;
 use crate::session::config::SessionConfig;
 use wire::config_file::{ConfigError, Section, bytes, seconds};
+use wire::telemetry::LogFilter;
 
 /// All of it.
 #[derive(Debug, Clone)]
@@ -55,14 +56,14 @@ pub(crate) struct Config {
     pub(crate) max_body: usize,
     /// What bounds connections.
     pub(crate) connections: ConnectionCaps,
+    /// What is logged, where `RUST_LOG` does not say.
+    pub(crate) log: Option<LogFilter>,
     /// Pages of these origins may use the endpoint.
     pub(crate) origins: Vec<String>,
     /// Sessions and children.
     pub(crate) sessions: SessionConfig,
     /// What an unknown session is answered with.
     pub(crate) unknown_session: UnknownSession,
-    /// How long running requests may take at shutdown.
-    pub(crate) drain: Duration,
 }
 
 impl Config {
@@ -72,6 +73,7 @@ impl Config {
         let listen = root
             .value("listen", |value| listen(&value))
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        let log = root.parsed("log");
         let mut forgejo = root.section("forgejo");
         let forgejo_url = address(&mut forgejo, "url", false);
         let refresh_lead = forgejo.duration("refresh_lead", Duration::from_mins(5), seconds(1, 3600));
@@ -110,7 +112,6 @@ impl Config {
                 (_, Some(410)) => Ok(UnknownSession::Gone),
                 _ => Err("must be \"auto\", 404 or 410".to_owned()),
             });
-        let drain = sessions.duration("drain", Duration::from_secs(5), seconds(0, 60));
         let session_config = SessionConfig::read(&mut sessions, request_timeout);
         sessions.close();
         root.finish()?;
@@ -134,11 +135,41 @@ impl Config {
             admin: admin_socket,
             max_body: usize::try_from(max_body).unwrap_or(DEFAULT_MAX_BODY),
             connections,
+            log,
             origins,
             sessions: session_config,
             unknown_session: unknown_session.unwrap_or_default(),
-            drain,
         })
+    }
+}
+
+impl Config {
+    /// What `new` has otherwise and only a restart puts in force: addresses, files and secrets that others hold on to, and
+    /// limits that are sized once.
+    pub(crate) fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let all = [
+            ("public_url", self.public_url != new.public_url),
+            ("listen", self.listen != new.listen),
+            ("[forgejo] url", self.forgejo_url != new.forgejo_url),
+            ("[forgejo] client_id, client_secret_file, scopes", self.application != new.application),
+            ("[forgejo] refresh_lead", self.refresh_lead != new.refresh_lead),
+            ("[oauth]", self.oauth != new.oauth),
+            ("[supervisor] socket", self.supervisor != new.supervisor),
+            ("[store] path", self.database != new.database),
+            ("[store] key_file", self.key_file != new.key_file),
+            ("[admin] socket", self.admin != new.admin),
+            ("[http] max_body", self.max_body != new.max_body),
+            ("[http] max_connections", self.connections.total != new.connections.total),
+            ("[http] connections_per_address", self.connections.per_address != new.connections.per_address),
+            ("[http] trusted_proxies", self.proxies != new.proxies),
+            // The last one is the broker's own, which is told by its own key.
+            ("[http] allowed_origins", self.operators_origins() != new.operators_origins()),
+        ];
+        all.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
+    }
+
+    fn operators_origins(&self) -> &[String] {
+        self.origins.split_last().map_or(&[], |(_, rest)| rest)
     }
 }
 

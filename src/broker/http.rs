@@ -12,3 +12,4 @@ mod once;
 pub(crate) mod reload;
 pub(crate) mod server;
 pub(crate) mod shares;
+pub(crate) mod status;

@@ -8,7 +8,7 @@
 //! [`mcp`] (what is asked, and whether it may be) → [`session`] (whose session, which child) → [`child`] (to the
 //! process and back). Beside them: [`oauth`] (logging in), [`forge`] (Forgejo's API and the users' credentials there),
 //! [`store`] (the database), [`admin`] (the operator's socket). Leaves: [`jsonrpc`], [`budget`], [`backoff`],
-//! [`hex`].
+//! [`hex`], [`live`].
 
 pub mod admin;
 pub(crate) mod auth;
@@ -20,6 +20,7 @@ pub(crate) mod forge;
 pub(crate) mod hex;
 pub(crate) mod http;
 pub(crate) mod jsonrpc;
+pub(crate) mod live;
 pub(crate) mod mcp;
 pub(crate) mod oauth;
 pub(crate) mod session;

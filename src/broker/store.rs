@@ -34,6 +34,7 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Row, SqlitePool};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -186,6 +187,11 @@ impl Store {
             Err(_) => warn!("the database could not be closed in time; what was answered is in its WAL"),
         }
         drop(self.0.lock.lock().take());
+    }
+
+    /// Whether the last write that told anything of the disk went well.
+    pub(crate) fn writes(&self) -> watch::Receiver<bool> {
+        self.0.writer.good()
     }
 
     fn readers(&self) -> &SqlitePool {

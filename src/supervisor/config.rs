@@ -21,6 +21,7 @@ use crate::rlimit::{ChildLimits, LimitsTable};
 use crate::sandbox::policy::SandboxPolicy;
 use crate::uid::UidRange;
 use wire::config_file::{ConfigError, Section};
+use wire::telemetry::LogFilter;
 
 /// Where the policy is when `--config` does not say.
 pub(crate) const DEFAULT_FILE: &str = "/etc/forgejo-mcp-broker/supervisor.toml";
@@ -64,6 +65,8 @@ pub(crate) struct Config {
     pub(crate) stop: StopLadder,
     /// `[sandbox]`.
     pub(crate) sandbox: SandboxPolicy,
+    /// What is logged, where `RUST_LOG` does not say.
+    pub(crate) log: Option<LogFilter>,
     /// `[cgroup] root`: a cgroup2 directory that is the supervisor's to fill.
     pub(crate) cgroup_root: Option<PathBuf>,
 }
@@ -106,6 +109,7 @@ impl Config {
         if !named && !unprivileged {
             root.complain("broker_user", "is missing: the user (name or uid) that may connect");
         }
+        let log = root.parsed("log");
         let profile = profile::read(&mut root);
         if purpose == Purpose::Check
             && !profile.program.as_os_str().is_empty()
@@ -145,6 +149,7 @@ impl Config {
             limits,
             stop: ladder,
             sandbox,
+            log,
             cgroup_root,
         })
     }

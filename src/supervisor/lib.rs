@@ -124,6 +124,7 @@ pub fn main() -> ExitCode {
         _ => {}
     }
     telemetry::init();
+    telemetry::filter_by(config.log.as_ref());
     if let Err(error) = closed {
         return fail(EX_OSERR, &format!("closing the descriptors that were inherited: {error}"));
     }
@@ -230,6 +231,7 @@ async fn reload_when_asked(mut reload: Reload, args: Args, executor: Executor) {
         reload.next().await;
         match executor.policy().reread(&args.config, args.unprivileged) {
             Ok(policy) => {
+                telemetry::filter_by(policy.config.log.as_ref());
                 let isolation = isolation_of(&policy, executor.cgroups());
                 say_what_is_missing(isolation, executor.cgroups());
                 if let Some(Err(error)) = executor.cgroups().map(|all| all.set_total(policy.config.limits.total())) {

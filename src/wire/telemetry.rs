@@ -3,14 +3,17 @@
 //! No line waits for whoever reads it: what is not taken at once is lost, and how much that was is told later.
 //!
 //! Field names are stable and go to the journal in capitals: `TENANT`, `SESSION`, `GRANT`, `UID`,
-//! `CHILD_PID`, `REASON`, `DURATION_MS`. `RUST_LOG` filters; the default is `info`.
+//! `CHILD_PID`, `REASON`, `DURATION_MS`. `RUST_LOG` filters, else what the configuration says, else `info`.
 
 use std::os::unix::fs::MetadataExt;
+use std::str::FromStr;
+use std::sync::OnceLock;
 
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::journal::Journal;
 use crate::stderr;
@@ -36,11 +39,56 @@ pub mod message_id {
     pub const FOREIGN_FORGE: &str = "0f6a9d3be7c54c1f8b2d4e90a1c6735b";
 }
 
+/// What is logged: a level, or several by module, such as `info,forgejo_mcp_broker=debug`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogFilter(Targets);
+
+impl FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // `Targets` takes a word alone for a module, so that a typing error would silence all others.
+        let is_level = |level: &str| !level.is_empty() && level.parse::<LevelFilter>().is_ok();
+        let is_good = |part: &str| match part.split_once('=') {
+            Some((module, level)) => !module.is_empty() && is_level(level),
+            None => is_level(part),
+        };
+        let parsed = text.parse().ok().filter(|_| text.split(',').all(is_good)).map(Self);
+        parsed.ok_or_else(|| {
+            "must be a level (off, error, warn, info, debug, trace), or levels by module, such as \
+             \"info,forgejo_mcp_broker=debug\""
+                .to_owned()
+        })
+    }
+}
+
+/// One subscriber a process, so one filter.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// `RUST_LOG`, where it is one. Whoever starts the program with it looks for something and is not to be overruled.
+fn of_environment() -> Option<Targets> {
+    // `Targets`, not `EnvFilter`: the same directives without a regex engine in root.
+    std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse().ok())
+}
+
+/// Logs by what the configuration says from now on, unless `RUST_LOG` does; `info` where neither does.
+pub fn filter_by(configured: Option<&LogFilter>) {
+    if of_environment().is_some() {
+        return;
+    }
+    let filter = configured.map_or_else(usual, |LogFilter(filter)| filter.clone());
+    if let Some(Err(error)) = FILTER.get().map(|handle| handle.reload(filter)) {
+        tracing::warn!(%error, "the log filter cannot be changed");
+    }
+}
+
+fn usual() -> Targets {
+    Targets::new().with_default(tracing::Level::INFO)
+}
+
 /// Installs the subscriber; once, at the start of a program. A second call changes nothing.
 pub fn init() {
-    // `Targets`, not `EnvFilter`: the same directives (`info,forgejo_mcp_broker=debug`) without a regex engine in root.
-    let asked = std::env::var("RUST_LOG").ok().and_then(|directives| directives.parse::<Targets>().ok());
-    let filter = asked.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let (filter, handle) = reload::Layer::new(of_environment().unwrap_or_else(usual));
     let journal = if stderr_is_the_journal() { Journal::open().ok() } else { None };
     let outcome = if let Some(journal) = journal {
         tracing_subscriber::registry().with(filter).with(journal).try_init()
@@ -49,7 +97,7 @@ pub fn init() {
         let text = fmt::layer().compact().with_writer(LogWriter).with_ansi(false);
         tracing_subscriber::registry().with(filter).with(text).try_init()
     };
-    if outcome.is_err() {
+    if outcome.is_err() || FILTER.set(handle).is_err() {
         tracing::debug!("a subscriber is installed already");
     }
 }
@@ -60,4 +108,19 @@ fn stderr_is_the_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(meta) = std::fs::metadata("/proc/self/fd/2") else { return false };
     named == format!("{}:{}", meta.dev(), meta.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_levels_and_a_typing_error_silences_nothing() {
+        for good in ["info", "off", "INFO", "warn,forgejo_mcp_broker=debug", "a=trace"] {
+            assert!(good.parse::<LogFilter>().is_ok(), "{good}");
+        }
+        for bad in ["", "inof", "info,", "info,broker", "=debug", "broker=loud", "info,,warn", "a="] {
+            assert!(bad.parse::<LogFilter>().is_err(), "{bad}");
+        }
+    }
 }

@@ -7,10 +7,11 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::stand_in_deployment;
+use crate::{stand_in_deployment, token};
 use harness::deployment::{BROKER_UID, Deployment, others_may_enter};
+use harness::mcp_session::Session;
 
 fn run(deployment: &Deployment, arguments: &[&str]) -> Output {
     deployment.ctl().args(arguments).stdin(Stdio::null()).output().expect("brokerctl runs")
@@ -161,7 +162,7 @@ fn a_user_on_the_deny_list_is_out_with_a_hangup_and_no_other_signal_ends_the_bro
     said("`alice` must be user:LOGIN", 1);
     std::fs::write(&file, format!("{before}\n[access]\ndeny = [\"user:alice\"]\n")).expect("written");
     broker.signal(Signal::SIGHUP);
-    said("[access] and [rates] are in force", 1);
+    said("what can change in a running broker is in force", 1);
     let listed = run(&deployment, &["token", "list", "--user", "alice", "--json"]);
     let listed: Value = serde_json::from_slice(&listed.stdout).expect("json");
     assert!(listed.pointer("/0/revoked_at").is_some_and(Value::is_i64), "{listed}");
@@ -171,6 +172,53 @@ fn a_user_on_the_deny_list_is_out_with_a_hangup_and_no_other_signal_ends_the_bro
     assert!(text(&ended.stderr).contains("1 grants are revoked"), "{}", text(&ended.stderr));
     assert_eq!(run(&deployment, &["user", "end", "bob/.."]).status.code(), Some(65));
     drop(tokens);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_has_the_numbers_of_the_broker_and_a_hangup_puts_limits_and_log_in_force_without_ending_a_session() {
+    let mut deployment = stand_in_deployment("numbers", &[], |_| {});
+    let alice = token(&deployment, "alice");
+    let manager = deployment.manage("broker").expect("a socket");
+    let told = |line: &str| {
+        let mut said = [0; 512];
+        loop {
+            let length = manager.recv(&mut said).unwrap_or_else(|e| panic!("not told: {line}: {e}"));
+            let said = text(said.get(..length).expect("read"));
+            if said.contains(line) {
+                return said;
+            }
+        }
+    };
+    let mut session = Session::open(&deployment.url, &alice).await.expect("a session");
+    told("STATUS=1 sessions of 1 users, 1 of at most 500 children; store ok, supervisor connected");
+
+    let file = deployment.config.dir.join("broker-extra.toml");
+    let before = std::fs::read_to_string(&file).expect("readable");
+    let broker = deployment.broker.as_ref().expect("runs");
+    let reload = |text: &str| {
+        std::fs::write(&file, text).expect("written");
+        broker.signal(Signal::SIGHUP);
+        assert!(told("RELOADING=1").contains("MONOTONIC_USEC="));
+        told("READY=1")
+    };
+    let sessions = "[sessions]\nper_user = 1\nchildren_total = 44\nchildren_per_user = 2\n";
+    reload(&format!("log = \"loud\"\n{before}\n{sessions}per_usr = 2\n"));
+    let said = broker.output();
+    for problem in ["log: must be a level", "sessions.per_usr: is not a known key"] {
+        assert!(said.contains(problem), "{problem} is not told: {said}");
+    }
+    let ready = reload(&format!("listen = \"127.0.0.1:1\"\nlog = \"warn\"\n{before}\n{sessions}"));
+    assert!(ready.contains("1 of at most 44 children"), "{ready}");
+    assert!(broker.output().contains("listen has changed; that takes effect when the broker is restarted"));
+    assert!(Session::open(&deployment.url, &alice).await.is_err(), "a second one is above the cap");
+    assert_eq!(session.text("echo", json!({"text": "on"})).await.expect("the first goes on"), "on");
+    let quiet = broker.output().len();
+    session.end().await.expect("it ends");
+    told("STATUS=0 sessions of 0 users");
+    assert!(!broker.output().get(quiet..).expect("the rest").contains("session ended"), "only warnings are logged");
+
+    let _ = deployment.supervisor.as_mut().expect("runs").stop().expect("it ends");
+    told("supervisor away");
 }
 
 #[test]

@@ -381,6 +381,15 @@ impl Deployment {
         Ok(arguments)
     }
 
+    /// Takes the service manager's place towards a program that runs, for what it tells from now on.
+    pub fn manage(&self, name: &str) -> Result<UnixDatagram> {
+        let path = self.sockets.join(format!("{name}.notify"));
+        let manager = UnixDatagram::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+        manager.set_read_timeout(Some(READY))?;
+        Ok(manager)
+    }
+
     fn clock_file(&self) -> PathBuf {
         self.config.dir.join("clock")
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::net::unix::pipe;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -38,8 +38,20 @@ const INSPECTIONS_AT_ONCE: usize = 16;
 #[derive(Debug, Clone)]
 pub(crate) struct SupervisorSpawner(Arc<Shared>);
 
+/// Whether the supervisor was there when it was last needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contact {
+    /// Nobody has needed it.
+    NotYet,
+    /// It is connected.
+    Connected,
+    /// It was not there, or has gone.
+    Away,
+}
+
 #[derive(Debug)]
 struct Shared {
+    contact: watch::Sender<Contact>,
     path: PathBuf,
     /// Held while connecting, so that one connection is made however many ask.
     link: tokio::sync::Mutex<Option<Arc<Link>>>,
@@ -49,7 +61,17 @@ struct Shared {
 impl SupervisorSpawner {
     /// Does nothing yet: the connection is made by the first request.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self(Arc::new(Shared { path, link: tokio::sync::Mutex::new(None), in_flight: Semaphore::new(MAX_REQUESTS) }))
+        Self(Arc::new(Shared {
+            contact: watch::Sender::new(Contact::NotYet),
+            path,
+            link: tokio::sync::Mutex::new(None),
+            in_flight: Semaphore::new(MAX_REQUESTS),
+        }))
+    }
+
+    /// Whether it is there.
+    pub(crate) fn contact(&self) -> watch::Receiver<Contact> {
+        self.0.contact.subscribe()
     }
 
     /// The supervisor's numbers.
@@ -118,12 +140,13 @@ impl Shared {
         match greeted {
             Ok((socket, isolation)) => {
                 tracing::info!(?isolation, "connected to the supervisor");
-                let link = Link::start(socket);
+                let link = Link::start(socket, self.contact.clone());
                 *slot = Some(Arc::clone(&link));
                 Ok(link)
             }
             Err(reason) => {
                 tracing::warn!(path = %self.path.display(), reason, "no connection to the supervisor");
+                note(&self.contact, Contact::Away);
                 Err(SpawnError::Unreachable)
             }
         }
@@ -180,7 +203,8 @@ enum Granted {
 }
 
 impl Link {
-    fn start(socket: Socket) -> Arc<Self> {
+    fn start(socket: Socket, contact: watch::Sender<Contact>) -> Arc<Self> {
+        note(&contact, Contact::Connected);
         let (outbox, requests) = mpsc::unbounded_channel();
         let link = Arc::new(Self {
             outbox,
@@ -189,7 +213,7 @@ impl Link {
             leaving: CancellationToken::new(),
             table: Mutex::new(Some(Table::default())),
         });
-        tokio::spawn(Arc::clone(&link).run(socket, requests));
+        tokio::spawn(Arc::clone(&link).run(socket, requests, contact));
         link
     }
 
@@ -214,12 +238,19 @@ impl Link {
         Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
     }
 
-    async fn run(self: Arc<Self>, socket: Socket, requests: mpsc::UnboundedReceiver<Request>) {
+    async fn run(
+        self: Arc<Self>,
+        socket: Socket,
+        requests: mpsc::UnboundedReceiver<Request>,
+        contact: watch::Sender<Contact>,
+    ) {
         let reason = tokio::select! {
             reason = self.read(&socket) => reason,
             reason = write(&socket, requests) => reason,
             () = self.hang_up.notified() => "given up".to_owned(),
         };
+        // Before anybody can see that it is lost and make another.
+        note(&contact, Contact::Away);
         let lost = locked(&self.table).take();
         let children = lost.as_ref().map_or(0, |table| table.children.len());
         tracing::warn!(reason, children, "the connection to the supervisor is lost");
@@ -286,6 +317,10 @@ impl Link {
         }
         Ok(())
     }
+}
+
+fn note(contact: &watch::Sender<Contact>, now: Contact) {
+    contact.send_if_modified(|contact| std::mem::replace(contact, now) != now);
 }
 
 async fn write(socket: &Socket, mut requests: mpsc::UnboundedReceiver<Request>) -> String {

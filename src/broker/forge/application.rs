@@ -15,7 +15,7 @@ const GROUPS: [&str; 8] =
     ["activitypub", "misc", "notification", "organization", "package", "issue", "repository", "user"];
 
 /// The broker's own registration at Forgejo.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Application {
     /// Public.
     pub(crate) client_id: String,

@@ -34,7 +34,9 @@ use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::{Vault, VaultError};
 use crate::http::listener::Listener;
 use crate::http::reload::{Reloader, Sources};
+use crate::http::status::StatusLine;
 use crate::http::{accept, health, once};
+use crate::live::Live;
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::scope::Scope;
 use crate::oauth::document::DocumentCacheError;
@@ -134,6 +136,7 @@ pub fn main() -> ExitCode {
         info!("the configuration is good");
         return ExitCode::SUCCESS;
     }
+    telemetry::filter_by(config.log.as_ref());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_io().enable_time().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -194,10 +197,11 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
         Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge.clone(), Some(rotation.clone()));
     let spawner = Arc::new(supervisor.clone());
     let registry = Registry::load(config.sessions.clone(), spawner, Arc::new(store.clone()), clock.clone()).await?;
-    let scope = Scope::new(config.tools.clone(), &challenge);
+    let (tables, unknown) = (Live::new(config.tools.clone()), Live::new(config.unknown_session));
+    let scope = Scope::new(tables.clone(), &challenge);
     let asked = Some(principals.clone());
     let endpoint =
-        Endpoint::new(registry.clone(), config.max_body, config.unknown_session, config.origins.clone(), scope, asked);
+        Endpoint::new(registry.clone(), config.max_body, unknown.clone(), config.origins.clone(), scope, asked);
     let revocation = Revocation {
         store: store.clone(),
         principals: principals.clone(),
@@ -222,6 +226,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
         .merge(oauth.routes())
         .merge(health::routes(store.clone(), supervisor.clone(), forgejo.clone()));
 
+    let status = StatusLine::new(&registry, &store, &supervisor);
     let stop = CancellationToken::new();
     let admin = Admin {
         store: store.clone(),
@@ -236,10 +241,19 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
     };
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
     tokio::spawn(lifecycle::watchdog());
-    tokio::spawn(follow(changes, revocation, config.drain));
+    tokio::spawn(follow(changes, revocation));
     // Before anybody is served: who was put on the lists while the broker was down is out.
     rotation.apply_lists().await?;
-    tokio::spawn(Reloader { sources, rotation: rotation.clone(), limits }.on_hangup(hangups));
+    let reloader = Reloader {
+        sources,
+        started: config.clone(),
+        rotation: rotation.clone(),
+        limits,
+        registry: registry.clone(),
+        tables,
+        unknown,
+    };
+    tokio::spawn(reloader.on_hangup(hangups, status.clone()));
     let asking = tokio::spawn(tick_upstream(rotation.clone()));
     let replacing = rotation.clone();
     tokio::spawn(async move { replacing.go_on_replacing_key().await });
@@ -254,16 +268,18 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
     }
     accepting.close();
     info!(listen = %addresses, public_url = %config.public_url, "ready");
-    lifecycle::ready("serving");
+    lifecycle::ready(&status.text());
+    tokio::spawn(status.tell());
 
     let signal = signals.next().await;
-    info!(reason = signal, "stopping");
+    let drain = registry.config().drain;
+    info!(reason = signal, ?drain, "stopping");
     lifecycle::stopping();
     // What it has begun goes on in tasks of its own, which are waited for below.
     asking.abort();
     let orderly = async {
         // Everybody goes on being served while calls in flight may end, so that one endless call is nobody's outage.
-        registry.drain(config.drain).await;
+        registry.drain(drain).await;
         // From here on new connections wait in the socket for the next broker, or are refused; those that are open go on.
         stop.cancel();
         accepting.wait().await;
@@ -277,7 +293,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
     tokio::select! {
         () = orderly => {}
         // Below TimeoutStopSec= (90 s by default), after which systemd would kill everything as it stands.
-        () = sleep(config.drain + STOP_WITHIN) => warn!(reason = "stop-timeout", "stopping at once: the orderly stop takes too long"),
+        () = sleep(drain + STOP_WITHIN) => warn!(reason = "stop-timeout", "stopping at once: the orderly stop takes too long"),
         signal = signals.next() => warn!(reason = signal, "stopping at once"),
     }
     info!("the broker ends");
@@ -320,14 +336,14 @@ pub(super) async fn open_vault(config: &Config, store: &Store) -> Result<Vault, 
 }
 
 /// Acts on what becomes of upstream credentials.
-async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation, drain: Duration) {
+async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation) {
     while let Some(change) = changes.recv().await {
         match change {
             Change::Rotated(grants) => {
                 for grant in grants {
                     revocation.forget_tokens(&grant);
                     if let Some(principal) = revocation.principals.behind(&grant).await {
-                        revocation.registry.rotate(&principal, drain);
+                        revocation.registry.rotate(&principal, revocation.registry.config().drain);
                     }
                 }
             }

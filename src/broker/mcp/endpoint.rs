@@ -19,6 +19,7 @@ use crate::auth::principal::Principal;
 use crate::child::bridge::SendError;
 use crate::child::handshake::HandshakeError;
 use crate::jsonrpc::{Kind, Message, RawId, Spliced, empty_result};
+use crate::live::Live;
 use crate::mcp::answer::{self, Asked, Sent};
 use crate::mcp::body;
 use crate::mcp::headers::{Accept, Revision, is_json};
@@ -43,7 +44,7 @@ pub(crate) struct Endpoint(Arc<Parts>);
 struct Parts {
     registry: Registry,
     max_body: usize,
-    unknown: UnknownSession,
+    unknown: Live<UnknownSession>,
     origins: Vec<String>,
     scope: Scope,
     /// Asked about a caller whose child died at its start; none where nobody's account can be asked about.
@@ -55,7 +56,7 @@ impl Endpoint {
     pub(crate) fn new(
         registry: Registry,
         max_body: usize,
-        unknown: UnknownSession,
+        unknown: Live<UnknownSession>,
         origins: Vec<String>,
         scope: Scope,
         principals: Option<Principals>,
@@ -94,7 +95,7 @@ impl Endpoint {
     }
 
     fn refuse(&self, error: &SessionError, revision: Revision) -> Refusal {
-        Refusal::session(error, revision, self.0.unknown)
+        Refusal::session(error, revision, *self.0.unknown.get())
     }
 }
 
@@ -105,7 +106,7 @@ async fn receive(
     request: Request,
 ) -> Response {
     // Every wait from here on counts against it: the body, a turn, a child, the pipe, the answer.
-    let deadline = Instant::now() + endpoint.0.registry.request_timeout();
+    let deadline = Instant::now() + endpoint.0.registry.config().request_timeout;
     let (head, body) = request.into_parts();
     let outcome = async {
         endpoint.check_origin(&head.headers)?;
@@ -154,7 +155,7 @@ async fn dispatch(endpoint: &Endpoint, headers: &HeaderMap, said: Said) -> Resul
     match said.message.kind().clone() {
         Kind::Request { id, method } if method == "ping" => Ok(answer::json(Spliced::whole(empty_result(&id)))),
         Kind::Request { id, .. } => {
-            let limit = endpoint.0.registry.request_timeout();
+            let limit = endpoint.0.registry.config().request_timeout;
             let budget = endpoint.0.registry.budgets().of(said.caller.tenant);
             let (asked, accept) = (Asked { id: id.clone(), limit, budget }, said.accept);
             let endpoint = endpoint.clone();

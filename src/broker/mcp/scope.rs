@@ -11,6 +11,7 @@ use crate::auth::bearer::Challenge;
 use crate::auth::principal::Principal;
 use crate::child::bridge::Bridge;
 use crate::jsonrpc::Message;
+use crate::live::Live;
 use crate::mcp::refusal::Refusal;
 use crate::mcp::tools::annotations::ToolAnnotations;
 use crate::mcp::tools::call::Ask;
@@ -20,7 +21,7 @@ use crate::mcp::tools::{Effect, Tables};
 /// The rules.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    tables: Tables,
+    tables: Live<Tables>,
     annotations: ToolAnnotations,
     challenge: HeaderValue,
 }
@@ -36,7 +37,7 @@ pub(crate) enum Need {
 
 impl Scope {
     /// Decides by these tables; refuses with this challenge.
-    pub(crate) fn new(tables: Tables, challenge: &Challenge) -> Self {
+    pub(crate) fn new(tables: Live<Tables>, challenge: &Challenge) -> Self {
         let text = format!(
             "Bearer error=\"insufficient_scope\", {}, error_description=\"this tool changes something at Forgejo\"",
             challenge.parameters()
@@ -63,7 +64,7 @@ impl Scope {
     /// Whether the message may go to this child.
     pub(crate) async fn allows(&self, need: &Need, bridge: &Arc<Bridge>) -> bool {
         let Need::ReadingTool(tool) = need else { return true };
-        match self.tables.of(bridge.program()) {
+        match self.tables.get().of(bridge.program()) {
             Some(table) => table.effect(tool) == Effect::Reads,
             None => self.annotations.read_only(bridge, tool).await,
         }
@@ -74,10 +75,11 @@ impl Scope {
         if message.method() != Some("tools/list") {
             return None;
         }
+        let tables = self.tables.get();
         let view = View {
-            table: self.tables.of(bridge.program()).cloned(),
+            table: tables.of(bridge.program()).cloned(),
             reads_only: !caller.scopes.write,
-            correct_hints: self.tables.correct_hints,
+            correct_hints: tables.correct_hints,
         };
         (!view.is_plain()).then_some(view)
     }

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 const SCHEMES: [&str; 6] = ["cursor", "vscode", "vscode-insiders", "claude", "windsurf", "zed"];
 
 /// `[oauth]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct OAuthConfig {
     /// How long an access token lives.
     pub(crate) access_ttl: Duration,
@@ -37,7 +37,7 @@ pub(crate) struct OAuthConfig {
 }
 
 /// Whose metadata documents are fetched.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct DocumentConfig {
     /// Whether at all.
     pub(crate) fetch: Fetch,

@@ -30,6 +30,8 @@ pub(crate) struct SessionConfig {
     pub(crate) max_line: usize,
     /// Whether the session of a child that ended on its own lives on.
     pub(crate) respawn: bool,
+    /// How long calls may go on when their child is replaced or the broker stops.
+    pub(crate) drain: Duration,
 }
 
 impl SessionConfig {
@@ -56,6 +58,7 @@ impl SessionConfig {
             children: caps(section, ("children_total", 500), ("children_per_user", 8)),
             child_idle,
             session_idle,
+            drain: section.duration("drain", Duration::from_secs(5), seconds(0, 60)),
             evict_after: section.duration("evict_after", Duration::from_mins(1), seconds(0, 86_400)),
             start_timeout: section.duration("start_timeout", Duration::from_secs(20), seconds(1, 600)),
             request_timeout,

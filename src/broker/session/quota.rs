@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use wire::message::TenantId;
 
@@ -36,12 +36,14 @@ pub(crate) struct Quota(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    caps: Caps,
     taken: Mutex<Taken>,
+    /// Rung when one was taken or given back.
+    changed: Arc<Notify>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Taken {
+    caps: Caps,
     total: usize,
     per_user: HashMap<TenantId, usize>,
     line: VecDeque<InLine>,
@@ -74,31 +76,45 @@ impl Waiting {
 
 impl Quota {
     /// None taken.
+    #[cfg(test)]
     pub(crate) fn new(caps: Caps) -> Self {
-        Self(Arc::new(Inner { caps, taken: Mutex::default() }))
+        Self::ringing(caps, Arc::default())
+    }
+
+    /// None taken; rings when that changes.
+    pub(crate) fn ringing(caps: Caps, changed: Arc<Notify>) -> Self {
+        let taken = Taken { caps, total: 0, per_user: HashMap::new(), line: VecDeque::new() };
+        Self(Arc::new(Inner { taken: Mutex::new(taken), changed }))
+    }
+
+    /// Counts against other caps from now on. What is taken beyond them stays; what has become free goes to who waits.
+    pub(crate) fn change_caps(&self, caps: Caps) {
+        self.0.taken.lock().caps = caps;
+        self.0.serve_line();
+        self.0.changed.notify_one();
     }
 
     /// Takes a permit. The user's own cap is looked at first: it is the one they can do something about.
     pub(crate) fn take(&self, tenant: TenantId) -> Result<Permit, Full> {
         let mut taken = self.0.taken.lock();
-        if let Some(full) = taken.full(tenant, self.0.caps) {
+        if let Some(full) = taken.full(tenant) {
             return Err(full);
         }
         taken.add(tenant);
         drop(taken);
-        Ok(Permit { of: Arc::clone(&self.0), tenant })
+        Ok(self.0.permit(tenant))
     }
 
     /// Takes a permit beyond any cap, for what exists already when the broker starts.
     pub(crate) fn take_existing(&self, tenant: TenantId) -> Permit {
         self.0.taken.lock().add(tenant);
-        Permit { of: Arc::clone(&self.0), tenant }
+        self.0.permit(tenant)
     }
 
     /// Takes a permit, or a place in the line for one.
     pub(crate) fn take_or_wait(&self, tenant: TenantId) -> Result<Permit, (Full, Waiting)> {
         let mut taken = self.0.taken.lock();
-        if let Some(full) = taken.full(tenant, self.0.caps) {
+        if let Some(full) = taken.full(tenant) {
             taken.line.retain(|waiting| !waiting.to.is_closed());
             let (to, permit) = oneshot::channel();
             taken.line.push_back(InLine { tenant, to });
@@ -106,21 +122,53 @@ impl Quota {
         }
         taken.add(tenant);
         drop(taken);
-        Ok(Permit { of: Arc::clone(&self.0), tenant })
+        Ok(self.0.permit(tenant))
     }
 
     /// Permits taken.
     pub(crate) fn taken(&self) -> usize {
         self.0.taken.lock().total
     }
+
+    /// Users who have any.
+    pub(crate) fn users(&self) -> usize {
+        self.0.taken.lock().per_user.len()
+    }
+
+    /// How many of a user's must be given back before the user can have one more.
+    pub(crate) fn lacks(&self, tenant: TenantId) -> usize {
+        let taken = self.0.taken.lock();
+        let own = taken.per_user.get(&tenant).copied().unwrap_or_default();
+        own.saturating_add(1).saturating_sub(taken.caps.per_user)
+    }
+}
+
+impl Inner {
+    /// One that is counted already.
+    fn permit(self: &Arc<Self>, tenant: TenantId) -> Permit {
+        self.changed.notify_one();
+        Permit { of: Arc::clone(self), tenant }
+    }
+
+    /// Gives what is free to those in line who may have it.
+    fn serve_line(self: &Arc<Self>) {
+        let mut taken = self.taken.lock();
+        while let Some(InLine { tenant, to }) = taken.next() {
+            taken.add(tenant);
+            // Outside of the lock: a permit that nobody takes any more is dropped, which comes back here.
+            drop(taken);
+            drop(to.send(self.permit(tenant)));
+            taken = self.taken.lock();
+        }
+    }
 }
 
 impl Taken {
-    fn full(&self, tenant: TenantId, caps: Caps) -> Option<Full> {
-        if self.per_user.get(&tenant).is_some_and(|&count| count >= caps.per_user) {
+    fn full(&self, tenant: TenantId) -> Option<Full> {
+        if self.per_user.get(&tenant).is_some_and(|&count| count >= self.caps.per_user) {
             return Some(Full::User);
         }
-        (self.total >= caps.total).then_some(Full::Total)
+        (self.total >= self.caps.total).then_some(Full::Total)
     }
 
     fn add(&mut self, tenant: TenantId) {
@@ -140,8 +188,8 @@ impl Taken {
     }
 
     /// The first in line who may have a permit now.
-    fn next(&mut self, caps: Caps) -> Option<InLine> {
-        let may = |waiting: &InLine| !waiting.to.is_closed() && self.full(waiting.tenant, caps).is_none();
+    fn next(&mut self) -> Option<InLine> {
+        let may = |waiting: &InLine| !waiting.to.is_closed() && self.full(waiting.tenant).is_none();
         let at = self.line.iter().position(may)?;
         self.line.remove(at)
     }
@@ -149,15 +197,9 @@ impl Taken {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.of.taken.lock();
-        taken.remove(self.tenant);
-        while let Some(InLine { tenant, to }) = taken.next(self.of.caps) {
-            taken.add(tenant);
-            // Outside of the lock: a permit that nobody takes any more is dropped, which comes back here.
-            drop(taken);
-            drop(to.send(Permit { of: Arc::clone(&self.of), tenant }));
-            taken = self.of.taken.lock();
-        }
+        self.of.taken.lock().remove(self.tenant);
+        self.of.serve_line();
+        self.of.changed.notify_one();
     }
 }
 

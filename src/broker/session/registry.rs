@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +29,7 @@ use crate::budget::Budgets;
 use crate::child::activity::Activity;
 use crate::child::bridge::Bridge;
 use crate::child::spawner::Spawner;
+use crate::live::Live;
 use crate::session::config::SessionConfig;
 use crate::session::error::SessionError;
 use crate::session::id::{self, SessionId};
@@ -56,7 +58,7 @@ pub(crate) struct Registry(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    config: SessionConfig,
+    config: Live<SessionConfig>,
     spawner: Arc<dyn Spawner>,
     records: Arc<dyn Records>,
     clock: Clock,
@@ -67,6 +69,8 @@ struct Inner {
     /// Held by who comes back to a supervisor that starts only so many children a second.
     pace: Arc<tokio::sync::Mutex<()>>,
     budgets: Budgets,
+    /// Rung when the numbers may have changed.
+    changed: Arc<Notify>,
     activity: Arc<Activity>,
     children_started: AtomicU64,
     /// The children that run, for deadlines.
@@ -84,7 +88,8 @@ impl Registry {
         records: Arc<dyn Records>,
         clock: Clock,
     ) -> Result<Self, StoreError> {
-        let session_quota = Quota::new(config.sessions);
+        let changed = Arc::<Notify>::default();
+        let session_quota = Quota::ringing(config.sessions, Arc::clone(&changed));
         let mut sessions = HashMap::new();
         for live in records.live().await? {
             let record = Record {
@@ -107,9 +112,10 @@ impl Registry {
             pace: Arc::default(),
             children_started: AtomicU64::new(1),
             running: Mutex::default(),
-            child_quota: Quota::new(config.children),
+            child_quota: Quota::ringing(config.children, Arc::clone(&changed)),
+            changed,
             start_queue: StartQueue::new(STARTS_AT_ONCE, STARTS_WAITING),
-            config,
+            config: Live::new(config),
             spawner,
             records,
             clock,
@@ -236,9 +242,30 @@ impl Registry {
         (self.0.sessions.lock().len(), self.0.child_quota.taken())
     }
 
-    /// How long a request may take, from its receipt to its answer.
-    pub(crate) fn request_timeout(&self) -> Duration {
-        self.0.config.request_timeout
+    /// Users with a session.
+    pub(crate) fn users(&self) -> usize {
+        self.0.session_quota.users()
+    }
+
+    /// Resolves when any of those numbers may have changed since it resolved last. For one waiter.
+    pub(crate) async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// What the operator has decided, as of now.
+    pub(crate) fn config(&self) -> Arc<SessionConfig> {
+        self.0.config.get()
+    }
+
+    /// Goes on with other decisions. Caps and budgets hold at once, and end nothing that is there; who waits in line gets
+    /// what has become free. Times hold for what begins from now on, idle times from the next sweep on.
+    pub(crate) fn reconfigure(&self, config: SessionConfig) {
+        let inner = &self.0;
+        let (sessions, children, memory) = (config.sessions, config.children, config.memory);
+        inner.config.replace(config);
+        inner.session_quota.change_caps(sessions);
+        inner.child_quota.change_caps(children);
+        inner.budgets.change_caps(memory);
     }
 
     /// What may be held in memory for each user.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnectOptions, SqliteQueryResult, SqliteRow};
 use sqlx::{ConnectOptions, Connection, Executor, SqliteConnection};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::store::StoreError;
@@ -31,6 +31,8 @@ pub(super) struct Writer {
     options: SqliteConnectOptions,
     /// Tokio's lock is fair: first come, first served.
     slot: Mutex<Slot>,
+    /// Whether writing works: the last transaction was committed, or only broke a rule of a table.
+    good: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,7 @@ pub(super) struct Write<'a> {
     what: &'static str,
     until: Instant,
     connection: SqliteConnection,
+    good: &'a watch::Sender<bool>,
     // Last: the next writer's turn begins when the connection is let go of.
     slot: MutexGuard<'a, Slot>,
 }
@@ -57,7 +60,7 @@ impl Writer {
     /// Opens the connection.
     pub(super) async fn open(options: SqliteConnectOptions) -> Result<Self, sqlx::Error> {
         let connection = options.connect().await?;
-        Ok(Self { options, slot: Mutex::new(Slot::Idle(connection)) })
+        Ok(Self { options, slot: Mutex::new(Slot::Idle(connection)), good: watch::Sender::new(true) })
     }
 
     /// The connection while nobody else has the writer, for what happens before the store is handed out.
@@ -68,8 +71,17 @@ impl Writer {
         }
     }
 
+    /// Whether writing works.
+    pub(super) fn good(&self) -> watch::Receiver<bool> {
+        self.good.subscribe()
+    }
+
     /// Waits for this writer's turn and begins a transaction that holds the database's write lock from the start.
     pub(super) async fn begin(&self, what: &'static str) -> Result<Write<'_>, StoreError> {
+        noted(&self.good, self.begun(what).await)
+    }
+
+    async fn begun(&self, what: &'static str) -> Result<Write<'_>, StoreError> {
         let until = Instant::now() + PATIENCE;
         let mut slot = timeout_at(until, self.slot.lock()).await.map_err(|_| StoreError::Busy(what))?;
         let connection = match std::mem::replace(&mut *slot, Slot::Absent) {
@@ -80,7 +92,7 @@ impl Writer {
                 return Err(StoreError::Closed(what));
             }
         };
-        let mut write = Write { what, until, connection, slot };
+        let mut write = Write { what, until, connection, good: &self.good, slot };
         within(until, what, write.connection.execute("BEGIN IMMEDIATE")).await?;
         Ok(write)
     }
@@ -136,17 +148,20 @@ impl Writer {
 impl Write<'_> {
     /// Runs one statement.
     pub(super) async fn execute(&mut self, statement: Statement<'_>) -> Result<SqliteQueryResult, StoreError> {
-        within(self.until, self.what, statement.execute(&mut self.connection)).await
+        noted(self.good, within(self.until, self.what, statement.execute(&mut self.connection)).await)
     }
 
     /// Runs one statement that gives rows back.
     pub(super) async fn fetch_all(&mut self, statement: Statement<'_>) -> Result<Vec<SqliteRow>, StoreError> {
-        within(self.until, self.what, statement.fetch_all(&mut self.connection)).await
+        noted(self.good, within(self.until, self.what, statement.fetch_all(&mut self.connection)).await)
     }
 
     /// What was written is durable when this returns.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        self.end("COMMIT").await
+        let good = self.good;
+        self.end("COMMIT").await?;
+        note(good, true);
+        Ok(())
     }
 
     /// Undoes what was written.
@@ -155,10 +170,30 @@ impl Write<'_> {
     }
 
     async fn end(mut self, how: &'static str) -> Result<(), StoreError> {
-        within(self.until, self.what, self.connection.execute(how)).await?;
+        noted(self.good, within(self.until, self.what, self.connection.execute(how)).await)?;
         *self.slot = Slot::Idle(self.connection);
         Ok(())
     }
+}
+
+fn note(good: &watch::Sender<bool>, now: bool) {
+    good.send_if_modified(|good| std::mem::replace(good, now) != now);
+}
+
+/// Notes what an outcome tells of the disk.
+fn noted<T>(good: &watch::Sender<bool>, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+    match &outcome {
+        Err(StoreError::Query(_, error)) if !is_constraint(error) => note(good, false),
+        Err(StoreError::Busy(_)) => note(good, false),
+        _ => {}
+    }
+    outcome
+}
+
+/// Whether a statement only broke a rule of a table: `SQLITE_CONSTRAINT`, the low byte of the code (sqlite.org/rescode.html).
+fn is_constraint(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+    code.is_some_and(|code| code % 256 == 19)
 }
 
 async fn within<T>(

@@ -1,7 +1,7 @@
 //! The broker's promises about sessions, over fake children: one file a promise, nothing forked, no network.
 
 mod backend;
-mod fixture;
+pub(crate) mod fixture;
 mod records;
 
 mod binding;

@@ -72,12 +72,13 @@ impl Registry {
             "child", tenant = %principal.tenant, login = %principal.login, grant = %principal.grant,
             child_pid = backend.pid, uid = backend.uid
         );
+        let now = self.config();
         let config = BridgeConfig {
-            max_line: inner.config.max_line,
+            max_line: now.max_line,
             // Below 2^48, so that no JSON reader loses digits; far from the numbers of an earlier child.
             first_number: u64::from(rand::rng().next_u32()) << 16,
             token_ends: principal.upstream_ends,
-            ask_timeout: inner.config.request_timeout,
+            ask_timeout: now.request_timeout,
             budget: inner.budgets.of(principal.tenant),
             activity: Arc::clone(&inner.activity),
             span,
@@ -112,7 +113,7 @@ impl Registry {
                 let _ = ended.await;
             }
         });
-        let by = deadline.min(Instant::now() + self.0.config.start_timeout);
+        let by = deadline.min(Instant::now() + self.config().start_timeout);
         match timeout_at(by, told).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) => Err(SessionError::ShuttingDown),
@@ -177,7 +178,7 @@ impl Registry {
             Effect::Serve(bridge) => {
                 if principal.upstream_ends > bridge.token_ends() {
                     // It was being started when the token changed. What it has is good for a while yet.
-                    self.renew(session, principal, self.0.config.request_timeout);
+                    self.renew(session, principal, self.config().request_timeout);
                 }
                 return Ok(bridge);
             }
@@ -245,7 +246,7 @@ impl Registry {
 
     /// Puts a new child in the place of the running one.
     async fn replace(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
-        let deadline = Instant::now() + self.0.config.request_timeout;
+        let deadline = Instant::now() + self.config().request_timeout;
         let effect = match self.replayed(session, principal, deadline).await {
             Ok(Started { bridge, number, permit }) => {
                 let effect = session.step(Event::Renewed(number, Arc::clone(&bridge)));
@@ -286,7 +287,7 @@ impl Registry {
         })?;
         let record = record.ok_or(SessionError::Unknown)?;
         let started = self.start(principal, Arc::clone(&session.get_stream), deadline).await?;
-        let by = deadline.min(Instant::now() + self.0.config.start_timeout);
+        let by = deadline.min(Instant::now() + self.config().start_timeout);
         let settings = session.restored_settings(&record.settings);
         let (initialize, answer) = (&record.initialize, &record.answer);
         handshake::replay(&started.bridge, initialize, answer, &settings, &session.get_stream, by).await?;

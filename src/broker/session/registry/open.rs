@@ -44,12 +44,13 @@ impl Registry {
         if params.len() > MAX_INITIALIZE {
             return Err(SessionError::InitializeTooLarge { limit: MAX_INITIALIZE });
         }
-        let deadline = started + self.0.config.request_timeout.min(OPEN_WITHIN);
+        let config = self.config();
+        let deadline = started + config.request_timeout.min(OPEN_WITHIN);
         let permit = self.session_permit(principal)?;
         let get_stream = Arc::new(GetStream::default());
         let Started { bridge, number, permit: child_permit } =
             self.start(principal, Arc::clone(&get_stream), deadline).await?;
-        let by = deadline.min(Instant::now() + self.0.config.start_timeout);
+        let by = deadline.min(Instant::now() + config.start_timeout);
         let answered = handshake::initialize(&bridge, initialize, by).await?;
         let Some(result) = answered.result else {
             return Ok(Opened { id: None, answer: answered.text });
@@ -103,10 +104,11 @@ impl Registry {
             get_stream,
             last_used: now,
         };
-        let machine = Machine::live(self.0.config.respawn, number, Arc::clone(&bridge));
+        let machine = Machine::live(self.config().respawn, number, Arc::clone(&bridge));
         let session = Arc::new(Session::new(kept, Settings::of_new_session(), machine, permit));
         self.0.sessions.lock().insert(session.digest, Arc::clone(&session));
         self.watch(&session, number, bridge, child_permit);
+        self.0.changed.notify_one();
         if self.0.closing.is_cancelled()
             && let Effect::Stop(bridge) = session.step(Event::Closing)
         {
@@ -128,37 +130,50 @@ impl Registry {
         Ok(session)
     }
 
-    /// A permit for one more session; a user at their cap loses their longest-idle session.
+    /// A permit for one more session. A user at their cap loses the sessions of theirs that have been idle for longest,
+    /// as many as it takes: more than one where the cap was lowered. Where that is not enough, none.
     fn session_permit(&self, principal: &Principal) -> Result<Permit, SessionError> {
         if self.0.closing.is_cancelled() {
             return Err(SessionError::ShuttingDown);
         }
-        let inner = &self.0;
-        match inner.session_quota.take(principal.tenant) {
+        let (inner, tenant) = (&self.0, principal.tenant);
+        match inner.session_quota.take(tenant) {
             Ok(permit) => return Ok(permit),
             Err(Full::Total) => return Err(SessionError::SessionsTotal),
             Err(Full::User) => {}
         }
-        let Some(oldest) = inner.longest_idle_of(principal) else {
-            return Err(SessionError::SessionsOfUser { retry_after: inner.config.evict_after });
+        let evict_after = self.config().evict_after;
+        let refused = |retry_after| Err(SessionError::SessionsOfUser { retry_after });
+        let mut idle = inner.idle_of(principal);
+        let lacks = inner.session_quota.lacks(tenant).max(1);
+        idle.truncate(lacks);
+        let Some(last) = idle.last().filter(|_| idle.len() == lacks) else {
+            return refused(evict_after);
         };
-        let idle = inner.clock.now().since(oldest.last_used());
-        let Some(wait) = inner.config.evict_after.checked_sub(idle).filter(|wait| *wait > Duration::ZERO) else {
-            self.end(&oldest, "made-room");
-            return inner.session_quota.take(principal.tenant).map_err(|full| match full {
-                Full::Total => SessionError::SessionsTotal,
-                Full::User => SessionError::SessionsOfUser { retry_after: inner.config.evict_after },
-            });
-        };
-        Err(SessionError::SessionsOfUser { retry_after: wait })
+        let idle_for = inner.clock.now().since(last.last_used());
+        if let Some(wait) = evict_after.checked_sub(idle_for).filter(|wait| *wait > Duration::ZERO) {
+            return refused(wait);
+        }
+        for session in &idle {
+            self.end(session, "made-room");
+        }
+        inner.session_quota.take(tenant).or_else(|full| match full {
+            Full::Total => Err(SessionError::SessionsTotal),
+            Full::User => refused(evict_after),
+        })
     }
 }
 
 impl Inner {
-    fn longest_idle_of(&self, principal: &Principal) -> Option<Arc<Session>> {
+    /// The user's sessions with nothing under way, those that were used longest ago first.
+    fn idle_of(&self, principal: &Principal) -> Vec<Arc<Session>> {
         let sessions = self.sessions.lock();
         let idle = sessions.values().filter(|session| session.tenant() == principal.tenant && !session.is_busy());
-        idle.min_by_key(|session| session.last_used()).cloned()
+        let mut idle: Vec<_> = idle.cloned().collect();
+        drop(sessions);
+        // Once each: a use in between must not change the order under the sort.
+        idle.sort_by_cached_key(|session| session.last_used());
+        idle
     }
 }
 

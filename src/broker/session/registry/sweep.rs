@@ -13,7 +13,7 @@ impl Registry {
     /// One sweep. Requests in flight and running answers count as activity; an open stream of the session alone does
     /// not.
     pub(crate) async fn sweep(&self) {
-        let (config, now) = (&self.0.config, self.0.clock.now());
+        let (config, now) = (self.config(), self.0.clock.now());
         let idle_since = Instant::now().checked_sub(config.child_idle);
         let unused_since = now.minus(config.session_idle);
         let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();

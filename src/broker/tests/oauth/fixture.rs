@@ -287,6 +287,7 @@ async fn registry(store: &Store, clock: &Clock) -> Registry {
         memory: crate::budget::BudgetCaps { total: 1 << 20, per_user: 1 << 20 },
         max_line: 1024,
         respawn: false,
+        drain: second,
     };
     let loaded = Registry::load(policy, Arc::new(NoSpawner), Arc::new(store.clone()), clock.clone());
     loaded.await.expect("a registry")

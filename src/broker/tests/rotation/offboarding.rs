@@ -4,6 +4,10 @@ use super::*;
 
 use crate::auth::rates::{RateLimits, Rates};
 use crate::http::reload::{ReloadError, Reloader, Sources};
+use crate::live::Live;
+use crate::mcp::refusal::UnknownSession;
+use crate::mcp::tools::Tables;
+use crate::tests::sessions::fixture::{self, Fixture};
 
 fn denying(entry: &str) -> Access {
     Access { deny: vec![entry.parse().expect("a subject")], ..Access::default() }
@@ -54,20 +58,80 @@ async fn a_reload_puts_lists_and_rates_in_force_and_one_with_problems_changes_no
     let rates = Rates { registrations: 1, logins: 1, documents: 1, failures: 1 };
     let limits = Arc::new(RateLimits::new(rates, Vec::new()));
     let sources = Sources { files: vec![file.clone()], credentials: None };
-    let reload = Reloader { sources, rotation: scene.rotation.clone(), limits: Arc::clone(&limits) };
+    let registry = Fixture::new(fixture::config()).await.registry;
+    let (tables, unknown) = (Live::new(Tables::default()), Live::new(UnknownSession::Auto));
+    write("");
+    let reload = Reloader {
+        started: sources.read().expect("a configuration"),
+        sources,
+        rotation: scene.rotation.clone(),
+        limits: Arc::clone(&limits),
+        registry: registry.clone(),
+        tables: tables.clone(),
+        unknown: unknown.clone(),
+    };
     let logins = || {
         let source = limits.source(&axum::extract::Request::new(axum::body::Body::empty()));
         (0..9).filter(|_| limits.logins.count(&source).is_ok()).count()
     };
     assert_eq!(logins(), 1);
-    write("[access]\ndeny = [\"user:alice\", \"alice\"]\n[rates]\nlogins = 0\nlogin = 5\n");
+    write(
+        "[access]\ndeny = [\"user:alice\", \"alice\"]\n[rates]\nlogins = 0\nlogin = 5\n[sessions]\nper_user = 7\n\
+         [tools]\ncorrect_hints = false\n",
+    );
     let Err(ReloadError::Config(problems)) = reload.once().await else { panic!("that is no configuration") };
     assert_eq!(problems.problems().len(), 3, "all at once: {problems}");
     assert!(scene.upstream().await.is_ok());
     assert_eq!(logins(), 0);
-    write("[access]\ndeny = [\"user:alice\"]\n[rates]\nlogins = 5\n");
+    assert_eq!(registry.config().sessions.per_user, fixture::config().sessions.per_user);
+    assert!(tables.get().correct_hints);
+    write(
+        "[access]\ndeny = [\"user:alice\"]\n[rates]\nlogins = 5\n[sessions]\nper_user = 7\ndrain = \"9s\"\n\
+         unknown_session_status = 410\n[tools]\ncorrect_hints = false\n[http]\nrequest_timeout = \"77s\"\n",
+    );
     assert_eq!(reload.once().await.expect("read"), 1);
     assert_eq!(logins(), 5);
+    let sessions = registry.config();
+    assert_eq!((sessions.sessions.per_user, sessions.drain.as_secs()), (7, 9));
+    assert_eq!(sessions.request_timeout.as_secs(), 77);
+    assert!(!tables.get().correct_hints);
+    assert_eq!(*unknown.get(), UnknownSession::Gone);
     scene.principals.forget_grant(&GrantId::new("grant"));
     assert_eq!(scene.upstream().await, Err(Denied::Revoked));
+}
+
+#[test]
+fn what_only_a_restart_puts_in_force_is_named_by_its_key_and_nothing_else_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let read = |more: &str| {
+        let database = dir.path().join("broker.db");
+        let text = format!("store.path = {database:?}\n{more}");
+        let public = if more.contains("public_url") { "" } else { "public_url = \"http://127.0.0.1:1\"\n" };
+        let forge = if more.contains("forgejo.url") { "" } else { "forgejo.url = \"http://127.0.0.1:2\"\n" };
+        let root = wire::config_file::Section::from_text("broker.toml", &format!("{public}{forge}{text}"));
+        crate::config::Config::read(root, None).expect("a configuration")
+    };
+    let started = read("");
+    for (more, keys) in [
+        ("sessions.per_user = 7\nlog = \"debug\"\nrates.logins = 9\ntools.correct_hints = false", &[][..]),
+        ("http.request_timeout = \"77s\"\naccess.deny = [\"user:alice\"]", &[]),
+        ("public_url = \"http://localhost:1\"", &["public_url"]),
+        ("listen = \"127.0.0.1:9\"\nadmin.socket = \"/x\"", &["listen", "[admin] socket"]),
+        (
+            "forgejo.url = \"http://127.0.0.1:3\"\nforgejo.refresh_lead = \"9s\"",
+            &["[forgejo] url", "[forgejo] refresh_lead"],
+        ),
+        ("store.key_file = \"/x\"\noauth.login_ttl = \"1h\"", &["[oauth]", "[store] key_file"]),
+        (
+            "http.max_body = 4096\nhttp.max_connections = 9\nhttp.connections_per_address = 3",
+            &["[http] max_body", "[http] max_connections", "[http] connections_per_address"],
+        ),
+        (
+            "http.trusted_proxies = [\"10.0.0.1\"]\nhttp.allowed_origins = [\"https://a.example\"]",
+            &["[http] trusted_proxies", "[http] allowed_origins"],
+        ),
+        ("supervisor.socket = \"/x\"", &["[supervisor] socket"]),
+    ] {
+        assert_eq!(started.needs_restart(&read(more)), keys, "{more}");
+    }
 }

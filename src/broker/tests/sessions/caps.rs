@@ -111,3 +111,40 @@ fn forgejo_policy(
     change(&mut config);
     config
 }
+
+#[tokio::test]
+async fn caps_that_are_lowered_end_nothing_and_hold_from_then_on() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (first, _one) = fixture.open(&alice).await;
+    let (second, _two) = fixture.open(&alice).await;
+    let (third, mut busy) = fixture.open(&alice).await;
+    fixture.registry.reconfigure(forgejo_policy(|p| p.sessions = Caps { total: 9, per_user: 2 }));
+    for session in [&first, &second, &third] {
+        assert!(fixture.registry.find(session, &alice).is_ok());
+    }
+    assert_eq!(fixture.post(&alice, None, initialize()).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(fixture.registry.counts().0, 3, "who could not make enough room has lost none");
+    // Two have to go for one to come, and the busy one is not among them.
+    let calling = fixture.posting(&alice, Some(&third), call(1, "slow"));
+    let heard = busy.hears().await.expect("the call");
+    fixture.clock.advance(Duration::from_secs(61));
+    fixture.open(&alice).await;
+    assert!(fixture.registry.find(&third, &alice).is_ok());
+    assert_eq!((fixture.registry.counts().0, fixture.registry.users()), (2, 1));
+    busy.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {}})).await;
+    assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_child_gets_it_when_the_cap_is_raised() {
+    let mut fixture = Fixture::new(forgejo_policy(|p| p.children = Caps { total: 1, per_user: 1 })).await;
+    let (alice, bob) = (caller(1, "g1"), caller(2, "g2"));
+    let (id, mut busy) = fixture.open(&alice).await;
+    let _calling = fixture.posting(&alice, Some(&id), call(1, "slow"));
+    busy.hears().await.expect("the call");
+    let opening = fixture.posting(&bob, None, initialize());
+    fixture.registry.reconfigure(forgejo_policy(|p| p.children = Caps { total: 2, per_user: 1 }));
+    fixture.child().await.welcomes().await;
+    assert_eq!(opening.await.expect("no panic").status(), StatusCode::OK);
+}

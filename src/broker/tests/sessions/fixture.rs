@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::auth::bearer::Challenge;
 use crate::auth::principal::{GrantId, Holder, Principal, PrincipalParts, Scopes};
 use crate::budget::BudgetCaps;
+use crate::live::Live;
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::scope::Scope;
@@ -88,6 +89,7 @@ pub(crate) fn config() -> SessionConfig {
         memory: BudgetCaps { total: 64 << 20, per_user: 16 << 20 },
         max_line: 1024 * 1024,
         respawn: false,
+        drain: Duration::from_secs(5),
     }
 }
 
@@ -112,8 +114,9 @@ impl Fixture {
             resource_metadata: Some("https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned()),
             scope: "forgejo:read forgejo:write",
         };
-        let scope = Scope::new(tables, &challenge);
-        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, UnknownSession::Auto, origins, scope, None);
+        let scope = Scope::new(Live::new(tables), &challenge);
+        let endpoint =
+            Endpoint::new(registry.clone(), 64 * 1024, Live::new(UnknownSession::Auto), origins, scope, None);
         Self { registry, spawner, children, clock, records, endpoint }
     }
 
