@@ -66,6 +66,8 @@ fn nonsense_in_the_brokers_file_is_refused_and_explained() {
     let cases = [
         ("listen = \":8080\"", "listen: must be an IP address and a port, such as \"127.0.0.1:8080\""),
         ("listen = \"localhost:8080\"", "listen: must be an IP address and a port"),
+        ("audit.calls = \"reads\"", "audit.calls: must be \"off\", \"writes\" or \"all\""),
+        ("metrics.listen = \":9464\"", "metrics.listen: must be an IP address and a port"),
         ("http.allowed_origins = [\"*\"]", "http.allowed_origins: `*` would let every web page in"),
         ("http.allowed_origins = [\"inspector.example\"]", "`inspector.example` is no origin"),
         ("http.allowed_origins = [\"https://a.example/\"]", "that would be \"https://a.example\""),

@@ -71,7 +71,6 @@ impl Budgets {
     }
 
     /// Bytes held for all.
-    #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
         self.0.used.lock().total
     }

@@ -13,6 +13,7 @@ use crate::forge::access::Access;
 use crate::forge::application::Application;
 use crate::forge::vault::KeyFile;
 use crate::http::shares::ConnectionCaps;
+use crate::mcp::audit::AuditedCalls;
 use crate::mcp::endpoint::DEFAULT_MAX_BODY;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::tools::Tables;
@@ -42,6 +43,10 @@ pub(crate) struct Config {
     pub(crate) proxies: Vec<IpNet>,
     /// Which tools write.
     pub(crate) tools: Tables,
+    /// Which calls of tools the journal tells.
+    pub(crate) audit: AuditedCalls,
+    /// Where Prometheus asks, if it may.
+    pub(crate) metrics: Option<SocketAddr>,
     /// How long ahead of its end an upstream token is refreshed.
     pub(crate) refresh_lead: Duration,
     /// The supervisor's socket.
@@ -70,7 +75,7 @@ impl Config {
     /// Reads it. `credentials` is `$CREDENTIALS_DIRECTORY`, where systemd puts what `LoadCredential=` names.
     pub(crate) fn read(mut root: Section, credentials: Option<&Path>) -> Result<Self, ConfigError> {
         let public_url = address(&mut root, "public_url", true);
-        let listen = root
+        let listen_at = root
             .value("listen", |value| listen(&value))
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         let log = root.parsed("log");
@@ -82,6 +87,10 @@ impl Config {
         forgejo.close();
         let rates = Rates::read(root.section("rates"));
         let tools = Tables::read(root.section("tools"));
+        let audit = AuditedCalls::read(root.section("audit"));
+        let mut metrics = root.section("metrics");
+        let metrics_listen = metrics.value("listen", |value| listen(&value));
+        metrics.close();
         let oauth = OAuthConfig::read(root.section("oauth"));
         let mut supervisor = root.section("supervisor");
         let supervisor_socket = supervisor.path("socket", "/run/forgejo-mcp-supervisor/supervisor.sock");
@@ -120,7 +129,7 @@ impl Config {
         origins.push(public_url.clone());
         Ok(Self {
             public_url,
-            listen,
+            listen: listen_at,
             forgejo_url: forgejo_url.unwrap_or_default(),
             application,
             access,
@@ -128,6 +137,8 @@ impl Config {
             rates,
             proxies,
             tools,
+            audit,
+            metrics: metrics_listen,
             refresh_lead,
             supervisor: supervisor_socket,
             database,

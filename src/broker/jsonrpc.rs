@@ -244,6 +244,23 @@ impl Message {
         self.slice(self.result_at.as_ref()?)
     }
 
+    /// Whether this is a result that says that the tool failed (`isError`; MCP, tools, error handling). Read in full only
+    /// where the words are there at all, which JSON text inside of a text never has unescaped.
+    pub(crate) fn says_tool_failed(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Outcome {
+            #[serde(rename = "isError", default)]
+            is_error: bool,
+        }
+        let Some(result) = self.result() else { return false };
+        let mut found = memchr::memmem::find_iter(result.as_bytes(), br#""isError""#);
+        let is_true = |at: usize| {
+            let after = result.get(at.saturating_add(9)..).unwrap_or_default().trim_start();
+            after.strip_prefix(':').is_some_and(|value| value.trim_start().starts_with("true"))
+        };
+        found.any(is_true) && serde_json::from_str::<Outcome>(result).is_ok_and(|outcome| outcome.is_error)
+    }
+
     /// The whole text.
     pub(crate) fn text(&self) -> &Bytes {
         &self.text

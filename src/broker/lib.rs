@@ -7,8 +7,8 @@
 //! The rooms, from the outside in: [`http`] (connections, health, the program put together) → [`auth`] (who asks) →
 //! [`mcp`] (what is asked, and whether it may be) → [`session`] (whose session, which child) → [`child`] (to the
 //! process and back). Beside them: [`oauth`] (logging in), [`forge`] (Forgejo's API and the users' credentials there),
-//! [`store`] (the database), [`admin`] (the operator's socket). Leaves: [`jsonrpc`], [`budget`], [`backoff`],
-//! [`hex`], [`live`].
+//! [`store`] (the database), [`admin`] (the operator's socket). Leaves: [`jsonrpc`], [`metrics`], [`budget`],
+//! [`backoff`], [`hex`], [`live`].
 
 pub mod admin;
 pub(crate) mod auth;
@@ -22,6 +22,7 @@ pub(crate) mod http;
 pub(crate) mod jsonrpc;
 pub(crate) mod live;
 pub(crate) mod mcp;
+pub(crate) mod metrics;
 pub(crate) mod oauth;
 pub(crate) mod session;
 pub(crate) mod store;

@@ -3,12 +3,15 @@
 //! Behind the bearer layer: the [`Principal`](crate::auth::principal::Principal) in the request's extensions is
 //! trusted, every header and every byte of the body is not. [`endpoint`] has the rules, [`body`] reads within them, [`answer`] turns what a
 //! child says into JSON or an event stream, [`headers`] reads what the client said about itself, [`scope`] keeps a grant
-//! to what it allows, [`refusal`] says no.
+//! to what it allows, [`refusal`] says no. [`observed`] counts what a request came to, [`audit`] tells who called which
+//! tool.
 
 pub(crate) mod answer;
+pub(crate) mod audit;
 pub(crate) mod body;
 pub(crate) mod endpoint;
 pub(crate) mod headers;
+pub(crate) mod observed;
 pub(crate) mod refusal;
 pub(crate) mod scope;
 pub(crate) mod tools;

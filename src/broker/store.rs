@@ -47,6 +47,7 @@ pub(crate) use crate::store::grants::{FoundToken, GrantRow, NewGrant};
 pub(crate) use crate::store::logins::{Login, Visitor};
 pub(crate) use crate::store::refresh_tokens::{Exchange, NewPair, NoPair, RefreshRow, Seen, Used, Verdict};
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
+pub(crate) use crate::store::upkeep::Sizes;
 
 use crate::auth::principal::GrantId;
 use crate::store::lock::StoreLock;

@@ -33,6 +33,10 @@ pub mod message_id {
     pub const NOT_ISOLATED: &str = "5e8d2c4b6a7f4e3d9c1b0a8f7e6d5c4b";
     /// Processes under a uid did not go away.
     pub const UID_QUARANTINED: &str = "92f1e3d5c7b94a6b8d0e2f4a6c8b0d1e";
+    /// A client called a tool: the audit. `TOOL`, `OWNER`, `REPO`, `NUMBER`, `EFFECT`, `OUTCOME`, `DURATION_MS`.
+    pub const TOOL_CALLED: &str = "c59afb2cd9f347428642e082a5ba68f5";
+    /// Somebody showed a bearer token that was never one here; `ADDRESS` is theirs.
+    pub const BAD_TOKEN: &str = "1f8a2274a3f44d679cf1eb5e98e8bbe2";
     /// A Forgejo token that was stored for one account is another's; it was shut out.
     pub const FOREIGN_ACCOUNT: &str = "c4b0f5f2d1ad4b7e9a6f3e1c8d27b950";
     /// Forgejo's address is answered by another forge than the one that the database belongs to.

@@ -15,6 +15,7 @@ mod failing_children;
 mod hostile_children;
 mod isolation;
 mod login;
+mod monitoring;
 mod operator;
 mod quickstart;
 mod restarts;

@@ -17,15 +17,18 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use parking_lot::Mutex;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::auth::principal::{GrantId, Principal, PrincipalParts};
+use crate::auth::rates::RateLimits;
 use crate::auth::token::{AccessToken, TokenHash};
 use crate::forge::rotation::{Rotation, RotationError, Standing};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
+use crate::metrics::Metrics;
 use crate::store::{FoundToken, GrantRow, Store, StoreError};
 use wire::clock::{Clock, UnixTime};
+use wire::telemetry::message_id;
 
 /// Principals kept in memory by the bearer layer.
 pub(crate) const MAX_CACHED_PRINCIPALS: usize = 65_536;
@@ -46,6 +49,17 @@ pub(crate) enum Denied {
 }
 
 impl Denied {
+    /// The stable name that the log and the metrics use.
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Malformed => "no-token",
+            Self::Unknown => "bad-token",
+            Self::Expired => "expired-token",
+            Self::Revoked => "revoked-token",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
     /// The `reason` in the challenge.
     const fn reason(self) -> Option<&'static str> {
         match self {
@@ -319,10 +333,39 @@ fn is_b64token(text: &str) -> bool {
     !body.is_empty() && body.bytes().all(allowed)
 }
 
+/// The layer in front of what serves users.
+#[derive(Debug, Clone)]
+pub(crate) struct BearerLayer {
+    /// Knows tokens.
+    pub(crate) principals: Principals,
+    /// Says who asks, and how often that is worth a line.
+    pub(crate) limits: Arc<RateLimits>,
+    /// Counts who is refused.
+    pub(crate) metrics: Metrics,
+}
+
+impl BearerLayer {
+    /// Counts a refusal and, where somebody shows what was never a token here, tells it with the address, for whoever
+    /// shuts out those who guess. A client whose token has ended does nothing wrong.
+    pub(crate) fn refused(&self, denied: Denied, request: &Request) {
+        self.metrics.refused(denied.code());
+        debug!(reason = denied.code(), "request without a good token");
+        let address = self.limits.address(request);
+        if denied == Denied::Unknown && self.limits.may_tell_bad_token(address) {
+            warn!(
+                MESSAGE_ID = message_id::BAD_TOKEN,
+                reason = "bad-token",
+                address = %address,
+                "refused a bearer token from {address}"
+            );
+        }
+    }
+}
+
 /// Lets only authenticated requests through, with their [`Principal`] in the extensions; for
 /// [`axum::middleware::from_fn_with_state`].
-pub(crate) async fn require_bearer(State(principals): State<Principals>, mut request: Request, next: Next) -> Response {
-    match principals.authenticate(request.headers()).await {
+pub(crate) async fn require_bearer(State(layer): State<BearerLayer>, mut request: Request, next: Next) -> Response {
+    match layer.principals.authenticate(request.headers()).await {
         Ok(principal) => {
             // Nothing behind this layer has a use for the token.
             request.headers_mut().remove(AUTHORIZATION);
@@ -330,8 +373,8 @@ pub(crate) async fn require_bearer(State(principals): State<Principals>, mut req
             next.run(request).await
         }
         Err(denied) => {
-            debug!(reason = ?denied, "request without a good token");
-            principals.refuse(denied)
+            layer.refused(denied, &request);
+            layer.principals.refuse(denied)
         }
     }
 }

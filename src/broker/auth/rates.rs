@@ -8,7 +8,7 @@
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use axum::extract::Request;
 use axum::http::HeaderMap;
@@ -26,6 +26,11 @@ use crate::auth::principal::GrantId;
 fn refreshes() -> Quota {
     Quota::per_minute(NonZeroU32::MIN).allow_burst(NonZeroU32::MIN.saturating_add(29))
 }
+
+/// Lines a minute about bad tokens from one address: more than whoever bans an address waits for.
+const BAD_TOKENS_OF_ONE: u32 = 20;
+/// And from all together.
+const BAD_TOKENS_OF_ALL: u32 = 300;
 
 /// How many times as much as one address all of its neighbourhood may do.
 const NEIGHBOURHOOD_FACTOR: u32 = 4;
@@ -138,7 +143,10 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
 
 /// One kind of request, counted by address and by neighbourhood.
 #[derive(Debug)]
-pub(crate) struct ByAddress(RwLock<Counted>);
+pub(crate) struct ByAddress {
+    counted: RwLock<Counted>,
+    refused: AtomicU64,
+}
 
 #[derive(Debug)]
 struct Counted {
@@ -156,26 +164,29 @@ impl Counted {
 
 impl ByAddress {
     fn new(a_minute: u32) -> Self {
-        Self(RwLock::new(Counted::new(a_minute)))
+        Self { counted: RwLock::new(Counted::new(a_minute)), refused: AtomicU64::new(0) }
     }
 
     /// Counts one; refused where it is one too many.
     pub(crate) fn count(&self, source: &Source) -> Result<(), TooMany> {
-        let counted = self.0.read();
-        counted.own.count(source)?;
-        counted.neighbourhood.count(&source.neighbourhood())
+        let counted = self.counted.read();
+        let outcome = counted.own.count(source).and_then(|()| counted.neighbourhood.count(&source.neighbourhood()));
+        if outcome.is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome
     }
 
     /// Another limit begins with nothing counted; the same one goes on.
     fn replace(&self, a_minute: u32) {
-        let mut counted = self.0.write();
+        let mut counted = self.counted.write();
         if counted.a_minute != a_minute {
             *counted = Counted::new(a_minute);
         }
     }
 
     fn forget(&self) {
-        let counted = self.0.read();
+        let counted = self.counted.read();
         counted.own.0.retain_recent();
         counted.neighbourhood.0.retain_recent();
     }
@@ -197,6 +208,8 @@ pub(crate) struct RateLimits {
     pub(crate) failures: ByAddress,
     /// Exchanges of refresh tokens, by family: each leaves two rows behind.
     pub(crate) refreshes: Limiter<GrantId>,
+    /// Lines about bad tokens, by address and in all: a flood must not fill the journal.
+    bad_tokens: (Limiter<Source>, Limiter<()>),
 }
 
 impl RateLimits {
@@ -210,6 +223,7 @@ impl RateLimits {
             documents: ByAddress::new(rates.documents),
             failures: ByAddress::new(rates.failures),
             refreshes: Limiter(RateLimiter::keyed(refreshes())),
+            bad_tokens: (Limiter::new(BAD_TOKENS_OF_ONE), Limiter::new(BAD_TOKENS_OF_ALL)),
         }
     }
 
@@ -224,13 +238,24 @@ impl RateLimits {
 
     /// Who sends this request.
     pub(crate) fn source(&self, request: &Request) -> Source {
+        Source::of_address(self.address(request))
+    }
+
+    /// From where this request comes, as far as trusted proxies say.
+    pub(crate) fn address(&self, request: &Request) -> IpAddr {
         let nobody = Peer { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), is_proxy: false };
-        self.behind(request.extensions().get().copied().unwrap_or(nobody), request.headers())
+        self.behind(request.extensions().get().copied().unwrap_or(nobody), request.headers()).to_canonical()
+    }
+
+    /// Whether a line about a bad token from there may be written now.
+    pub(crate) fn may_tell_bad_token(&self, from: IpAddr) -> bool {
+        let (of_one, of_all) = &self.bad_tokens;
+        of_one.count(&Source::of_address(from)).is_ok() && of_all.count(&()).is_ok()
     }
 
     /// The first address, from the right, that is not one of the trusted proxies: each proxy appends the address that
     /// it was called from, and what stands further left anybody may have written.
-    fn behind(&self, peer: Peer, headers: &HeaderMap) -> Source {
+    fn behind(&self, peer: Peer, headers: &HeaderMap) -> IpAddr {
         let trusted = |address: IpAddr| self.proxies.iter().any(|network| network.contains(&address.to_canonical()));
         let mut address = peer.address;
         let mut is_proxy = peer.is_proxy || trusted(address);
@@ -247,7 +272,18 @@ impl RateLimits {
             address = parsed;
             is_proxy = trusted(address);
         }
-        Source::of_address(address)
+        address
+    }
+
+    /// How many requests of each kind were one too many.
+    pub(crate) fn refused(&self) -> [(&'static str, u64); 4] {
+        let refused = |limiter: &ByAddress| limiter.refused.load(Ordering::Relaxed);
+        [
+            ("registrations", refused(&self.registrations)),
+            ("logins", refused(&self.logins)),
+            ("documents", refused(&self.documents)),
+            ("failures", refused(&self.failures)),
+        ]
     }
 
     /// Says once what an operator whose proxy is not trusted would look for: all its users count as one address.
@@ -266,6 +302,7 @@ impl RateLimits {
             limiter.forget();
         }
         self.refreshes.0.retain_recent();
+        self.bad_tokens.0.0.retain_recent();
     }
 }
 
@@ -299,7 +336,7 @@ mod tests {
             headers.append("x-forwarded-for", HeaderValue::from_str(line).expect("a value"));
         }
         let peer = Peer { address: peer.parse().expect("an address"), is_proxy: false };
-        limits().behind(peer, &headers).to_string()
+        Source::of_address(limits().behind(peer, &headers)).to_string()
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Activity {
         self.idle.notify_waiters();
     }
 
+    /// Requests in flight.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Acquire)
+    }
+
     pub(crate) fn begin(self: &Arc<Self>) -> Active {
         if self.calls.fetch_add(1, Ordering::AcqRel) == 0 {
             self.begun.notify_one();

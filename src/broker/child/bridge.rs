@@ -69,6 +69,16 @@ impl Outcome {
         matches!(self, Self::Exited(_) | Self::Misbehaved(_))
     }
 
+    /// The stable name that the log and the metrics use.
+    pub(crate) const fn code(self) -> &'static str {
+        match self {
+            Self::Exited(_) => "exited",
+            Self::Misbehaved(_) => "misbehaved",
+            Self::Stopped => "stopped",
+            Self::SupervisorLost => "supervisor-lost",
+        }
+    }
+
     /// What the client of a pending request is told.
     pub(crate) fn explain(self) -> String {
         match self {

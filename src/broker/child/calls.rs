@@ -23,8 +23,8 @@ use crate::jsonrpc::{Kind, Message, RawId, Spliced, code};
 pub(crate) enum Event {
     /// A message ahead of the answer.
     Note(Spliced),
-    /// The answer, the last event.
-    Answer(Spliced),
+    /// The answer, the last event, and what it is.
+    Answer(Spliced, Ending),
     /// The child is gone or lost, and gives no answer any more; this error stands for it. The last event.
     Gone(Spliced),
     /// The client cancelled the request; nothing more comes.
@@ -33,6 +33,17 @@ pub(crate) enum Event {
     Silence,
     /// The request's deadline has passed; nothing more comes.
     TimedOut,
+}
+
+/// What an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// A result.
+    Result,
+    /// A result of a tool that says that it failed.
+    ToolError,
+    /// A JSON-RPC error of the child.
+    Error,
 }
 
 /// How long nothing is said to a client that waits before it hears of it the first time.
@@ -254,7 +265,7 @@ impl Calls {
             return Route::Dropped("not a JSON-RPC message");
         };
         match message.kind() {
-            Kind::Response { id, .. } => self.answered(&message, id, now),
+            Kind::Response { id, is_error } => self.answered(&message, id, *is_error, now),
             Kind::Request { id, method } if method == "ping" => Route::Child(Spliced::whole(jsonrpc::empty_result(id))),
             Kind::Request { id, .. } if self.asks.len() >= MAX_ASKS => {
                 let text = jsonrpc::error_text(Some(id), code::INTERNAL_ERROR, "too many requests wait for the client");
@@ -284,14 +295,19 @@ impl Calls {
         }
     }
 
-    fn answered(&mut self, message: &Message, id: &RawId, now: Instant) -> Route {
+    fn answered(&mut self, message: &Message, id: &RawId, is_error: bool, now: Instant) -> Route {
         let number = std::str::from_utf8(id.json()).ok().and_then(|id| id.parse::<u64>().ok());
         let Some(call) = number.and_then(|number| self.open.remove(&number)) else {
             return Route::Dropped("an answer to nothing in flight");
         };
         self.touched = now;
         let out = message.rewritten(Some(call.id.json().clone()), None);
-        match call.to.try_send(Event::Answer(out)) {
+        let ending = match is_error {
+            true => Ending::Error,
+            false if call.for_tool && message.says_tool_failed() => Ending::ToolError,
+            false => Ending::Result,
+        };
+        match call.to.try_send(Event::Answer(out, ending)) {
             Ok(()) => Route::Delivered,
             Err(_) => Route::Dropped("an answer that nobody waits for"),
         }

@@ -63,7 +63,7 @@ pub(crate) async fn initialize(
         };
         while let Some(event) = pending.events.recv().await {
             match event {
-                Event::Answer(text) => return Ok(Some(text)),
+                Event::Answer(text, _) => return Ok(Some(text)),
                 Event::TimedOut => return Err(too_late()),
                 Event::Gone(_) => return Ok(None),
                 Event::Note(_) | Event::Silence | Event::Cancelled => {}

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
+use crate::metrics::{Metrics, Upstream};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
 use wire::secret::UpstreamToken;
@@ -86,6 +88,7 @@ pub(crate) struct ClientError(#[from] reqwest::Error);
 pub(crate) struct Forgejo {
     pub(crate) client: Client,
     pub(crate) url: String,
+    pub(crate) metrics: Option<Metrics>,
 }
 
 impl Forgejo {
@@ -100,7 +103,25 @@ impl Forgejo {
             // A redirect would carry the token to another place.
             .redirect(Policy::none())
             .build()?;
-        Ok(Self { client, url: url.to_owned() })
+        Ok(Self { client, url: url.to_owned(), metrics: None })
+    }
+
+    /// Counts and times what is asked.
+    #[must_use]
+    pub(crate) fn measured(self, metrics: Metrics) -> Self {
+        Self { metrics: Some(metrics), ..self }
+    }
+
+    /// Sends a request, which is counted and timed.
+    pub(crate) async fn send(&self, endpoint: Upstream, request: RequestBuilder) -> reqwest::Result<Response> {
+        let asked = Instant::now();
+        let answered = request.send().await;
+        if let Some(metrics) = &self.metrics {
+            // Its word about a token is an answer too.
+            let good = answered.as_ref().is_ok_and(|response| !response.status().is_server_error());
+            metrics.upstream_answered(endpoint, good, asked.elapsed());
+        }
+        answered
     }
 
     /// Whose token this is. The only endpoint that notices a deactivated account is the API itself, so this is also
@@ -134,7 +155,7 @@ impl Forgejo {
     /// What the API answers to GET with this token.
     pub(crate) async fn api(&self, path: &str, token: &UpstreamToken) -> Result<Zeroizing<Vec<u8>>, UpstreamError> {
         let request = self.client.get(format!("{}{path}", self.url)).bearer_auth(token.expose());
-        let response = request.send().await.map_err(|_| UpstreamError::Unreachable)?;
+        let response = self.send(Upstream::Api, request).await.map_err(|_| UpstreamError::Unreachable)?;
         match response.status() {
             StatusCode::OK => body(response).await.ok_or(UpstreamError::Unreachable),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
@@ -155,7 +176,7 @@ impl Forgejo {
     /// sign in before it tells even its version.
     pub(crate) async fn answers(&self) -> bool {
         let request = self.client.get(format!("{}/api/v1/version", self.url)).timeout(PROBE_TIMEOUT);
-        request.send().await.is_ok_and(|response| !response.status().is_server_error())
+        self.send(Upstream::Api, request).await.is_ok_and(|response| !response.status().is_server_error())
     }
 
     /// The public keys that it signs tokens with, as JSON (RFC 7517); open to all. `None` where it does not tell.

@@ -14,6 +14,7 @@ use crate::forge::api;
 use crate::forge::api::{Forgejo, body};
 use crate::forge::application::Application;
 use crate::forge::scopes::effective;
+use crate::metrics::Upstream;
 use wire::secret::UpstreamToken;
 
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -43,6 +44,17 @@ pub(crate) enum PairError {
     NotNow,
 }
 
+impl PairError {
+    /// The stable name that the metrics use.
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Misconfigured => "misconfigured",
+            Self::NotNow => "not-now",
+        }
+    }
+}
+
 /// What comes back from a login at Forgejo.
 #[derive(Debug)]
 pub(crate) struct AuthorizationAnswer {
@@ -58,7 +70,11 @@ impl Forgejo {
     /// Exchanges a refresh token.
     pub(crate) async fn refresh(&self, application: &Application, refresh: &UpstreamToken) -> Result<Pair, PairError> {
         let form = [("grant_type", "refresh_token"), ("refresh_token", refresh.expose())];
-        self.pair(application, &form).await
+        let refreshed = self.pair(application, &form).await;
+        if let Some(metrics) = &self.metrics {
+            metrics.token_refreshed(refreshed.as_ref().map_or_else(|error| error.code(), |_| "ok"));
+        }
+        refreshed
     }
 
     /// Exchanges the code of a login.
@@ -113,7 +129,7 @@ impl Forgejo {
         let client = [("client_id", &*application.client_id), ("client_secret", application.client_secret.expose())];
         let request = self.client.post(format!("{}/login/oauth/access_token", self.url));
         let request = request.header(CONTENT_TYPE, FORM).body(api::form(form.iter().chain(&client)));
-        let response = request.send().await.map_err(|_| PairError::NotNow)?;
+        let response = self.send(Upstream::Token, request).await.map_err(|_| PairError::NotNow)?;
         let status = response.status();
         let text = body(response).await.ok_or(PairError::NotNow)?;
         if status == StatusCode::OK {

@@ -47,14 +47,19 @@ impl Listener {
         });
         let mut all = tcp.chain(unix).collect::<io::Result<Vec<_>>>()?;
         if all.is_empty() {
-            let own = StdListener::bind(address)?;
-            // Again, because it changes the length of the queue only (listen(2)): std's 128 are soon full, and who finds it
-            // so tries again after a second.
-            SockRef::from(&own).listen(BACKLOG)?;
-            own.set_nonblocking(true)?;
-            all.push(Self::Tcp(TcpListener::from_std(own)?));
+            all.push(Self::bind(address)?);
         }
         Ok(all)
+    }
+
+    /// One of the broker's own.
+    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
+        let own = StdListener::bind(address)?;
+        // Again, because it changes the length of the queue only (listen(2)): std's 128 are soon full, and who finds it
+        // so tries again after a second.
+        SockRef::from(&own).listen(BACKLOG)?;
+        own.set_nonblocking(true)?;
+        Ok(Self::Tcp(TcpListener::from_std(own)?))
     }
 
     /// The next connection, and whose it is. Safe to cancel.

@@ -1,5 +1,6 @@
 //! The broker put together: configuration in, connections served, everything stopped in order.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::admin::{Admin, AdminError};
-use crate::auth::bearer::{Challenge, Principals, require_bearer};
+use crate::auth::bearer::{BearerLayer, Challenge, Principals, require_bearer};
 use crate::auth::principal::Scopes;
 use crate::auth::rates::RateLimits;
 use crate::auth::revocation::Revocation;
@@ -34,11 +35,14 @@ use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::{Vault, VaultError};
 use crate::http::listener::Listener;
 use crate::http::reload::{Reloader, Sources};
+use crate::http::shares::ConnectionCaps;
 use crate::http::status::StatusLine;
-use crate::http::{accept, health, once};
+use crate::http::{accept, health, metrics_page, once};
 use crate::live::Live;
 use crate::mcp::endpoint::Endpoint;
+use crate::mcp::observed::Observer;
 use crate::mcp::scope::Scope;
+use crate::metrics::{Metrics, MetricsError};
 use crate::oauth::document::DocumentCacheError;
 use crate::oauth::{Dependencies, OAuth};
 use crate::session::registry::Registry;
@@ -53,6 +57,8 @@ const PROGRAM: &str = "forgejo-mcp-broker";
 /// How often the reaper looks for idle children and sessions.
 pub(crate) const REAP_EVERY: Duration = Duration::from_secs(30);
 
+/// Connections to `/metrics` at once.
+const METRICS_CONNECTIONS: usize = 16;
 /// How often what is over is removed from the store.
 const TIDY_EVERY: Duration = Duration::from_mins(10);
 /// How long ended sessions stay in the store, for an operator who asks what became of one.
@@ -106,6 +112,9 @@ pub(crate) enum ServerError {
     /// The operator's socket cannot be made.
     #[error("the operator's door does not open")]
     Admin(#[from] AdminError),
+    /// Two metrics have one name.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The HTTP client cannot be made.
     #[error("Forgejo cannot be asked")]
     Client(#[from] ClientError),
@@ -180,7 +189,8 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
     let hangups = lifecycle::Reload::new().map_err(ServerError::Signals)?;
     let clock = Clock::system();
     let vault = Arc::new(open_vault(&config, &store).await?);
-    let forgejo = Forgejo::new(&config.forgejo_url)?;
+    let metrics = Metrics::new()?;
+    let forgejo = Forgejo::new(&config.forgejo_url)?.measured(metrics.clone());
     identity::settle(&store, &forgejo, clock.now()).await?;
     let supervisor = SupervisorSpawner::new(config.supervisor.clone());
     let challenge = challenge(&config);
@@ -196,12 +206,21 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
     let principals =
         Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge.clone(), Some(rotation.clone()));
     let spawner = Arc::new(supervisor.clone());
-    let registry = Registry::load(config.sessions.clone(), spawner, Arc::new(store.clone()), clock.clone()).await?;
+    let records = Arc::new(store.clone());
+    let registry = Registry::load(config.sessions.clone(), spawner, records, clock.clone(), metrics.clone()).await?;
     let (tables, unknown) = (Live::new(config.tools.clone()), Live::new(config.unknown_session));
     let scope = Scope::new(tables.clone(), &challenge);
     let asked = Some(principals.clone());
-    let endpoint =
-        Endpoint::new(registry.clone(), config.max_body, unknown.clone(), config.origins.clone(), scope, asked);
+    let observer = Observer { metrics: metrics.clone(), audit: config.audit };
+    let endpoint = Endpoint::new(
+        registry.clone(),
+        config.max_body,
+        unknown.clone(),
+        config.origins.clone(),
+        scope,
+        observer,
+        asked,
+    );
     let revocation = Revocation {
         store: store.clone(),
         principals: principals.clone(),
@@ -220,14 +239,28 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
         limits: Arc::clone(&limits),
         clock: clock.clone(),
     })?;
+    let bearer = BearerLayer { principals: principals.clone(), limits: Arc::clone(&limits), metrics: metrics.clone() };
     let router = Router::new()
-        .route("/mcp", endpoint.routes().layer(from_fn_with_state(principals.clone(), require_bearer)))
+        .route("/mcp", endpoint.routes().layer(from_fn_with_state(bearer, require_bearer)))
         .layer(cors(&config.origins))
-        .merge(oauth.routes())
-        .merge(health::routes(store.clone(), supervisor.clone(), forgejo.clone()));
+        .merge(oauth.routes());
+    let health = health::routes(store.clone(), supervisor.clone(), forgejo.clone());
+    let router = router.merge(health.clone());
 
     let status = StatusLine::new(&registry, &store, &supervisor);
     let stop = CancellationToken::new();
+    if let Some(address) = config.metrics {
+        let sources = metrics_page::Sources {
+            metrics,
+            registry: registry.clone(),
+            supervisor: supervisor.clone(),
+            store: store.clone(),
+            vault: Arc::clone(&vault),
+            limits: Arc::clone(&limits),
+        };
+        serve_metrics(address, metrics_page::routes(sources)?.merge(health), stop.clone())?;
+    }
+
     let admin = Admin {
         store: store.clone(),
         database: config.database.clone(),
@@ -297,6 +330,15 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
         signal = signals.next() => warn!(reason = signal, "stopping at once"),
     }
     info!("the broker ends");
+    Ok(())
+}
+
+/// Serves Prometheus and probes apart from the clients, until the broker stops.
+fn serve_metrics(address: SocketAddr, router: Router, stop: CancellationToken) -> Result<(), ServerError> {
+    let listener = Listener::bind(address).map_err(|e| ServerError::Listen(address.to_string(), e))?;
+    info!(address = %listener.name(), "/metrics is served");
+    let caps = ConnectionCaps { total: METRICS_CONNECTIONS, per_address: METRICS_CONNECTIONS, proxies: Vec::new() };
+    tokio::spawn(accept::Connections::new(caps).accept(listener, router, stop));
     Ok(())
 }
 

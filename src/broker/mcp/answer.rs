@@ -25,8 +25,11 @@ use crate::child::calls::Event;
 use crate::jsonrpc;
 use crate::jsonrpc::{RawId, Spliced, code};
 use crate::mcp::headers::Accept;
+use crate::mcp::observed::Observed;
 use crate::mcp::refusal::Refusal;
+use crate::mcp::tools::Effect;
 use crate::mcp::tools::list::View;
+use crate::metrics::CallOutcome;
 
 /// How long a request may be on its way to a child before its answer is committed to SSE instead of JSON, so that the
 /// client sees headers. (With the child, silence is told by the table of requests: one timer for all.)
@@ -49,6 +52,8 @@ pub(crate) struct Sent {
     pub(crate) pending: Pending,
     /// How the caller is to see the answer, where that is not as the child gives it.
     pub(crate) view: Option<View>,
+    /// What the tool that is called does, as far as that is known and matters.
+    pub(crate) effect: Option<Effect>,
 }
 
 /// What a request's client is told whatever happens.
@@ -60,6 +65,8 @@ pub(crate) struct Asked {
     pub(crate) limit: Duration,
     /// Of the caller.
     pub(crate) budget: Budget,
+    /// Hears what the request comes to.
+    pub(crate) observed: Option<Observed>,
 }
 
 impl Asked {
@@ -76,6 +83,24 @@ impl Asked {
         self.error("the answer was lost because the stream was read too slowly")
     }
 
+    fn came_to(&mut self, outcome: impl Into<CallOutcome>) {
+        if let Some(observed) = &mut self.observed {
+            observed.came_to(outcome.into());
+        }
+    }
+
+    fn refused(&mut self, refusal: &Refusal) {
+        if let Some(observed) = &mut self.observed {
+            observed.refused(refusal.reason());
+        }
+    }
+
+    fn sent(&mut self, sent: &Sent) {
+        if let Some(observed) = &mut self.observed {
+            observed.does(sent.effect);
+        }
+    }
+
     /// The answer as its caller may see it. What is made anew is held against their budget, like what it was made of.
     fn seen(&self, answer: Spliced, view: Option<&View>) -> Spliced {
         let Some(view) = view else { return answer };
@@ -89,35 +114,55 @@ impl Asked {
 
 /// Answers one request. `sending` brings it to a child, by the request's deadline; what it refuses is refused with an HTTP
 /// status as long as no stream has begun, and as a JSON-RPC error on the stream after that.
-pub(crate) async fn respond<S>(sending: S, asked: Asked, accept: Accept) -> Result<Response, Refusal>
+pub(crate) async fn respond<S>(sending: S, mut asked: Asked, accept: Accept) -> Result<Response, Refusal>
 where
     S: Future<Output = Result<Sent, Refusal>> + Send + 'static,
 {
     let mut sending: Sending = Box::pin(sending);
     let sent = if accept.events {
         match timeout(SSE_AFTER_SILENCE, sending.as_mut()).await {
-            Ok(sent) => sent?,
+            Ok(sent) => sent,
             Err(_) => return Ok(events(rest(Phase::Sending(sending), asked, None))),
         }
     } else {
-        sending.await?
+        sending.await
     };
+    let sent = sent.inspect_err(|refusal| asked.refused(refusal))?;
+    asked.sent(&sent);
     if !accept.json {
         return Ok(events(rest(Phase::Sent(sent), asked, None)));
     }
     let mut sent = sent;
     loop {
         match sent.pending.events.recv().await {
-            Some(Event::Answer(text)) => return Ok(json(asked.seen(text, sent.view.as_ref()))),
-            Some(Event::Gone(error)) => return Ok(json(error)),
+            Some(Event::Answer(text, ending)) => {
+                asked.came_to(ending);
+                return Ok(json(asked.seen(text, sent.view.as_ref())));
+            }
+            Some(Event::Gone(error)) => {
+                asked.came_to(CallOutcome::ChildGone);
+                return Ok(json(error));
+            }
             Some(Event::Note(text)) if accept.events => return Ok(events(rest(Phase::Sent(sent), asked, Some(text)))),
             Some(Event::Silence) if accept.events => return Ok(events(rest(Phase::Sent(sent), asked, None))),
             // Without an event stream there is nowhere to put it.
             Some(Event::Note(_) | Event::Silence) => {}
-            Some(Event::Cancelled) if accept.events => return Ok(events(stream::empty())),
-            Some(Event::Cancelled) => return Ok(json(asked.error("Request cancelled"))),
-            Some(Event::TimedOut) => return Ok(json(asked.timed_out())),
-            None => return Ok(json(asked.lost())),
+            Some(Event::Cancelled) => {
+                asked.came_to(CallOutcome::Cancelled);
+                return Ok(if accept.events {
+                    events(stream::empty())
+                } else {
+                    json(asked.error("Request cancelled"))
+                });
+            }
+            Some(Event::TimedOut) => {
+                asked.came_to(CallOutcome::TimedOut);
+                return Ok(json(asked.timed_out()));
+            }
+            None => {
+                asked.came_to(CallOutcome::Lost);
+                return Ok(json(asked.lost()));
+            }
         }
     }
 }
@@ -144,21 +189,42 @@ enum Next {
 }
 
 impl Phase {
-    async fn next(&mut self, asked: &Asked) -> Next {
+    async fn next(&mut self, asked: &mut Asked) -> Next {
         match self {
             Self::Sending(sending) => match timeout(SSE_KEEPALIVE, sending).await {
-                Ok(Ok(sent)) => Next::Sent(sent),
-                Ok(Err(refusal)) => Next::Last(Spliced::whole(refusal.of(Some(&asked.id)).into_text())),
+                Ok(Ok(sent)) => {
+                    asked.sent(&sent);
+                    Next::Sent(sent)
+                }
+                Ok(Err(refusal)) => {
+                    asked.refused(&refusal);
+                    Next::Last(Spliced::whole(refusal.of(Some(&asked.id)).into_text()))
+                }
                 Err(_) => Next::Silence,
             },
             Self::Sent(sent) => match sent.pending.events.recv().await {
                 Some(Event::Note(text)) => Next::Note(text),
-                Some(Event::Answer(text)) => Next::Last(asked.seen(text, sent.view.as_ref())),
-                Some(Event::Gone(error)) => Next::Last(error),
+                Some(Event::Answer(text, ending)) => {
+                    asked.came_to(ending);
+                    Next::Last(asked.seen(text, sent.view.as_ref()))
+                }
+                Some(Event::Gone(error)) => {
+                    asked.came_to(CallOutcome::ChildGone);
+                    Next::Last(error)
+                }
                 Some(Event::Silence) => Next::Silence,
-                Some(Event::Cancelled) => Next::Nothing,
-                Some(Event::TimedOut) => Next::Last(asked.timed_out()),
-                None => Next::Last(asked.lost()),
+                Some(Event::Cancelled) => {
+                    asked.came_to(CallOutcome::Cancelled);
+                    Next::Nothing
+                }
+                Some(Event::TimedOut) => {
+                    asked.came_to(CallOutcome::TimedOut);
+                    Next::Last(asked.timed_out())
+                }
+                None => {
+                    asked.came_to(CallOutcome::Lost);
+                    Next::Last(asked.lost())
+                }
             },
             Self::Over => Next::Nothing,
         }
@@ -176,12 +242,12 @@ fn rest(
     if let Some(first) = first {
         enqueue(&mut queue, first);
     }
-    stream::unfold((phase, asked, queue), |(mut phase, asked, mut queue)| async move {
+    stream::unfold((phase, asked, queue), |(mut phase, mut asked, mut queue)| async move {
         loop {
             if let Some(chunk) = queue.pop_front() {
                 return Some((Ok(chunk), (phase, asked, queue)));
             }
-            match phase.next(&asked).await {
+            match phase.next(&mut asked).await {
                 Next::Note(text) => enqueue(&mut queue, text),
                 Next::Silence => queue.push_back(KEEPALIVE),
                 Next::Sent(sent) => phase = Phase::Sent(sent),

@@ -23,8 +23,10 @@ use crate::live::Live;
 use crate::mcp::answer::{self, Asked, Sent};
 use crate::mcp::body;
 use crate::mcp::headers::{Accept, Revision, is_json};
+use crate::mcp::observed::{Observed, Observer};
 use crate::mcp::refusal::{Refusal, UnknownSession};
 use crate::mcp::scope::{Need, Scope};
+use crate::metrics::CallOutcome;
 use crate::session::error::SessionError;
 use crate::session::machine::Event;
 use crate::session::record::Session;
@@ -47,6 +49,7 @@ struct Parts {
     unknown: Live<UnknownSession>,
     origins: Vec<String>,
     scope: Scope,
+    observer: Observer,
     /// Asked about a caller whose child died at its start; none where nobody's account can be asked about.
     principals: Option<Principals>,
 }
@@ -59,9 +62,10 @@ impl Endpoint {
         unknown: Live<UnknownSession>,
         origins: Vec<String>,
         scope: Scope,
+        observer: Observer,
         principals: Option<Principals>,
     ) -> Self {
-        Self(Arc::new(Parts { registry, max_body, unknown, origins, scope, principals }))
+        Self(Arc::new(Parts { registry, max_body, unknown, origins, scope, observer, principals }))
     }
 
     /// What the caller is told where their child died at its start: a token that Forgejo does not take any more is 401, so
@@ -94,6 +98,12 @@ impl Endpoint {
         if revision.is_spoken() { Ok(Some(session)) } else { Err(Refusal::revision()) }
     }
 
+    /// Answers a request that is not carried out, where nothing else counts it.
+    fn refused(&self, refusal: Refusal) -> Response {
+        self.0.observer.metrics.refused(refusal.reason());
+        refusal.into_response()
+    }
+
     fn refuse(&self, error: &SessionError, revision: Revision) -> Refusal {
         Refusal::session(error, revision, *self.0.unknown.get())
     }
@@ -106,7 +116,8 @@ async fn receive(
     request: Request,
 ) -> Response {
     // Every wait from here on counts against it: the body, a turn, a child, the pipe, the answer.
-    let deadline = Instant::now() + endpoint.0.registry.config().request_timeout;
+    let received = Instant::now();
+    let deadline = received + endpoint.0.registry.config().request_timeout;
     let (head, body) = request.into_parts();
     let outcome = async {
         endpoint.check_origin(&head.headers)?;
@@ -124,14 +135,25 @@ async fn receive(
             Kind::Request { id, .. } => Some(id.clone()),
             Kind::Notification { .. } | Kind::Response { .. } => None,
         };
+        let mut observed = endpoint.0.observer.begin(&message, &head.headers, &caller, received);
+        let is_observed = observed.is_some();
         let answered = async {
             let need = endpoint.0.scope.need(&caller, &message)?;
             let said = Said { caller, revision: Revision::of(&head.headers), accept, message, need, deadline };
-            dispatch(&endpoint, &head.headers, said).await
+            dispatch(&endpoint, &head.headers, said, &mut observed).await
         };
-        answered.await.map_err(|refusal: Refusal| refusal.of(id.as_ref()))
+        match answered.await {
+            Err(refusal) if is_observed => {
+                // Unless the answer has it, and knows.
+                if let Some(observed) = &mut observed {
+                    observed.refused(refusal.reason());
+                }
+                Ok(refusal.of(id.as_ref()).into_response())
+            }
+            answered => answered.map_err(|refusal: Refusal| refusal.of(id.as_ref())),
+        }
     };
-    outcome.await.unwrap_or_else(IntoResponse::into_response)
+    outcome.await.unwrap_or_else(|refusal| endpoint.refused(refusal))
 }
 
 /// What a client has said, and by when it is to be answered.
@@ -144,22 +166,36 @@ struct Said {
     deadline: Instant,
 }
 
-async fn dispatch(endpoint: &Endpoint, headers: &HeaderMap, said: Said) -> Result<Response, Refusal> {
+/// Takes `observed` along with what has an answer of a child.
+async fn dispatch(
+    endpoint: &Endpoint,
+    headers: &HeaderMap,
+    said: Said,
+    observed: &mut Option<Observed>,
+) -> Result<Response, Refusal> {
     if let Kind::Request { method, .. } = said.message.kind()
         && method == "initialize"
     {
         // Always a new session, whatever id the client still carries along.
-        return open(endpoint, &said).await;
+        return open(endpoint, &said, observed).await;
     }
     let Some(session) = endpoint.session(headers, &said.caller)? else { return Err(Refusal::no_session_id()) };
+    if let Some(observed) = observed {
+        observed.of_session(session.digest);
+    }
     match said.message.kind().clone() {
-        Kind::Request { id, method } if method == "ping" => Ok(answer::json(Spliced::whole(empty_result(&id)))),
+        Kind::Request { id, method } if method == "ping" => {
+            came_to(observed, CallOutcome::Ok);
+            Ok(answer::json(Spliced::whole(empty_result(&id))))
+        }
         Kind::Request { id, .. } => {
             let limit = endpoint.0.registry.config().request_timeout;
             let budget = endpoint.0.registry.budgets().of(said.caller.tenant);
-            let (asked, accept) = (Asked { id: id.clone(), limit, budget }, said.accept);
+            let tool = observed.as_ref().and_then(|observed| observed.tool().map(str::to_owned));
+            let (asked, accept) = (Asked { id: id.clone(), limit, budget, observed: observed.take() }, said.accept);
             let endpoint = endpoint.clone();
-            answer::respond(async move { send(&endpoint, &session, &said, &id).await }, asked, accept).await
+            let sending = async move { send(&endpoint, &session, &said, &id, tool.as_deref()).await };
+            answer::respond(sending, asked, accept).await
         }
         // To a session without a child there is nothing to say: a new child gets its own `initialized`, and nothing
         // is in flight that could be cancelled or answered.
@@ -178,11 +214,18 @@ async fn dispatch(endpoint: &Endpoint, headers: &HeaderMap, said: Said) -> Resul
     }
 }
 
-async fn open(endpoint: &Endpoint, said: &Said) -> Result<Response, Refusal> {
+fn came_to(observed: &mut Option<Observed>, outcome: CallOutcome) {
+    if let Some(observed) = observed {
+        observed.came_to(outcome);
+    }
+}
+
+async fn open(endpoint: &Endpoint, said: &Said, observed: &mut Option<Observed>) -> Result<Response, Refusal> {
     let opened = match endpoint.0.registry.open(&said.caller, &said.message).await {
         Ok(opened) => opened,
         Err(error) => return Err(endpoint.start_failed(&error, &said.caller, said.revision).await),
     };
+    came_to(observed, if opened.id.is_some() { CallOutcome::Ok } else { CallOutcome::Error });
     let mut response = if said.accept.json { answer::json(opened.answer) } else { answer::single_event(opened.answer) };
     if let Some(value) = opened.id.and_then(|id| HeaderValue::from_str(id.as_str()).ok()) {
         response.headers_mut().insert(SESSION_ID, value);
@@ -192,7 +235,13 @@ async fn open(endpoint: &Endpoint, said: &Said) -> Result<Response, Refusal> {
 
 /// Sends a request to the session's child, starting one if there is none; unless the caller's grant keeps it out. A child
 /// that is stopped before it takes the request is no reason to fail: the next one gets it.
-async fn send(endpoint: &Endpoint, session: &Arc<Session>, said: &Said, id: &RawId) -> Result<Sent, Refusal> {
+async fn send(
+    endpoint: &Endpoint,
+    session: &Arc<Session>,
+    said: &Said,
+    id: &RawId,
+    tool: Option<&str>,
+) -> Result<Sent, Refusal> {
     let refuse = |error: SessionError| endpoint.refuse(&error, said.revision);
     let Said { caller, accept, message, need, deadline, .. } = said;
     loop {
@@ -207,7 +256,8 @@ async fn send(endpoint: &Endpoint, session: &Arc<Session>, said: &Said, id: &Raw
             Ok(pending) => {
                 session.note(message);
                 let view = endpoint.0.scope.view(caller, &bridge, message);
-                return Ok(Sent { pending, view });
+                let effect = tool.and_then(|tool| endpoint.0.scope.effect(tool, &bridge));
+                return Ok(Sent { pending, view, effect });
             }
             Err(SendError::Deadline) => return Err(refuse(SessionError::Deadline)),
             Err(SendError::Closed) => {}
@@ -245,7 +295,7 @@ async fn listen(
         let session = endpoint.session(&headers, &caller)?.ok_or_else(Refusal::no_session_id)?;
         Ok(answer::listen(session.get_stream.open()))
     };
-    open().unwrap_or_else(IntoResponse::into_response)
+    open().unwrap_or_else(|refusal| endpoint.refused(refusal))
 }
 
 /// DELETE: the client ends its session.
@@ -261,5 +311,5 @@ async fn end(
         ended.map_err(|error| endpoint.refuse(&error, Revision::of(&headers)))?;
         Ok(StatusCode::NO_CONTENT.into_response())
     };
-    end.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
+    end.await.unwrap_or_else(|refusal| endpoint.refused(refusal))
 }

@@ -45,17 +45,32 @@ pub(crate) struct Refusal {
     id: Option<RawId>,
     /// The bearer layer's own answer, instead of one made here.
     unauthorized: Option<Box<Response>>,
+    reason: &'static str,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, code: i32, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None, challenge: None, id: None, unauthorized: None }
+    fn new(reason: &'static str, status: StatusCode, code: i32, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            retry_after: None,
+            challenge: None,
+            id: None,
+            unauthorized: None,
+            reason,
+        }
+    }
+
+    /// The stable name of the reason, for the log and the metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
     }
 
     /// The caller's grant is over: what the bearer layer answers then.
     pub(crate) fn unauthorized(response: Response) -> Self {
         let message = "Unauthorized: Forgejo does not let this account in any more; log in again";
-        let mut refusal = Self::new(StatusCode::UNAUTHORIZED, code::BAD_TRANSPORT, message);
+        let mut refusal = Self::new("account-refused", StatusCode::UNAUTHORIZED, code::BAD_TRANSPORT, message);
         refusal.unauthorized = Some(Box::new(response));
         refusal
     }
@@ -63,12 +78,13 @@ impl Refusal {
     /// The body is not `application/json`.
     pub(crate) fn content_type() -> Self {
         let message = "Unsupported Media Type: Content-Type must be application/json";
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, code::BAD_TRANSPORT, message)
+        Self::new("content-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, code::BAD_TRANSPORT, message)
     }
 
     /// The client takes no form of answer that exists here.
     pub(crate) fn not_acceptable(wanted: &str) -> Self {
         Self::new(
+            "not-acceptable",
             StatusCode::NOT_ACCEPTABLE,
             code::BAD_TRANSPORT,
             format!("Not Acceptable: Accept must allow {wanted}"),
@@ -78,17 +94,22 @@ impl Refusal {
     /// The body is longer than allowed.
     pub(crate) fn body_too_large(limit: usize) -> Self {
         let message = format!("Payload Too Large: a message may have at most {limit} bytes");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::BAD_TRANSPORT, message)
+        Self::new("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, code::BAD_TRANSPORT, message)
     }
 
     /// The body did not come in time (RFC 9110 section 15.5.9).
     pub(crate) fn body_timeout() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, code::BAD_TRANSPORT, "Request Timeout: the body did not come in time")
+        Self::new(
+            "body-timeout",
+            StatusCode::REQUEST_TIMEOUT,
+            code::BAD_TRANSPORT,
+            "Request Timeout: the body did not come in time",
+        )
     }
 
     /// The body could not be read to its end.
     pub(crate) fn body_unreadable() -> Self {
-        Self::new(StatusCode::BAD_REQUEST, code::PARSE_ERROR, "Parse error: the body ended early")
+        Self::new("body-unreadable", StatusCode::BAD_REQUEST, code::PARSE_ERROR, "Parse error: the body ended early")
     }
 
     /// More waits in memory for this user, or for all, than may.
@@ -98,43 +119,48 @@ impl Refusal {
 
     /// The body is no message.
     pub(crate) fn message(error: MessageError) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, error.code(), error.to_string())
+        Self::new("bad-message", StatusCode::BAD_REQUEST, error.code(), error.to_string())
     }
 
     /// A message that needs a session came without one. The wording is what clients look for.
     pub(crate) fn no_session_id() -> Self {
         let message = "Bad Request: Mcp-Session-Id header is required";
-        Self::new(StatusCode::BAD_REQUEST, code::BAD_TRANSPORT, message)
+        Self::new("no-session-id", StatusCode::BAD_REQUEST, code::BAD_TRANSPORT, message)
     }
 
     /// The session cannot go on under the named revision.
     pub(crate) fn revision() -> Self {
         let message = "Bad Request: Unsupported protocol version (supported versions: 2024-11-05, 2025-03-26, 2025-06-18, 2025-11-25)";
-        Self::new(StatusCode::BAD_REQUEST, code::BAD_TRANSPORT, message)
+        Self::new("revision", StatusCode::BAD_REQUEST, code::BAD_TRANSPORT, message)
     }
 
     /// A page of another origin (DNS rebinding; revision 2025-11-25, basic/transports, section Security Warning).
     pub(crate) fn origin() -> Self {
-        Self::new(StatusCode::FORBIDDEN, code::BAD_TRANSPORT, "Forbidden: this Origin may not use the endpoint")
+        Self::new(
+            "origin",
+            StatusCode::FORBIDDEN,
+            code::BAD_TRANSPORT,
+            "Forbidden: this Origin may not use the endpoint",
+        )
     }
 
     /// A method that the endpoint does not offer in this form.
     pub(crate) fn method() -> Self {
         let message = "Method Not Allowed: a stream needs a session; start with POST";
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, code::BAD_TRANSPORT, message)
+        Self::new("method", StatusCode::METHOD_NOT_ALLOWED, code::BAD_TRANSPORT, message)
     }
 
     /// A grant that may only read, and a message that readers of JSON could disagree on.
     pub(crate) fn ambiguous() -> Self {
         let message =
             "Invalid Request: names outside of JSON-RPC, or the tool named twice; a read-only grant needs it plain";
-        Self::new(StatusCode::BAD_REQUEST, code::INVALID_REQUEST, message)
+        Self::new("ambiguous", StatusCode::BAD_REQUEST, code::INVALID_REQUEST, message)
     }
 
     /// The grant does not reach that far (RFC 6750 section 3.1). `challenge` says which scopes would.
     pub(crate) fn insufficient_scope(challenge: HeaderValue) -> Self {
         let message = "Forbidden: this needs the scope forgejo:write, which the user has not given to this client";
-        let mut refusal = Self::new(StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message);
+        let mut refusal = Self::new("insufficient-scope", StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message);
         refusal.challenge = Some(Box::new(challenge));
         refusal
     }
@@ -183,7 +209,7 @@ impl Refusal {
                 (status, code::INTERNAL_ERROR, Some(spawn.retry_after().unwrap_or(RETRY_SOON)))
             }
         };
-        let mut refusal = Self::new(status, code, error.to_string());
+        let mut refusal = Self::new(error.code(), status, code, error.to_string());
         refusal.retry_after = retry_after;
         refusal
     }

@@ -70,6 +70,11 @@ impl Scope {
         }
     }
 
+    /// What a tool of this child does; unknown where only the child itself could say.
+    pub(crate) fn effect(&self, tool: &str, bridge: &Bridge) -> Option<Effect> {
+        self.tables.get().of(bridge.program()).map(|table| table.effect(tool))
+    }
+
     /// How the caller is to see the answer, where that is not as the child gives it.
     pub(crate) fn view(&self, caller: &Principal, bridge: &Bridge, message: &Message) -> Option<View> {
         if message.method() != Some("tools/list") {

@@ -58,3 +58,27 @@ pub(crate) enum SessionError {
     #[error("The broker's storage failed")]
     Storage,
 }
+
+impl SessionError {
+    /// The stable name that the log, the metrics and the operator's documentation use.
+    pub(crate) const fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown-session",
+            Self::Foreign => "foreign-session",
+            Self::SessionsTotal => "sessions-total",
+            Self::SessionsOfUser { .. } => "sessions-of-user",
+            Self::ChildrenTotal => "children-total",
+            Self::ChildrenOfUser => "children-of-user",
+            Self::StartsWaiting => "starts-of-user",
+            Self::InitializeTooLarge { .. } => "initialize-too-large",
+            Self::Deadline => "deadline",
+            Self::OverBudget(OverBudget::User(_)) => "memory-of-user",
+            Self::OverBudget(OverBudget::Total) => "memory-total",
+            Self::Spawn(SpawnError::Unreachable) => "supervisor-unreachable",
+            Self::Spawn(SpawnError::Refused(refusal)) => refusal.code(),
+            Self::Start(_) => "start-failed",
+            Self::ShuttingDown => "shutting-down",
+            Self::Storage => "storage",
+        }
+    }
+}

@@ -125,6 +125,11 @@ impl Quota {
         Ok(self.0.permit(tenant))
     }
 
+    /// How many wait in line.
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.taken.lock().line.iter().filter(|waiting| !waiting.to.is_closed()).count()
+    }
+
     /// Permits taken.
     pub(crate) fn taken(&self) -> usize {
         self.0.taken.lock().total

@@ -30,6 +30,7 @@ use crate::child::activity::Activity;
 use crate::child::bridge::Bridge;
 use crate::child::spawner::Spawner;
 use crate::live::Live;
+use crate::metrics::Metrics;
 use crate::session::config::SessionConfig;
 use crate::session::error::SessionError;
 use crate::session::id::{self, SessionId};
@@ -52,6 +53,29 @@ const TICK: Duration = Duration::from_secs(1);
 /// is left then goes with the connection to the supervisor.
 const LAST_CHILDREN: Duration = Duration::from_secs(10);
 
+/// How much there is of what is bounded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LoadNow {
+    /// Open sessions.
+    pub(crate) sessions: usize,
+    /// The cap on them.
+    pub(crate) sessions_max: usize,
+    /// Live children.
+    pub(crate) children: usize,
+    /// The cap on them.
+    pub(crate) children_max: usize,
+    /// Starts that run or wait for their turn.
+    pub(crate) starts_waiting: usize,
+    /// Starts that wait for a place of a child.
+    pub(crate) children_awaited: usize,
+    /// Requests that children have not answered.
+    pub(crate) requests: usize,
+    /// Bytes held for users.
+    pub(crate) memory: usize,
+    /// The cap on them.
+    pub(crate) memory_max: usize,
+}
+
 /// The registry. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Registry(Arc<Inner>);
@@ -73,6 +97,7 @@ struct Inner {
     changed: Arc<Notify>,
     activity: Arc<Activity>,
     children_started: AtomicU64,
+    metrics: Metrics,
     /// The children that run, for deadlines.
     running: Mutex<Vec<Weak<Bridge>>>,
     /// One for each live child, and one for each write to the store that nobody waits for.
@@ -87,6 +112,7 @@ impl Registry {
         spawner: Arc<dyn Spawner>,
         records: Arc<dyn Records>,
         clock: Clock,
+        metrics: Metrics,
     ) -> Result<Self, StoreError> {
         let changed = Arc::<Notify>::default();
         let session_quota = Quota::ringing(config.sessions, Arc::clone(&changed));
@@ -111,6 +137,7 @@ impl Registry {
             activity: Arc::default(),
             pace: Arc::default(),
             children_started: AtomicU64::new(1),
+            metrics,
             running: Mutex::default(),
             child_quota: Quota::ringing(config.children, Arc::clone(&changed)),
             changed,
@@ -205,6 +232,7 @@ impl Registry {
             bridge.stop();
         }
         session.get_stream.close();
+        self.0.metrics.session_ended(reason);
         info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason, "session ended");
         true
     }
@@ -266,6 +294,22 @@ impl Registry {
         inner.session_quota.change_caps(sessions);
         inner.child_quota.change_caps(children);
         inner.budgets.change_caps(memory);
+    }
+
+    /// What there is now, beside what there may be.
+    pub(crate) fn load_now(&self) -> LoadNow {
+        let (inner, config) = (&self.0, self.config());
+        LoadNow {
+            sessions: inner.sessions.lock().len(),
+            sessions_max: config.sessions.total,
+            children: inner.child_quota.taken(),
+            children_max: config.children.total,
+            starts_waiting: inner.start_queue.waiting(),
+            children_awaited: inner.child_quota.waiting(),
+            requests: inner.activity.calls(),
+            memory: inner.budgets.used(),
+            memory_max: config.memory.total,
+        }
     }
 
     /// What may be held in memory for each user.

@@ -46,6 +46,11 @@ impl StartQueue {
         Self { common: Arc::new(Semaphore::new(at_once)), users: Mutex::default(), longest }
     }
 
+    /// Starts that run or wait, of all users.
+    pub(crate) fn waiting(&self) -> usize {
+        self.users.lock().values().map(|queue| queue.waiting).sum()
+    }
+
     /// Waits for the user's own turn. Dropping the future leaves the queue. A start that goes on to wait for something of
     /// its user's holds up nobody else, before it has the common permit as well ([`StartPermit::common`]).
     pub(crate) async fn own(&self, tenant: TenantId) -> Result<StartPermit<'_>, QueueFull> {

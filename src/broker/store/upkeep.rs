@@ -9,7 +9,7 @@ use sqlx::migrate::{Migrate, Migrator};
 use tracing::{info, warn};
 
 use crate::store::copy::snapshot;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, beside};
 
 /// Below so much room the database counts as full: small writes may go on for a while in what the WAL has of the disk
 /// already, and the next larger one fails.
@@ -20,6 +20,17 @@ const QUICKLY_WRITTEN: u64 = 1024 * 1024 * 1024;
 const APPLIED: &str = "_sqlx_migrations";
 /// Pages that one transaction gives back to the file system.
 const PAGES: i64 = 500;
+
+/// Bytes on the disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// The file.
+    pub(crate) file: u64,
+    /// Its write-ahead log.
+    pub(crate) wal: u64,
+    /// Room that is left.
+    pub(crate) free: u64,
+}
 
 /// Brings the tables up to date; where there is something to lose, after a copy of it.
 pub(super) async fn bring_up_to_date(
@@ -61,13 +72,27 @@ async fn shrinkable(connection: &mut SqliteConnection, path: &Path) {
 }
 
 impl Store {
+    /// How large its files are, and how much room is left.
+    pub(crate) fn sizes(&self) -> Result<Sizes, StoreError> {
+        let failed = |e| StoreError::Room(self.0.path.clone(), e);
+        // Without one, nothing is in it.
+        let wal = std::fs::metadata(beside(&self.0.path, "-wal")).map_or(0, |file| file.len());
+        let file = std::fs::metadata(&self.0.path).map_err(failed)?.len();
+        Ok(Sizes { file, wal, free: self.room()? })
+    }
+
+    /// Bytes that may still be written to its file system.
+    fn room(&self) -> Result<u64, StoreError> {
+        let room = statvfs(&self.0.path).map_err(|e| StoreError::Room(self.0.path.clone(), e.into()))?;
+        Ok(room.blocks_available().saturating_mul(room.fragment_size()))
+    }
+
     /// Whether the database can be read and written, and why not.
     pub(crate) async fn probe(&self) -> Result<(), StoreError> {
         const WHAT: &str = "looking whether the database can be written";
         sqlx::query("SELECT 1").execute(self.readers()).await.map_err(StoreError::query(WHAT))?;
         self.writer().execute(WHAT, sqlx::query("UPDATE probe SET writes = writes + 1")).await?;
-        let room = statvfs(&self.0.path).map_err(|e| StoreError::Room(self.0.path.clone(), e.into()))?;
-        if room.blocks_available().saturating_mul(room.fragment_size()) < SPARE {
+        if self.room()? < SPARE {
             return Err(StoreError::Full(self.0.path.clone()));
         }
         Ok(())

@@ -11,6 +11,7 @@ mod caps;
 mod deadlines;
 mod ends;
 mod idle;
+mod observing;
 mod opening;
 mod refusals;
 mod rotating;

@@ -89,7 +89,7 @@ async fn list_all(bridge: &Bridge, deadline: Instant) -> Option<HashMap<String, 
         let id = request.id()?.clone();
         let mut pending = bridge.request(&request, id, false, deadline).await.ok()?;
         let answer = loop {
-            if let Event::Answer(text) = pending.events.recv().await? {
+            if let Event::Answer(text, _) = pending.events.recv().await? {
                 break text.to_bytes();
             }
         };

@@ -286,12 +286,29 @@ impl Registry {
             SessionError::Storage
         })?;
         let record = record.ok_or(SessionError::Unknown)?;
-        let started = self.start(principal, Arc::clone(&session.get_stream), deadline).await?;
-        let by = deadline.min(Instant::now() + self.config().start_timeout);
-        let settings = session.restored_settings(&record.settings);
-        let (initialize, answer) = (&record.initialize, &record.answer);
-        handshake::replay(&started.bridge, initialize, answer, &settings, &session.get_stream, by).await?;
-        Ok(started)
+        let started = async {
+            let started = self.start(principal, Arc::clone(&session.get_stream), deadline).await?;
+            let by = deadline.min(Instant::now() + self.config().start_timeout);
+            let settings = session.restored_settings(&record.settings);
+            let (initialize, answer) = (&record.initialize, &record.answer);
+            handshake::replay(&started.bridge, initialize, answer, &settings, &session.get_stream, by).await?;
+            Ok(started)
+        };
+        self.counted(started).await
+    }
+
+    /// Counts and times what brings a child through its handshake.
+    pub(crate) async fn counted<T>(
+        &self,
+        start: impl Future<Output = Result<T, SessionError>>,
+    ) -> Result<T, SessionError> {
+        let asked = Instant::now();
+        let started = start.await;
+        match &started {
+            Ok(_) => self.0.metrics.child_started(asked.elapsed()),
+            Err(error) => self.0.metrics.child_not_started(error.code()),
+        }
+        started
     }
 
     /// Watches a child until it is gone; its permit is given back then, and not before.
@@ -302,6 +319,7 @@ impl Registry {
                 outcome = bridge.ended() => outcome,
                 () = given_back(&session, number, &bridge) => bridge.ended().await,
             };
+            registry.0.metrics.child_ended(outcome.code());
             let effect = session.step(Event::Gone(number, outcome.is_childs_doing()));
             drop(bridge);
             drop(permit);

@@ -48,10 +48,13 @@ impl Registry {
         let deadline = started + config.request_timeout.min(OPEN_WITHIN);
         let permit = self.session_permit(principal)?;
         let get_stream = Arc::new(GetStream::default());
-        let Started { bridge, number, permit: child_permit } =
-            self.start(principal, Arc::clone(&get_stream), deadline).await?;
-        let by = deadline.min(Instant::now() + config.start_timeout);
-        let answered = handshake::initialize(&bridge, initialize, by).await?;
+        let begun = async {
+            let child = self.start(principal, Arc::clone(&get_stream), deadline).await?;
+            let by = deadline.min(Instant::now() + config.start_timeout);
+            let answered = handshake::initialize(&child.bridge, initialize, by).await?;
+            Ok((child, answered))
+        };
+        let (Started { bridge, number, permit: child_permit }, answered) = self.counted(begun).await?;
         let Some(result) = answered.result else {
             return Ok(Opened { id: None, answer: answered.text });
         };
@@ -74,6 +77,7 @@ impl Registry {
         let registry = self.clone();
         let admitted = self.0.tasks.spawn(async move { registry.admit(admission).await });
         let session = admitted.await.map_err(|_| SessionError::ShuttingDown)??;
+        self.0.metrics.session_opened();
         info!(
             session = %id::tag(&session.digest), grant = %principal.grant, tenant = %principal.tenant,
             login = %principal.login, client = %principal.client_id, version = %session.version,

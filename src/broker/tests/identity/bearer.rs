@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::auth::bearer::{Denied, Principals, require_bearer};
+use crate::auth::bearer::{BearerLayer, Denied, Principals, require_bearer};
 use crate::auth::principal::Principal;
+use crate::auth::rates::{Peer, RateLimits, Rates};
 use crate::auth::token::AccessToken;
+use crate::metrics::Metrics;
+use crate::tests::captured_log::CapturedLog;
 use axum::body::{Body, to_bytes};
 use axum::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, Request, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use axum::middleware::from_fn_with_state;
 use rand::rngs::SysRng;
 use tower::{Layer, ServiceExt, service_fn};
@@ -38,9 +41,41 @@ async fn send(principals: &Principals, headers: HeaderMap) -> (Response<Body>, u
     });
     let mut request = Request::new(Body::empty());
     *request.headers_mut() = headers;
+    request.extensions_mut().insert(Peer { address: [192, 0, 2, 7].into(), is_proxy: false });
     let response =
-        from_fn_with_state(principals.clone(), require_bearer).layer(inner).oneshot(request).await.expect("infallible");
+        from_fn_with_state(layer(principals), require_bearer).layer(inner).oneshot(request).await.expect("infallible");
     (response, calls.load(Ordering::SeqCst))
+}
+
+fn layer(principals: &Principals) -> BearerLayer {
+    let rates = Rates { registrations: 1, logins: 1, documents: 1, failures: 1 };
+    BearerLayer {
+        principals: principals.clone(),
+        limits: Arc::new(RateLimits::new(rates, Vec::new())),
+        metrics: Metrics::new().expect("metrics"),
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_was_never_one_is_told_with_its_address_and_a_flood_of_them_is_not() {
+    let fixture = fixture().await;
+    let layer = layer(&fixture.principals);
+    let (log, _here) = CapturedLog::begin();
+    for _ in 0..100 {
+        let mut request = Request::new(Body::empty());
+        request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer fjb_at_guessed"));
+        request.extensions_mut().insert(Peer { address: [192, 0, 2, 7].into(), is_proxy: false });
+        layer.refused(layer.principals.authenticate(request.headers()).await.expect_err("guessed"), &request);
+    }
+    let lines = log.of(wire::telemetry::message_id::BAD_TOKEN);
+    assert_eq!(lines.len(), 20, "{lines:?}");
+    assert!(lines[0].contains("refused a bearer token from 192.0.2.7") && lines[0].contains("reason=\"bad-token\""));
+    assert!(!log.text().contains("guessed"));
+    // Who has no token yet, or an old one, is no attacker.
+    let none = Request::new(Body::empty());
+    layer.refused(Denied::Malformed, &none);
+    layer.refused(Denied::Expired, &none);
+    assert_eq!(log.of(wire::telemetry::message_id::BAD_TOKEN).len(), 20);
 }
 
 /// The request is turned away with exactly this challenge, an empty body, and the inner service untouched.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::bearer::{Challenge, Principals, require_bearer};
+use crate::auth::bearer::{BearerLayer, Challenge, Principals, require_bearer};
 use crate::auth::principal::Principal;
 use crate::auth::rates::{Peer, RateLimits, Rates};
 use crate::auth::revocation::Revocation;
@@ -13,6 +13,7 @@ use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::vault_in;
+use crate::metrics::Metrics;
 use crate::oauth::client::Client;
 use crate::oauth::config::{DocumentConfig, OAuthConfig};
 use crate::oauth::families::ReusePolicy;
@@ -153,6 +154,9 @@ impl Fixture {
         let registry = registry(&store, &clock).await;
         let revocation =
             Revocation { store: store.clone(), principals: principals.clone(), registry, clock: clock.clone() };
+        let limits = Arc::new(RateLimits::new(terms.rates, terms.proxies));
+        let metrics = Metrics::new().expect("metrics");
+        let layer = BearerLayer { principals, limits: Arc::clone(&limits), metrics };
         let oauth = OAuth::new(Dependencies {
             public_url: url.clone(),
             policy: OAuthConfig { clients: terms.clients, reuse: terms.reuse, ..policy(terms.documents) },
@@ -161,16 +165,15 @@ impl Fixture {
             forgejo: client,
             rotation: rotation.clone(),
             revocation: revocation.clone(),
-            limits: Arc::new(RateLimits::new(terms.rates, terms.proxies)),
+            limits,
             clock: clock.clone(),
         });
         let oauth = oauth.expect("an authorization server");
         let who = get(|Extension(caller): Extension<Principal>| async move {
             format!("{} {}", caller.login, caller.scopes.as_str())
         });
-        let router = oauth
-            .routes()
-            .merge(Router::new().route("/mcp", who.layer(from_fn_with_state(principals, require_bearer))));
+        let router =
+            oauth.routes().merge(Router::new().route("/mcp", who.layer(from_fn_with_state(layer, require_bearer))));
         let router = router.layer(from_fn(async |mut request: Request, next: Next| {
             request.extensions_mut().insert(Peer { address: [127, 0, 0, 1].into(), is_proxy: false });
             next.run(request).await
@@ -289,7 +292,13 @@ async fn registry(store: &Store, clock: &Clock) -> Registry {
         respawn: false,
         drain: second,
     };
-    let loaded = Registry::load(policy, Arc::new(NoSpawner), Arc::new(store.clone()), clock.clone());
+    let loaded = Registry::load(
+        policy,
+        Arc::new(NoSpawner),
+        Arc::new(store.clone()),
+        clock.clone(),
+        Metrics::new().expect("metrics"),
+    );
     loaded.await.expect("a registry")
 }
 

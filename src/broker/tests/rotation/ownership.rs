@@ -3,6 +3,7 @@
 use super::*;
 
 use crate::forge::rotation::Standing;
+use crate::tests::captured_log::CapturedLog;
 use harness::forge::state::Grant;
 
 /// Gives the number of the grant behind the scene's credential to another user of the same application.
@@ -32,31 +33,14 @@ async fn a_refresh_that_brings_another_users_token_ends_the_grants_and_hands_it_
     assert!(stored.access.bytes.is_empty() && stored.refresh.is_none(), "nobody here has a right to it");
 }
 
-/// What is logged on this thread, as text.
-#[derive(Clone, Default)]
-struct Lines(Arc<parking_lot::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(text);
-        Ok(text.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn such_a_token_is_an_alarm_that_operators_can_search_for_and_holds_no_token() {
-    let (scene, lines) = (Scene::new().await, Lines::default());
-    let writer = lines.clone();
-    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _here = tracing::subscriber::set_default(log);
+    let scene = Scene::new().await;
+    let (log, _here) = CapturedLog::begin();
     let bob = add_user(&scene, "bob");
     give_the_grant_to(&scene, bob);
     assert_eq!(scene.rotation.look_again(&GrantId::new("grant")).await, Standing::Ended);
-    let said = String::from_utf8(lines.0.lock().clone()).expect("text");
+    let said = log.text();
     let alarm = said.lines().find(|line| line.contains("foreign-account")).expect("an alarm");
     let message_id = wire::telemetry::message_id::FOREIGN_ACCOUNT;
     assert!(alarm.contains("ERROR") && alarm.contains(message_id) && alarm.contains("tenant=1"), "{alarm}");

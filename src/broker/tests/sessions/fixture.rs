@@ -7,10 +7,13 @@ use crate::auth::bearer::Challenge;
 use crate::auth::principal::{GrantId, Holder, Principal, PrincipalParts, Scopes};
 use crate::budget::BudgetCaps;
 use crate::live::Live;
+use crate::mcp::audit::AuditedCalls;
 use crate::mcp::endpoint::Endpoint;
+use crate::mcp::observed::Observer;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::scope::Scope;
 use crate::mcp::tools::Tables;
+use crate::metrics::Metrics;
 use crate::session::config::SessionConfig;
 use crate::session::quota::Caps;
 use crate::session::registry::Registry;
@@ -37,6 +40,7 @@ pub(crate) struct Fixture {
     pub(crate) children: mpsc::UnboundedReceiver<FakeChild>,
     pub(crate) clock: Clock,
     pub(crate) records: FakeRecords,
+    pub(crate) metrics: Metrics,
     endpoint: Endpoint,
 }
 
@@ -105,9 +109,21 @@ impl Fixture {
 
     /// A broker with the operator's word on tools.
     pub(crate) async fn with(config: SessionConfig, records: FakeRecords, tables: Tables) -> Self {
+        Self::auditing(config, records, tables, AuditedCalls::default()).await
+    }
+
+    /// A broker that tells these calls.
+    pub(crate) async fn auditing(
+        config: SessionConfig,
+        records: FakeRecords,
+        tables: Tables,
+        audit: AuditedCalls,
+    ) -> Self {
         let (spawner, children) = FakeSpawner::new();
+        let metrics = Metrics::new().expect("metrics");
         let clock = Clock::manual(UnixTime::from_secs(1_800_000_000));
-        let registry = Registry::load(config, spawner.clone(), Arc::new(records.clone()), clock.clone());
+        let registry =
+            Registry::load(config, spawner.clone(), Arc::new(records.clone()), clock.clone(), metrics.clone());
         let registry = registry.await.expect("the records are readable");
         let origins = vec!["https://broker.example".to_owned()];
         let challenge = Challenge {
@@ -115,9 +131,10 @@ impl Fixture {
             scope: "forgejo:read forgejo:write",
         };
         let scope = Scope::new(Live::new(tables), &challenge);
-        let endpoint =
-            Endpoint::new(registry.clone(), 64 * 1024, Live::new(UnknownSession::Auto), origins, scope, None);
-        Self { registry, spawner, children, clock, records, endpoint }
+        let observer = Observer { metrics: metrics.clone(), audit };
+        let unknown = Live::new(UnknownSession::Auto);
+        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, unknown, origins, scope, observer, None);
+        Self { registry, spawner, children, clock, records, metrics, endpoint }
     }
 
     /// Sends one request as `caller`.

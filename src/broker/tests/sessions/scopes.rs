@@ -11,7 +11,7 @@ use crate::tests::sessions::fixture::{
 };
 use crate::tests::sessions::records::FakeRecords;
 
-fn reader() -> Principal {
+pub(crate) fn reader() -> Principal {
     caller_but(1, "g1", "upstream-token-of-1", |parts| parts.scopes = Scopes { write: false })
 }
 

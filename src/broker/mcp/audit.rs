@@ -1,0 +1,344 @@
+//! Who called which tool on which repository, with what outcome and how long: one line of the journal a call.
+//!
+//! A line has the tool's name, and of the arguments the owner, the repository and the number, each only where it looks
+//! like one at Forgejo. Nothing else of a call or its answer is ever told. What a lenient child may read otherwise than
+//! we do counts as writing, so that no spelling of a call keeps it out of the audit.
+
+use std::fmt;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use rand::Rng;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use tracing::info;
+
+use crate::auth::principal::Principal;
+use crate::hex;
+use crate::jsonrpc::Message;
+use crate::mcp::tools::Effect;
+use crate::mcp::tools::call::Ask;
+use crate::metrics::CallOutcome;
+use crate::session::id;
+use crate::store::SessionDigest;
+use wire::config_file::Section;
+use wire::telemetry::message_id;
+
+/// Characters of a tool's name that are told (MCP, tools: names have at most 128).
+const MAX_TOOL: usize = 128;
+/// Characters of an owner; Forgejo's logins and organisations have at most 40.
+const MAX_OWNER: usize = 40;
+/// Characters of a repository; Forgejo's have at most 100.
+const MAX_REPO: usize = 100;
+/// What the broker's own tokens begin with: no name that holds it is told, whoever put it there.
+const TOKEN_PREFIX: &str = "fjb_";
+/// Names under which programs take an issue's or pull request's number.
+const NUMBERS: [&str; 6] = ["index", "number", "issue_index", "issue_number", "pull_index", "pull_number"];
+
+/// Which calls are told: `[audit] calls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum AuditedCalls {
+    /// None.
+    Off,
+    /// Those that may change something.
+    #[default]
+    Writes,
+    /// All.
+    All,
+}
+
+impl AuditedCalls {
+    /// Reads the section.
+    pub(crate) fn read(mut section: Section) -> Self {
+        let calls = section.value("calls", |value| match value.as_str() {
+            Some("off") => Ok(Self::Off),
+            Some("writes") => Ok(Self::Writes),
+            Some("all") => Ok(Self::All),
+            _ => Err("must be \"off\", \"writes\" or \"all\"".to_owned()),
+        });
+        section.close();
+        calls.unwrap_or_default()
+    }
+}
+
+/// A call that is told when it has ended.
+#[derive(Debug)]
+pub(crate) struct AuditedCall {
+    which: AuditedCalls,
+    caller: Principal,
+    tool: Box<str>,
+    /// Whether readers could disagree on what is called.
+    is_ambiguous: bool,
+    target: Target,
+    request_id: String,
+    trace_id: String,
+}
+
+impl AuditedCall {
+    /// Of a message, if it calls a tool. `headers` may name a trace.
+    pub(crate) fn of(which: AuditedCalls, message: &Message, headers: &HeaderMap, caller: &Principal) -> Option<Self> {
+        if which == AuditedCalls::Off || message.method() != Some("tools/call") {
+            return None;
+        }
+        let (tool, is_ambiguous) = match Ask::of(message) {
+            Ask::Tool(name) => (name, false),
+            // As a notification, which some children carry out all the same.
+            Ask::Writing => (named(message).unwrap_or_default(), false),
+            Ask::Reading | Ask::Ambiguous => (named(message).unwrap_or_default(), true),
+        };
+        let params: Params<'_> = message.params().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let request_id = random_id();
+        let header = headers.get("traceparent").and_then(|value| value.to_str().ok());
+        let trace_id = header.or(params.meta.traceparent).and_then(trace_of).unwrap_or(&request_id).to_owned();
+        Some(Self {
+            which,
+            caller: caller.clone(),
+            tool: if is_name(&tool, MAX_TOOL, "/:") { tool.into() } else { "?".into() },
+            is_ambiguous,
+            target: params.arguments.map(|raw| Target::of(raw.get())).unwrap_or_default(),
+            request_id,
+            trace_id,
+        })
+    }
+
+    /// The tool's name.
+    pub(crate) fn tool(&self) -> &str {
+        &self.tool
+    }
+
+    /// The call has ended. `effect` is unknown where no child was there to ask about the tool.
+    pub(crate) fn ended(
+        &self,
+        session: Option<&SessionDigest>,
+        effect: Option<Effect>,
+        outcome: CallOutcome,
+        reason: Option<&'static str>,
+        took: Duration,
+    ) {
+        let writes = self.is_ambiguous || effect != Some(Effect::Reads);
+        if !writes && self.which != AuditedCalls::All {
+            return;
+        }
+        let Self { caller, tool, target, .. } = self;
+        let number = target.number.map(tracing::field::display);
+        let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let why = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+        info!(
+            target: "audit",
+            MESSAGE_ID = message_id::TOOL_CALLED, tenant = %caller.tenant, login = %caller.login, grant = %caller.grant,
+            client = %caller.client_id, session = session.map(|digest| tracing::field::display(id::tag(digest))),
+            tool = %tool, owner = target.owner.as_deref(), repo = target.repo.as_deref(), number,
+            effect = if writes { "write" } else { "read" }, outcome = outcome.as_str(), reason, duration_ms,
+            request_id = %self.request_id, trace_id = %self.trace_id,
+            "{} called {tool}{target} with {}: {}{why}, after {duration_ms} ms",
+            caller.login, caller.client_id, outcome.as_str(),
+        );
+    }
+}
+
+/// What a call is about.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Target {
+    owner: Option<Box<str>>,
+    repo: Option<Box<str>>,
+    number: Option<u64>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.owner, &self.repo) {
+            (Some(owner), Some(repo)) => write!(f, " on {owner}/{repo}")?,
+            (Some(name), None) | (None, Some(name)) => write!(f, " on {name}")?,
+            (None, None) => {}
+        }
+        self.number.map_or(Ok(()), |number| write!(f, " #{number}"))
+    }
+}
+
+impl Target {
+    /// Of a call's `arguments`. A name that is there twice with two values, in whatever case, is not told: we do not know
+    /// which of them the child takes.
+    fn of(arguments: &str) -> Self {
+        let Members { owner, org, repo, number } = serde_json::from_str(arguments).unwrap_or_default();
+        let text = |member: Member<'_>, longest: usize| {
+            let text: String = serde_json::from_str(member.only()?).ok()?;
+            is_name(&text, longest, "").then(|| text.into_boxed_str())
+        };
+        let number = number.only().and_then(|text| text.trim_matches('"').parse().ok());
+        Self { owner: text(owner, MAX_OWNER).or_else(|| text(org, MAX_OWNER)), repo: text(repo, MAX_REPO), number }
+    }
+}
+
+/// The members that matter, as spelled.
+#[derive(Default)]
+struct Members<'a> {
+    owner: Member<'a>,
+    org: Member<'a>,
+    repo: Member<'a>,
+    number: Member<'a>,
+}
+
+#[derive(Default)]
+enum Member<'a> {
+    #[default]
+    Absent,
+    One(&'a str),
+    Differing,
+}
+
+impl<'a> Member<'a> {
+    fn add(&mut self, text: &'a str) {
+        *self = match self {
+            Self::Absent => Self::One(text),
+            Self::One(known) if *known == text => Self::One(text),
+            Self::One(_) | Self::Differing => Self::Differing,
+        };
+    }
+
+    fn only(&self) -> Option<&'a str> {
+        match self {
+            Self::One(text) => Some(text),
+            Self::Absent | Self::Differing => None,
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Seen;
+        impl<'de> Visitor<'de> for Seen {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Members::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    let name = name.to_ascii_lowercase();
+                    let member = match name.as_str() {
+                        "owner" => &mut members.owner,
+                        "org" => &mut members.org,
+                        "repo" => &mut members.repo,
+                        name if NUMBERS.contains(&name) => &mut members.number,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    member.add(map.next_value::<&RawValue>()?.get());
+                }
+                Ok(members)
+            }
+        }
+        deserializer.deserialize_map(Seen)
+    }
+}
+
+#[derive(Deserialize, Default)]
+struct Params<'a> {
+    #[serde(borrow, default)]
+    arguments: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "_meta")]
+    meta: Meta<'a>,
+}
+
+#[derive(Deserialize, Default)]
+struct Meta<'a> {
+    #[serde(borrow, default)]
+    traceparent: Option<&'a str>,
+}
+
+/// The name that a plain reader sees, for a call that not all read alike.
+fn named(message: &Message) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Call {
+        name: String,
+    }
+    serde_json::from_str::<Call>(message.params()?).ok().map(|call| call.name)
+}
+
+/// Whether a text looks like a name at Forgejo, and like no token.
+fn is_name(text: &str, longest: usize, more: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c) || more.contains(c);
+    !text.is_empty() && text.len() <= longest && text.chars().all(allowed) && !text.contains(TOKEN_PREFIX)
+}
+
+/// The trace's id in `traceparent` (W3C Trace Context section 3.2.2); `None` where it is not as it should be.
+fn trace_of(traceparent: &str) -> Option<&str> {
+    let mut parts = traceparent.split('-');
+    let (version, trace, span) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let good = is_hex(version, 2) && version != "ff" && is_hex(trace, 32) && is_hex(span, 16);
+    (good && trace.bytes().any(|b| b != b'0')).then_some(trace)
+}
+
+/// Names one request in the log; in the form of a trace's id, to stand in its place.
+fn random_id() -> String {
+    let mut bytes = [0; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    hex::encode(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(owner: Option<&str>, repo: Option<&str>, number: Option<u64>) -> Target {
+        Target { owner: owner.map(Into::into), repo: repo.map(Into::into), number }
+    }
+
+    #[test]
+    fn of_the_arguments_only_names_and_a_number_are_told() {
+        let table = [
+            (
+                r#"{"owner":"acme","repo":"site","index":12,"body":"secret"}"#,
+                target(Some("acme"), Some("site"), Some(12)),
+            ),
+            (r#"{"owner":"acme","repo":"site","number":"7"}"#, target(Some("acme"), Some("site"), Some(7))),
+            (r#"{"org":"acme"}"#, target(Some("acme"), None, None)),
+            (r#"{"owner":"my secret text","repo":"a/b"}"#, Target::default()),
+            (r#"{"owner":["acme"],"repo":{"name":"x"},"index":-1}"#, Target::default()),
+            (r#"{"repo":"fjb_at_0123456789","owner":"0123456789012345678901234567890123456789x"}"#, Target::default()),
+            (r#"["owner","acme"]"#, Target::default()),
+            ("{}", Target::default()),
+        ];
+        for (arguments, expected) in table {
+            assert_eq!(Target::of(arguments), expected, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_readers_could_disagree_on_is_not_told() {
+        for arguments in [
+            r#"{"owner":"acme","Owner":"evil","repo":"site"}"#,
+            r#"{"owner":"acme","owner":"evil","repo":"site"}"#,
+            r#"{"owner":"acme","OWNE\u0052":"evil","repo":"site"}"#,
+        ] {
+            assert_eq!(Target::of(arguments), target(None, Some("site"), None), "{arguments}");
+        }
+        assert_eq!(Target::of(r#"{"repo":"site","Repo":"site"}"#), target(None, Some("site"), None));
+    }
+
+    #[test]
+    fn a_trace_is_taken_from_a_good_traceparent_only() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(trace_of(good), Some("0af7651916cd43dd8448eb211c80319c"));
+        let bad = [
+            "",
+            "00",
+            "00-0af7651916cd43dd8448eb211c80319c",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c\n-b7ad6b7169203331-01",
+        ];
+        for text in bad {
+            assert_eq!(trace_of(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! One request of a client as it is counted, timed and, where it calls a tool that is audited, told.
+//!
+//! It goes along with the request's answer and tells what it came to when it is dropped, so that a client that hangs up
+//! in the middle of a stream is told of as well.
+
+use axum::http::HeaderMap;
+use tokio::time::Instant;
+
+use crate::auth::principal::Principal;
+use crate::child::calls::Ending;
+use crate::jsonrpc::{Kind, Message};
+use crate::mcp::audit::{AuditedCall, AuditedCalls};
+use crate::mcp::tools::Effect;
+use crate::metrics::{CallOutcome, Method, Metrics};
+use crate::store::SessionDigest;
+
+/// What is done with requests besides carrying them out. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Observer {
+    /// Counts all.
+    pub(crate) metrics: Metrics,
+    /// Which are told.
+    pub(crate) audit: AuditedCalls,
+}
+
+impl Observer {
+    /// A request was read; `received` is when it came. `None` for what is no request and calls no tool.
+    pub(crate) fn begin(
+        &self,
+        message: &Message,
+        headers: &HeaderMap,
+        caller: &Principal,
+        received: Instant,
+    ) -> Option<Observed> {
+        let method = Method::of(message.method()?);
+        let is_request = matches!(message.kind(), Kind::Request { .. });
+        if !is_request && method != Method::ToolsCall {
+            return None;
+        }
+        Some(Observed {
+            metrics: self.metrics.clone(),
+            method,
+            received,
+            call: AuditedCall::of(self.audit, message, headers, caller).map(Box::new),
+            session: None,
+            effect: None,
+            outcome: if is_request { CallOutcome::Abandoned } else { CallOutcome::Unanswered },
+            reason: None,
+        })
+    }
+}
+
+/// A request until it has ended.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    metrics: Metrics,
+    method: Method,
+    received: Instant,
+    call: Option<Box<AuditedCall>>,
+    session: Option<SessionDigest>,
+    effect: Option<Effect>,
+    outcome: CallOutcome,
+    reason: Option<&'static str>,
+}
+
+impl Observed {
+    /// It is a request of this session.
+    pub(crate) fn of_session(&mut self, session: SessionDigest) {
+        self.session = Some(session);
+    }
+
+    /// The tool that is called, where that matters.
+    pub(crate) fn tool(&self) -> Option<&str> {
+        self.call.as_ref().map(|call| call.tool())
+    }
+
+    /// What the tool does, as far as that is known.
+    pub(crate) fn does(&mut self, effect: Option<Effect>) {
+        self.effect = effect;
+    }
+
+    /// What it came to.
+    pub(crate) fn came_to(&mut self, outcome: CallOutcome) {
+        self.outcome = outcome;
+    }
+
+    /// It is not carried out.
+    pub(crate) fn refused(&mut self, reason: &'static str) {
+        (self.outcome, self.reason) = (CallOutcome::Refused, Some(reason));
+    }
+}
+
+impl From<Ending> for CallOutcome {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Result => Self::Ok,
+            Ending::ToolError => Self::ToolError,
+            Ending::Error => Self::Error,
+        }
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        let took = self.received.elapsed();
+        self.metrics.call_ended(self.method, self.outcome, took);
+        if let Some(reason) = self.reason {
+            self.metrics.refused(reason);
+        }
+        if let Some(call) = &self.call {
+            call.ended(self.session.as_ref(), self.effect, self.outcome, self.reason, took);
+        }
+    }
+}
