@@ -5,6 +5,7 @@
 //! address, and goes out never.
 
 pub mod api;
+pub(crate) mod doctor;
 pub mod inspected;
 mod keys;
 mod listener;
@@ -25,7 +26,10 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::{error, info};
 
-use crate::admin::api::{CreateToken, CreatedToken, EndedUser, Problem, StatusView, SupervisorView};
+use crate::admin::api::{
+    CreateToken, CreatedToken, EndedSession, EndedUser, Problem, StatusView, SupervisorView,
+};
+use crate::admin::doctor::Surroundings;
 pub(crate) use crate::admin::listener::{AdminError, serve};
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::revocation::Revocation;
@@ -37,12 +41,15 @@ use crate::forge::rotation::{ResealError, Rotation};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
 use crate::hex;
+use crate::session::id::{self, SessionName};
 use crate::store::{NewGrant, Store, StoreError};
 use wire::clock::Clock;
 use zeroize::Zeroizing;
 
 /// Bytes of a request at most: a Forgejo token and two names. What holds it never moves.
 const MAX_REQUEST: usize = 16 * 1024;
+/// Digits of a grant's id that are enough to name it.
+const GRANT_DIGITS: usize = 8;
 /// How long it may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -67,6 +74,8 @@ pub(crate) struct Admin {
     pub(crate) supervisor: SupervisorSpawner,
     /// The time.
     pub(crate) clock: Clock,
+    /// What `doctor` looks at besides.
+    pub(crate) surroundings: Surroundings,
 }
 
 /// Why an operator's request is not carried out.
@@ -78,9 +87,11 @@ enum Refused {
     OtherUser { asked: String, actual: String },
     #[error("{0}")]
     Upstream(#[from] UpstreamError),
-    #[error("there is no such token, or it is revoked already; see `forgejo-mcp-brokerctl token list`")]
+    #[error("there is no such token, or it is revoked already; see `forgejo-mcp-brokerctl grants`")]
     NoSuchToken,
-    #[error("nobody called `{0}` was ever here; see `forgejo-mcp-brokerctl user list`")]
+    #[error("there is no such session, or it has ended already; see `forgejo-mcp-brokerctl sessions`")]
+    NoSuchSession,
+    #[error("nobody called `{0}` was ever here; see `forgejo-mcp-brokerctl users`")]
     NoSuchUser(String),
     #[error("the broker's storage failed; its log says how")]
     Store(#[from] StoreError),
@@ -100,7 +111,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Input(_) => StatusCode::BAD_REQUEST,
-            Self::NoSuchToken | Self::NoSuchUser(_) => StatusCode::NOT_FOUND,
+            Self::NoSuchToken | Self::NoSuchSession | Self::NoSuchUser(_) => StatusCode::NOT_FOUND,
             Self::Reseal(ResealError::UnderWay) => StatusCode::CONFLICT,
             // In the operator's hands, with all that there is to say.
             Self::OtherUser { .. }
@@ -122,6 +133,10 @@ pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
         .route("/tokens", post(create).get(lists::tokens))
         .route("/tokens/{grant}", delete(revoke))
+        .route("/sessions", get(lists::sessions))
+        .route("/sessions/{name}", delete(end_session))
+        .route("/clients", get(lists::clients))
+        .route("/doctor", get(doctor::examine))
         .route("/users", get(lists::users))
         .route("/users/{login}", delete(end_user))
         .route("/status", get(status))
@@ -198,11 +213,39 @@ async fn create(State(admin): State<Admin>, request: Request) -> Result<Json<Cre
     }))
 }
 
+/// A grant by its id, or by the first digits of it.
 async fn revoke(State(admin): State<Admin>, Path(grant): Path<String>) -> Result<StatusCode, Refused> {
+    if grant.len() < GRANT_DIGITS {
+        return Err(Refused::Input(format!("give at least {GRANT_DIGITS} digits of the grant's id")));
+    }
+    let grant = match admin.store.grants_beginning(&grant).await?.as_slice() {
+        [] => return Err(Refused::NoSuchToken),
+        [grant] => grant.as_str().to_owned(),
+        _ => return Err(Refused::Input("several grants begin like that: give more digits".to_owned())),
+    };
     if admin.revocation.revoke(&GrantId::new(grant), "operator").await? {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(Refused::NoSuchToken)
+    }
+}
+
+/// One open session, by its id or by what the log shows of it.
+async fn end_session(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<EndedSession>, Refused> {
+    let parsed = SessionName::parse(&name).ok_or_else(|| {
+        Refused::Input("that is neither a session's id nor at least eight digits of what `sessions` shows".to_owned())
+    })?;
+    let registry = &admin.revocation.registry;
+    match registry.named(&parsed).as_slice() {
+        [] => Err(Refused::NoSuchSession),
+        [session] => {
+            registry.end(session, "operator");
+            Ok(Json(EndedSession { session: id::tag(&session.digest) }))
+        }
+        several => Err(Refused::Input(format!(
+            "{} sessions begin like that: give more digits of `digest` (`sessions --json`)",
+            several.len()
+        ))),
     }
 }
 

@@ -15,6 +15,7 @@ mod grants;
 mod keys;
 mod lock;
 mod logins;
+mod overview;
 mod refresh_tokens;
 mod sessions;
 mod tidy;

@@ -12,7 +12,8 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
 use forgejo_mcp_broker::admin::api::{
-    BACKUP_KEYS, CreateToken, CreatedToken, EndedUser, KeyRotated, KeyView, Page, PageQuery, Problem, StatusView,
+    BACKUP_KEYS, CreateToken, CreatedToken, EndedSession, EndedUser, Finding, KeyRotated, KeyView, Page, PageQuery,
+    Problem, StatusView,
 };
 use wire::secret::TokenError;
 use zeroize::Zeroizing;
@@ -47,6 +48,10 @@ pub(crate) enum CtlError {
     Backup(PathBuf, io::Error),
     #[error("the supervisor cannot be reached: no child can be started")]
     NoSupervisor,
+    #[error("cannot write {0}: {1}")]
+    Archive(PathBuf, io::Error),
+    #[error("{0} of the findings must be mended")]
+    Findings(usize),
 }
 
 impl CtlError {
@@ -63,11 +68,12 @@ impl CtlError {
     /// Of sysexits.h.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
+            Self::Findings(_) => 1,
             Self::Token(_) | Self::Refused(_) => 65,
             Self::Input(_) | Self::TokenFile(..) => 66,
             Self::Unreachable(_) | Self::NoSupervisor => 69,
             Self::Runtime(_) => 70,
-            Self::Backup(..) => 73,
+            Self::Backup(..) | Self::Archive(..) => 73,
             Self::Output(_) => 74,
             Self::Answer | Self::BrokenOff => 76,
             Self::NotPermitted(_) => 77,
@@ -99,7 +105,7 @@ impl Client {
         parsed(response).await
     }
 
-    /// A page of `list`, which is `/tokens` or `/users`.
+    /// A page of `list`, such as `/tokens`.
     pub(crate) async fn page<T: DeserializeOwned>(&self, list: &str, query: &PageQuery) -> Result<Page<T>, CtlError> {
         parsed(self.send(self.request(Method::GET, list).query(query)).await?).await
     }
@@ -116,9 +122,21 @@ impl Client {
     pub(crate) async fn revoke(&self, id: &str) -> Result<(), CtlError> {
         let known = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric());
         if !known {
-            return Err(CtlError::Refused(format!("`{id}` is not an id of `token list`")));
+            return Err(CtlError::Refused(format!("`{id}` is not an id of `grants`")));
         }
         self.send(self.request(Method::DELETE, &format!("/tokens/{id}"))).await.map(drop)
+    }
+
+    pub(crate) async fn end_session(&self, session: &str) -> Result<EndedSession, CtlError> {
+        let known = !session.is_empty() && session.bytes().all(|b| b.is_ascii_hexdigit());
+        if !known {
+            return Err(CtlError::Refused(format!("`{session}` is not a session of `sessions`")));
+        }
+        parsed(self.send(self.request(Method::DELETE, &format!("/sessions/{session}"))).await?).await
+    }
+
+    pub(crate) async fn doctor(&self) -> Result<Vec<Finding>, CtlError> {
+        parsed(self.send(self.request(Method::GET, "/doctor")).await?).await
     }
 
     pub(crate) async fn status(&self) -> Result<StatusView, CtlError> {

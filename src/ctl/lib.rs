@@ -2,118 +2,33 @@
 //!
 //! Prints results on standard output and everything else on standard error, so that `TOKEN=$(… token create …)`
 //! works. A Forgejo token is read from standard input or a file; on a command line every user of the machine could
-//! read it.
+//! read it. With `--json` every command prints JSON, in the forms of `src/broker/admin/api.rs`.
 
 mod client;
+mod commands;
+mod doctor;
+mod redact;
 mod show;
+mod support;
+mod surroundings;
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::client::{Client, CtlError};
+use crate::commands::{
+    Command, Create, GrantCommand, KeyCommand, OfUser, Options, SessionCommand, TokenCommand, UserCommand,
+};
 use crate::show::{JsonArray, Row, Table};
-use forgejo_mcp_broker::admin::api::{CreateToken, EndedUser, GrantView, PageQuery, UserView};
+use forgejo_mcp_broker::admin::api::{
+    ClientView, CreateToken, EndedUser, GrantView, PageQuery, SessionView, State, UserView,
+};
 use wire::secret::UpstreamToken;
-
-/// Operates a running forgejo-mcp-broker.
-#[derive(Debug, Parser)]
-#[command(name = "forgejo-mcp-brokerctl", version)]
-struct Options {
-    /// The broker's operator socket.
-    #[arg(long, value_name = "PATH", default_value = "/run/forgejo-mcp-broker/admin.sock")]
-    socket: PathBuf,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Tokens without OAuth, for services.
-    #[command(subcommand)]
-    Token(TokenCommand),
-    /// The users, and all that one of them has.
-    #[command(subcommand)]
-    User(UserCommand),
-    /// The key that seals Forgejo's tokens.
-    #[command(subcommand)]
-    Key(KeyCommand),
-    /// Write a consistent copy of the database, while everything goes on.
-    Backup {
-        /// A file that is not there yet.
-        path: PathBuf,
-    },
-    /// What runs, and what separates the users' processes.
-    Status(Json),
-}
-
-#[derive(Debug, Subcommand)]
-enum UserCommand {
-    /// List everybody who was ever here, by their number in Forgejo.
-    List(Json),
-    /// End a user's sessions, grants and tokens at once.
-    End {
-        /// The login of the Forgejo user.
-        login: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum KeyCommand {
-    /// Show which key seals, and how much.
-    Status(Json),
-    /// Replace the key, and seal everything anew, while everything goes on.
-    Rotate,
-}
-
-#[derive(Debug, Subcommand)]
-enum TokenCommand {
-    /// Make a token for a user; reads the user's Forgejo token from standard input.
-    Create(Create),
-    /// List all tokens, the newest first.
-    List {
-        /// Only those of this user.
-        #[arg(long, value_name = "LOGIN")]
-        user: Option<String>,
-        #[command(flatten)]
-        json: Json,
-    },
-    /// Revoke a token and end its sessions.
-    Revoke {
-        /// As `token list` shows it.
-        id: String,
-    },
-}
-
-#[derive(Debug, Args)]
-struct Create {
-    /// The login of the Forgejo user.
-    #[arg(long, value_name = "LOGIN")]
-    user: String,
-    /// A name for what will use the token.
-    #[arg(long, value_name = "NAME", default_value = "service")]
-    client: String,
-    /// How long it is good for.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
-    ttl: Duration,
-    /// Allow only tools that read.
-    #[arg(long)]
-    read_only: bool,
-    /// Read the Forgejo token from this file instead of standard input.
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct Json {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
 
 /// `main` of the tool.
 pub fn main() -> ExitCode {
@@ -139,81 +54,114 @@ fn fail(error: &CtlError) -> ExitCode {
 }
 
 async fn run(options: Options) -> Result<(), CtlError> {
-    let client = Client::new(&options.socket)?;
-    let text = match options.command {
-        Command::Token(TokenCommand::Create(create)) => {
-            let forgejo_token = read_token(create.token_file.as_deref())?;
-            let asked = CreateToken {
-                user: create.user,
-                client: create.client,
-                ttl_seconds: create.ttl.as_secs(),
-                read_only: create.read_only,
-                forgejo_token,
-            };
-            let created = client.create(&asked).await?;
-            let _ = writeln!(
-                std::io::stderr().lock(),
-                "token {} for {} is good until {}; it is shown only now",
-                created.id,
-                asked.user,
-                show::time(Some(created.expires_at))
-            );
-            format!("{}\n", created.token)
+    let Options { socket, json, command } = options;
+    let client = Client::new(&socket)?;
+    match command {
+        Command::Status => {
+            let status = client.status().await?;
+            print(&if json { show::json(&status)? } else { show::status(&status) })?;
+            // For monitors, after all that there is to say.
+            if status.supervisor.is_some() { Ok(()) } else { Err(CtlError::NoSupervisor) }
         }
-        Command::Token(TokenCommand::List { user, json: Json { json } }) => {
-            return list::<GrantView>(&client, "/tokens", user, json).await;
+        Command::Doctor(files) => {
+            let findings = doctor::examine(&client, &files).await;
+            print(&if json { show::json(&findings)? } else { show::findings(&findings) })?;
+            let failed = findings.iter().filter(|finding| finding.state == State::Fail).count();
+            if failed == 0 { Ok(()) } else { Err(CtlError::Findings(failed)) }
         }
-        Command::User(UserCommand::List(Json { json })) => {
-            return list::<UserView>(&client, "/users", None, json).await;
+        Command::Sessions(OfUser { user }) => list::<SessionView>(&client, "/sessions", user, json).await,
+        Command::Session(SessionCommand::End { session }) => {
+            let ended = client.end_session(&session).await?;
+            done(json, &ended, &format!("session {} is ended", ended.session))
         }
+        Command::Users | Command::User(UserCommand::List) => list::<UserView>(&client, "/users", None, json).await,
         Command::User(UserCommand::End { login }) => {
-            for EndedUser { number, login, grants, sessions } in client.end_user(&login).await? {
-                tell(&format!(
-                    "{login} (number {number}): {grants} grants are revoked, {sessions} sessions are ended; nothing keeps \
-                     them from logging in again but [access] deny, or Forgejo"
-                ));
-            }
-            String::new()
+            let ended = client.end_user(&login).await?;
+            let lines: Vec<String> = ended.iter().map(of_ended).collect();
+            done(json, &ended, &lines.join("\n"))
         }
-        Command::Token(TokenCommand::Revoke { id }) => {
+        Command::Clients => list::<ClientView>(&client, "/clients", None, json).await,
+        Command::Grants(OfUser { user }) | Command::Token(TokenCommand::List(OfUser { user })) => {
+            list::<GrantView>(&client, "/tokens", user, json).await
+        }
+        Command::Grant(GrantCommand::Revoke { id }) | Command::Token(TokenCommand::Revoke { id }) => {
             client.revoke(&id).await?;
-            let _ = writeln!(std::io::stderr().lock(), "token {id} is revoked and its sessions are ended");
-            String::new()
+            done(json, &json!({"revoked": id}), &format!("grant {id} is revoked and its sessions are ended"))
         }
-        Command::Key(KeyCommand::Status(Json { json })) => {
+        Command::Token(TokenCommand::Create(asked)) => create(&client, asked, json).await,
+        Command::Key(KeyCommand::Status) => {
             let key = client.key().await?;
-            if json { show::json(&key)? } else { show::key(&key) }
+            print(&if json { show::json(&key)? } else { show::key(&key) })
         }
         Command::Key(KeyCommand::Rotate) => {
             let rotated = client.rotate_key().await?;
-            tell(&format!(
-                "key {} is in force and {} credentials are sealed anew; keep a copy of its file, and the one before it \
-                 as long as a backup needs it",
+            let said = format!(
+                "key {} is in force and {} credentials are sealed anew; keep a copy of its file, and the one before it as \
+                 long as a backup needs it",
                 rotated.key, rotated.credentials
-            ));
-            String::new()
+            );
+            done(json, &rotated, &said)
         }
         Command::Backup { path } => {
             let keys = client.backup(&path).await?;
             let needs =
                 if keys.is_empty() { "no key".to_owned() } else { format!("key {}", keys.replace(',', " and ")) };
-            tell(&format!("{} is written and needs {needs}; keep the key apart from it", path.display()));
-            String::new()
+            let list: Vec<&str> = keys.split(',').filter(|key| !key.is_empty()).collect();
+            let said = format!("{} is written and needs {needs}; keep the key apart from it", path.display());
+            done(json, &json!({"file": path, "keys": list}), &said)
         }
-        Command::Status(Json { json }) => {
-            let status = client.status().await?;
-            print(&if json { show::json(&status)? } else { show::status(&status) })?;
-            // For monitors, after all that there is to say.
-            return if status.supervisor.is_some() { Ok(()) } else { Err(CtlError::NoSupervisor) };
+        Command::Support { path, files } => {
+            support::write(&client, &files, &path).await?;
+            let said = format!(
+                "{} is written; names, addresses and secrets are taken out as far as they can be told. Look through it \
+                 before you give it away: `tar -xOf {}`",
+                path.display(),
+                path.display()
+            );
+            done(json, &json!({"file": path}), &said)
         }
+    }
+}
+
+fn of_ended(ended: &EndedUser) -> String {
+    let EndedUser { number, login, grants, sessions } = ended;
+    format!(
+        "{login} (number {number}): {grants} grants are revoked, {sessions} sessions are ended; nothing keeps them from \
+         logging in again but [access] deny, or Forgejo"
+    )
+}
+
+async fn create(client: &Client, create: Create, json: bool) -> Result<(), CtlError> {
+    let forgejo_token = read_token(create.token_file.as_deref())?;
+    let asked = CreateToken {
+        user: create.user,
+        client: create.client,
+        ttl_seconds: create.ttl.as_secs(),
+        read_only: create.read_only,
+        forgejo_token,
     };
-    print(&text)
+    let created = client.create(&asked).await?;
+    if json {
+        return print(&show::json(&created)?);
+    }
+    let until = show::time(Some(created.expires_at));
+    tell(&format!("token {} for {} is good until {until}; it is shown only now", created.id, asked.user));
+    print(&format!("{}\n", created.token))
+}
+
+/// Says that something is done: to a person on standard error, to a program on standard output.
+fn done(json: bool, result: &impl serde::Serialize, said: &str) -> Result<(), CtlError> {
+    if json {
+        return print(&show::json(result)?);
+    }
+    tell(said);
+    Ok(())
 }
 
 /// Prints a list page by page as it comes, so that neither side holds all of it.
 async fn list<T: Row>(client: &Client, list: &str, user: Option<String>, json: bool) -> Result<(), CtlError> {
     let mut query = PageQuery { user, ..PageQuery::default() };
-    let (mut table, mut array) = (Table::default(), JsonArray::default());
+    let (mut table, mut array) = (Table::new(show::terminal_width()), JsonArray::default());
     loop {
         let page = client.page::<T>(list, &query).await?;
         print(&if json { array.part(&page.entries)? } else { table.part(&page.entries) })?;
@@ -241,7 +189,7 @@ fn read_token(file: Option<&Path>) -> Result<UpstreamToken, CtlError> {
     } else {
         let stdin = std::io::stdin();
         if stdin.is_terminal() {
-            let _ = writeln!(std::io::stderr().lock(), "paste the user's Forgejo token, then press Enter and Ctrl-D:");
+            tell("paste the user's Forgejo token, then press Enter and Ctrl-D:");
         }
         stdin.lock().read_to_string(&mut text).map_err(CtlError::Input)?;
     }
@@ -254,7 +202,10 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn the_command_line_is_well_formed_and_takes_json_before_and_behind_a_command() {
         Options::command().debug_assert();
+        for arguments in [["x", "--json", "status"], ["x", "status", "--json"]] {
+            assert!(Options::try_parse_from(arguments).expect("known").json);
+        }
     }
 }

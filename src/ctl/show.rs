@@ -7,7 +7,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client::CtlError;
-use forgejo_mcp_broker::admin::api::{EnforcedView, GrantView, KeyView, StatusView, SupervisorView, UserView};
+use forgejo_mcp_broker::admin::api::{
+    ClientView, EnforcedView, Finding, GrantView, KeyView, SessionView, State, StatusView, SupervisorView, UserView,
+};
 use forgejo_mcp_broker::admin::inspected::{ChildView, LimitView, Unlimited};
 
 pub(crate) fn json(value: &impl Serialize) -> Result<String, CtlError> {
@@ -21,26 +23,55 @@ pub(crate) fn time(secs: Option<i64>) -> String {
     at.map_or_else(|| "-".to_owned(), |at| humantime::format_rfc3339_seconds(at).to_string())
 }
 
+/// Spaces between columns.
+const GAP: usize = 2;
+/// A column is not made narrower than this.
+const NARROWEST: usize = 6;
+/// Digits of a grant's id that a table shows; `grant revoke` takes them.
+const GRANT_DIGITS: usize = 12;
+
+/// A time in UTC, to the minute.
+fn minute(secs: Option<i64>) -> String {
+    time(secs).replace('T', " ").chars().take(16).collect()
+}
+
+/// A time in UTC, to the day.
+fn day(secs: Option<i64>) -> String {
+    time(secs).chars().take(10).collect()
+}
+
+/// The text, or as much of it as there is room for. Without control characters, which would act on a terminal.
+fn cut(text: &str, width: usize) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().count() <= width {
+        return text;
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
 /// What stands in a line of a table.
 pub(crate) trait Row: Serialize + DeserializeOwned {
     /// The columns' names.
     const COLUMNS: &'static [&'static str];
+    /// The columns that are cut where the terminal is narrow. What a command asks for again is none of them.
+    const CUT: &'static [usize];
     /// As many cells.
     fn cells(&self) -> Vec<String>;
 }
 
 impl Row for GrantView {
-    const COLUMNS: &'static [&'static str] = &["ID", "USER", "CLIENT", "SCOPES", "EXPIRES", "LAST USED", "STATE"];
+    const COLUMNS: &'static [&'static str] = &["ID", "USER", "CLIENT", "MAY", "EXPIRES", "LAST USED", "STATE"];
+    const CUT: &'static [usize] = &[1, 2];
 
     fn cells(&self) -> Vec<String> {
         let state = if self.revoked_at.is_some() { "revoked" } else { "active" };
         vec![
-            self.id.clone(),
+            self.id.chars().take(GRANT_DIGITS).collect(),
             self.user.clone(),
             self.client.clone(),
-            self.scopes.clone(),
-            time(self.expires_at),
-            time(self.last_used_at),
+            if self.scopes.contains("write") { "write" } else { "read" }.to_owned(),
+            day(self.expires_at),
+            minute(self.last_used_at),
             state.to_owned(),
         ]
     }
@@ -48,6 +79,7 @@ impl Row for GrantView {
 
 impl Row for UserView {
     const COLUMNS: &'static [&'static str] = &["NUMBER", "LOGIN", "GRANTS", "PERSONAL", "SESSIONS", "LAST USED"];
+    const CUT: &'static [usize] = &[1];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -56,7 +88,39 @@ impl Row for UserView {
             self.grants.to_string(),
             self.personal.to_string(),
             self.sessions.to_string(),
-            time(self.last_used_at),
+            minute(self.last_used_at),
+        ]
+    }
+}
+
+impl Row for SessionView {
+    const COLUMNS: &'static [&'static str] = &["SESSION", "USER", "CLIENT", "OPENED", "LAST USED", "CHILD", "CALLS"];
+    const CUT: &'static [usize] = &[1, 2];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.session.clone(),
+            self.user.clone(),
+            self.client_name.clone(),
+            minute(Some(self.created_at)),
+            minute(Some(self.last_used_at)),
+            self.child_pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            self.in_flight.to_string(),
+        ]
+    }
+}
+
+impl Row for ClientView {
+    const COLUMNS: &'static [&'static str] = &["NAME", "GRANTS", "FIRST SEEN", "LAST USED", "CLIENT"];
+    const CUT: &'static [usize] = &[0, 4];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.grants.to_string(),
+            day(Some(self.created_at)),
+            minute(self.last_used_at),
+            self.client.clone(),
         ]
     }
 }
@@ -64,11 +128,37 @@ impl Row for UserView {
 /// A table that comes part by part. A column is as wide as its widest cell so far: each cell is measured once.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
+    /// Of the terminal, where there is one: cells are cut to fit it.
+    fits: Option<usize>,
     widths: Vec<usize>,
     measured: usize,
 }
 
+/// The terminal's width, where standard output is one.
+pub(crate) fn terminal_width() -> Option<usize> {
+    terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
 impl Table {
+    /// For a terminal of this width, or for a program.
+    pub(crate) fn new(fits: Option<usize>) -> Self {
+        Self { fits, ..Self::default() }
+    }
+
+    /// The columns' widths, the widest of those that may be cut made narrower until all fit.
+    fn fitted(&self, cut: &[usize]) -> Vec<usize> {
+        let mut widths = self.widths.clone();
+        let gaps = GAP.saturating_mul(widths.len().saturating_sub(1));
+        let Some(room) = self.fits.map(|fits| fits.saturating_sub(gaps)) else { return widths };
+        while widths.iter().sum::<usize>() > room {
+            let may_be =
+                widths.iter_mut().enumerate().filter(|(column, _)| cut.contains(column)).map(|(_, width)| width);
+            let Some(widest) = may_be.max().filter(|width| **width > NARROWEST) else { break };
+            *widest = widest.saturating_sub(1);
+        }
+        widths
+    }
+
     /// The next lines; before the first of all, the names of the columns.
     pub(crate) fn part<T: Row>(&mut self, rows: &[T]) -> String {
         let is_first = self.widths.is_empty();
@@ -81,11 +171,13 @@ impl Table {
                 *width = (*width).max(cell.chars().count());
             }
         }
+        let widths = self.fitted(T::CUT);
         let mut text = String::new();
         for line in &lines {
-            let mut cells = line.iter().zip(&self.widths).peekable();
+            let mut cells = line.iter().zip(&widths).peekable();
             while let Some((cell, width)) = cells.next() {
-                let width = if cells.peek().is_some() { width.saturating_add(2) } else { 0 };
+                let cell = cut(cell, *width);
+                let width = if cells.peek().is_some() { width.saturating_add(GAP) } else { 0 };
                 // Writing to a String cannot fail.
                 let _ = write!(text, "{cell:<width$}");
             }
@@ -117,6 +209,26 @@ impl JsonArray {
     pub(crate) fn end(&self) -> &'static str {
         if self.has_begun { "\n]\n" } else { "[]\n" }
     }
+}
+
+/// What `doctor` has found: what must be mended last, where it is read.
+pub(crate) fn findings(findings: &[Finding]) -> String {
+    let mut sorted: Vec<&Finding> = findings.iter().collect();
+    sorted.sort_by_key(|finding| finding.state);
+    let mut text = String::new();
+    for Finding { check, state, found, advice } in sorted {
+        let state = match state {
+            State::Ok => "ok  ",
+            State::Note => "note",
+            State::Warn => "WARN",
+            State::Fail => "FAIL",
+        };
+        let _ = writeln!(text, "{state}  {check}: {}", found.replace('\n', "\n      "));
+        if let Some(advice) = advice {
+            let _ = writeln!(text, "      -> {advice}");
+        }
+    }
+    text
 }
 
 pub(crate) fn key(view: &KeyView) -> String {
@@ -313,6 +425,30 @@ mod tests {
             let rows = usize::try_from(count).expect("small") + 1;
             assert_eq!((lines, table.measured), (rows, rows * UserView::COLUMNS.len()));
         }
+    }
+
+    #[test]
+    fn a_table_fits_the_terminal_and_keeps_what_is_asked_for_again() {
+        let grant = GrantView {
+            id: "0123456789abcdef0123456789abcdef".to_owned(),
+            user: "somebody-with-a-rather-long-login".to_owned(),
+            number: 1,
+            client: "https://a-client.example.org/with/a/long/address.json".to_owned(),
+            scopes: "forgejo:read forgejo:write".to_owned(),
+            created_at: 0,
+            expires_at: Some(1_800_000_000),
+            last_used_at: Some(1_800_000_000),
+            revoked_at: None,
+        };
+        let text = Table::new(Some(80)).part(&[grant]);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("0123456789ab ") && text.contains('…') && text.contains("active"), "{text}");
+        assert!(text.contains("2027-01-15  2027-01-15 08:00"), "{text}");
+    }
+
+    #[test]
+    fn what_a_client_calls_itself_cannot_act_on_the_terminal() {
+        assert_eq!(cut("a\u{1b}[2Jb", 20), "a?[2Jb");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `forgejo-mcp-brokerctl`, as the operator uses it.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -76,6 +77,157 @@ fn status_says_what_is_not_isolated_and_a_broker_that_is_away_is_said_with_a_hin
     assert_eq!(away.status.code(), Some(69));
     let said = text(&away.stderr);
     assert!(said.contains("cannot be reached") && said.contains("hint: "), "{said}");
+}
+
+/// The names of all members in a value.
+fn members(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => object.iter().for_each(|(name, value)| {
+            found.insert(name.clone());
+            members(value, found);
+        }),
+        Value::Array(entries) => entries.iter().for_each(|entry| members(entry, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn sessions_clients_and_grants_are_listed_and_ended_by_what_the_lists_show() {
+    let deployment = stand_in_deployment("lists", &[], |_| {});
+    let (alice, bob) = (crate::token(&deployment, "alice"), crate::token(&deployment, "bob"));
+    let mut hers = Session::open(&deployment.url, &alice).await.expect("a session");
+    let mut his = Session::open(&deployment.url, &bob).await.expect("a session");
+    let json = |arguments: &[&str]| -> Value {
+        let output = run(&deployment, &[&["--json"], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("json")
+    };
+    let mut seen = BTreeSet::new();
+    let all = json(&["sessions"]);
+    members(&all, &mut seen);
+    let hers_only = json(&["sessions", "--user", "ALICE"]);
+    assert_eq!((all.as_array().map(Vec::len), hers_only.as_array().map(Vec::len)), (Some(2), Some(1)));
+    let tag = hers_only[0]["session"].as_str().expect("a tag").to_owned();
+    assert!(hers_only[0]["digest"].as_str().expect("a digest").starts_with(&tag) && tag.len() == 8);
+    assert!(hers_only[0]["child_pid"].is_u64() && hers_only[0]["user"] == "alice", "{hers_only}");
+    let shown = text(&run(&deployment, &["sessions"]).stdout);
+    assert!(shown.contains(&tag) && shown.starts_with("SESSION"), "{shown}");
+    assert!(!shown.contains(&hers.id), "a session's id is its client's alone");
+    // By what the list shows, and by the id itself.
+    members(&json(&["session", "end", &tag]), &mut seen);
+    assert_eq!(hers.send("tools/list", serde_json::json!({})).await.expect("an answer").0, 404);
+    assert_eq!(json(&["session", "end", &his.id])["session"].as_str().map(str::len), Some(8));
+    assert_eq!(his.send("tools/list", serde_json::json!({})).await.expect("an answer").0, 404);
+    for wrong in [tag.as_str(), "0000", "../users"] {
+        assert_eq!(run(&deployment, &["session", "end", wrong]).status.code(), Some(65), "{wrong}");
+    }
+    members(&json(&["clients"]), &mut seen);
+    let grants = json(&["grants"]);
+    members(&grants, &mut seen);
+    let id = grants[0]["id"].as_str().expect("an id");
+    let shown = text(&run(&deployment, &["grants"]).stdout);
+    let digits = id.get(..12).expect("long");
+    assert!(shown.contains(digits), "{shown}");
+    assert_eq!(run(&deployment, &["grant", "revoke", "0123"]).status.code(), Some(65), "too few digits");
+    members(&json(&["grant", "revoke", digits]), &mut seen);
+    assert!(json(&["grants"])[0]["revoked_at"].is_i64());
+    members(&json(&["status"]), &mut seen);
+    members(&json(&["users"]), &mut seen);
+    members(&json(&["key", "status"]), &mut seen);
+    members(&json(&["key", "rotate"]), &mut seen);
+    let copy = deployment.config.dir.join("copy.db").display().to_string();
+    members(&json(&["backup", &copy]), &mut seen);
+    members(&json(&["user", "end", "bob"]), &mut seen);
+    // What a program may rely on is written down.
+    let page = std::fs::read_to_string(harness::workspace().join("packaging/man/forgejo-mcp-brokerctl.8"));
+    let page = page.expect("the man page");
+    let page = page.split(".Sh JSON").nth(1).and_then(|rest| rest.split(".Sh FILES").next()).expect("a section");
+    let words: BTreeSet<&str> = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let unknown: Vec<_> = seen.iter().filter(|name| !words.contains(name.as_str())).collect();
+    assert!(seen.len() > 30 && unknown.is_empty(), "{unknown:?} are not in the man page");
+}
+
+/// The configuration files of a deployment, as arguments.
+fn files(deployment: &Deployment) -> Vec<String> {
+    let file = |name: &str| deployment.config.dir.join(name).display().to_string();
+    [
+        ["--broker-config".to_owned(), file("broker.toml")],
+        ["--broker-config".to_owned(), file("broker-extra.toml")],
+        ["--supervisor-config".to_owned(), file("supervisor.toml")],
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn the_doctor_says_what_is_wrong_and_what_to_do() {
+    let mut deployment = stand_in_deployment("doctor", &[], |_| {});
+    // Once more, so that its public address is the one that it really has.
+    deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+    deployment.start_broker().expect("starts");
+    let mut session = Session::open(&deployment.url, &crate::token(&deployment, "alice")).await.expect("a session");
+    session.tools().await.expect("tools");
+    let files = files(&deployment);
+    let examine = |deployment: &Deployment| -> (Option<i32>, Vec<Value>) {
+        let mut command = deployment.ctl();
+        let output = command.args(["doctor", "--json"]).args(&files).output().expect("it runs");
+        (output.status.code(), serde_json::from_slice(&output.stdout).expect("json"))
+    };
+    let of = |findings: &[Value], check: &str| -> Value {
+        let found = findings.iter().find(|finding| finding["check"] == check);
+        found.unwrap_or_else(|| panic!("{check} was not looked at: {findings:?}")).clone()
+    };
+    let (_, all) = examine(&deployment);
+    for check in [
+        "configuration: forgejo-mcp-broker",
+        "configuration: forgejo-mcp-supervisor",
+        "broker",
+        "store",
+        "key",
+        "forgejo",
+        "clock",
+        "supervisor",
+        "public_url",
+        "child",
+    ] {
+        assert_eq!(of(&all, check)["state"], "ok", "{}", of(&all, check));
+    }
+    assert!(of(&all, "child")["found"].as_str().is_some_and(|found| found.contains("Forgejo MCP Server")));
+    assert!(
+        all.iter()
+            .all(|finding| finding["state"] == "ok" || finding["state"] == "note" || !finding["advice"].is_null())
+    );
+
+    deployment.supervisor.as_mut().expect("runs").stop().expect("it ends");
+    let (code, all) = examine(&deployment);
+    assert_eq!((code, of(&all, "supervisor")["state"].as_str()), (Some(1), Some("fail")));
+    deployment.broker.as_mut().expect("runs").stop().expect("it ends");
+    let (code, all) = examine(&deployment);
+    assert_eq!((code, of(&all, "broker")["state"].as_str()), (Some(1), Some("fail")));
+    let shown = run(&deployment, &[&["doctor"][..], &files.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+    assert!(text(&shown.stdout).contains("FAIL  broker: ") && text(&shown.stdout).contains("      -> "));
+}
+
+#[tokio::test]
+async fn a_support_archive_holds_no_login_no_token_and_no_address() {
+    let deployment = stand_in_deployment("support", &[], |_| {});
+    let alice = crate::token(&deployment, "alice");
+    let session = Session::open(&deployment.url, &alice).await.expect("a session");
+    let archive = deployment.config.dir.join("support.tar");
+    let mut command = deployment.ctl();
+    let made = command.arg("support").arg(&archive).args(files(&deployment)).output().expect("it runs");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert_eq!(std::fs::metadata(&archive).expect("there").permissions().mode() & 0o777, 0o600);
+    let listed = Command::new("tar").arg("-tf").arg(&archive).output().expect("tar runs");
+    for name in ["versions.txt", "status.json", "doctor.json", "broker.json", "supervisor.json"] {
+        assert!(text(&listed.stdout).contains(name), "{name} is not in {}", text(&listed.stdout));
+    }
+    let content = std::fs::read_to_string(&archive).expect("text");
+    assert!(content.contains("\"store\"") && content.contains("http://ADDRESS"), "{content}");
+    for secret in ["alice", alice.as_str(), session.id.as_str(), "127.0.0.1"] {
+        assert!(!content.contains(secret), "{secret} is in the archive: {content}");
+    }
+    let again = deployment.ctl().arg("support").arg(&archive).output().expect("it runs");
+    assert_eq!(again.status.code(), Some(73), "nothing is written over");
 }
 
 #[test]

@@ -40,11 +40,11 @@ impl std::fmt::Debug for CreatedToken {
     }
 }
 
-/// The query of `GET /tokens` and `GET /users`.
+/// The query of `GET /sessions`, `GET /tokens`, `GET /users` and `GET /clients`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PageQuery {
-    /// Only what belongs to this login; of `/tokens`.
+    /// Only what belongs to this login; of `/sessions` and `/tokens`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// The `next` of the page before.
@@ -117,6 +117,84 @@ pub struct GrantView {
     pub last_used_at: Option<i64>,
     /// When it was revoked.
     pub revoked_at: Option<i64>,
+}
+
+/// One of `GET /sessions`; times in seconds since 1970.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SessionView {
+    /// As in the journal's `SESSION`: the first eight hex digits of the digest.
+    pub session: String,
+    /// SHA-256 of the session's id, in hex.
+    pub digest: String,
+    /// The Forgejo user.
+    pub user: String,
+    /// Their number.
+    pub number: u64,
+    /// The client's id.
+    pub client: String,
+    /// What the client calls itself.
+    pub client_name: String,
+    /// The grant that it lives on.
+    pub grant: String,
+    /// The negotiated protocol version.
+    pub version: String,
+    /// When it was opened.
+    pub created_at: i64,
+    /// When it was last used.
+    pub last_used_at: i64,
+    /// Its child, where one runs.
+    pub child_pid: Option<u32>,
+    /// Requests that the child has not answered.
+    pub in_flight: usize,
+}
+
+/// One of `GET /clients`; times in seconds since 1970.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ClientView {
+    /// Its id.
+    pub client: String,
+    /// What it calls itself.
+    pub name: String,
+    /// Grants that are not revoked.
+    pub grants: i64,
+    /// When it was first seen.
+    pub created_at: i64,
+    /// When one of its grants was last used.
+    pub last_used_at: Option<i64>,
+}
+
+/// The answer of `DELETE /sessions/{name}`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EndedSession {
+    /// As in the journal's `SESSION`.
+    pub session: String,
+}
+
+/// How a look at one thing went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// Worth knowing; nothing is wrong.
+    Note,
+    /// Works, but not as well as it should.
+    Warn,
+    /// Does not work.
+    Fail,
+}
+
+/// One thing that `doctor` has looked at.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Finding {
+    /// What.
+    pub check: String,
+    /// How it is.
+    pub state: State,
+    /// What was found.
+    pub found: String,
+    /// What to do, where something is to be done.
+    pub advice: Option<String>,
 }
 
 /// `GET /status`.

@@ -4,9 +4,12 @@ use axum::Json;
 use axum::extract::{Query, State};
 use wire::clock::UnixTime;
 
-use crate::admin::api::{GrantView, Page, PageQuery, UserView};
+use crate::admin::api::{ClientView, GrantView, Page, PageQuery, SessionView, UserView};
 use crate::admin::{Admin, Refused};
 use crate::auth::principal::GrantId;
+use crate::hex;
+use crate::session::id;
+use crate::store::SessionDigest;
 
 /// Entries of a page where nothing else is asked for.
 const PAGE: u32 = 500;
@@ -79,6 +82,65 @@ pub(super) async fn users(
         sessions: usize::try_from(user.sessions).unwrap_or_default(),
         last_used_at: user.last_used_at.map(UnixTime::secs),
         created_at: user.account.created.map(UnixTime::secs),
+    });
+    Ok(Json(Page { entries: view.collect(), next }))
+}
+
+/// `GET /sessions`: open ones, the newest first.
+pub(super) async fn sessions(
+    State(admin): State<Admin>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<SessionView>>, Refused> {
+    let place = |text: &String| session_place(text).ok_or_else(|| no_place(text));
+    let after = query.after.as_ref().map(place).transpose()?;
+    let sessions = admin.store.sessions_after(query.user.as_deref(), after, size(&query)).await?;
+    let next = next(&sessions, size(&query), |one| format!("{}.{}", one.created_at.secs(), hex::encode(&one.digest.0)));
+    // One that has ended meanwhile, whose end is just being written, is none.
+    let view = sessions.into_iter().filter_map(|session| {
+        let (last_used, child) = admin.revocation.registry.look_at(&session.digest)?;
+        Some(SessionView {
+            session: id::tag(&session.digest),
+            digest: hex::encode(&session.digest.0),
+            user: session.login,
+            number: session.tenant.get(),
+            client: session.client_id,
+            client_name: session.client_name,
+            grant: session.grant.as_str().to_owned(),
+            version: session.version,
+            created_at: session.created_at.secs(),
+            last_used_at: last_used.max(session.last_used_at).secs(),
+            child_pid: child.map(|(pid, _)| pid),
+            in_flight: child.map_or(0, |(_, requests)| requests),
+        })
+    });
+    Ok(Json(Page { entries: view.collect(), next }))
+}
+
+fn session_place(text: &str) -> Option<(UnixTime, SessionDigest)> {
+    let (secs, digest) = text.split_once('.')?;
+    let mut bytes = [0; 32];
+    if digest.len() != 64 || !digest.is_ascii() {
+        return None;
+    }
+    for (n, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digest.get(2 * n..2 * n + 2)?, 16).ok()?;
+    }
+    Some((UnixTime::from_secs(secs.parse().ok()?), SessionDigest(bytes)))
+}
+
+/// `GET /clients`: by their id.
+pub(super) async fn clients(
+    State(admin): State<Admin>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<ClientView>>, Refused> {
+    let clients = admin.store.clients_after(query.after.as_deref().unwrap_or_default(), size(&query)).await?;
+    let next = next(&clients, size(&query), |client| client.client_id.clone());
+    let view = clients.into_iter().map(|client| ClientView {
+        client: client.client_id,
+        name: client.name,
+        grants: client.grants,
+        created_at: client.created_at.secs(),
+        last_used_at: client.last_used_at.map(UnixTime::secs),
     });
     Ok(Json(Page { entries: view.collect(), next }))
 }

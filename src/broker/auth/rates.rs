@@ -35,6 +35,9 @@ const BAD_TOKENS_OF_ALL: u32 = 300;
 /// How many times as much as one address all of its neighbourhood may do.
 const NEIGHBOURHOOD_FACTOR: u32 = 4;
 
+/// Where a proxy names whom it speaks for.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
 /// Addresses that one limiter remembers at most before it forgets those that are within their limits.
 const MAX_ADDRESSES: usize = 100_000;
 
@@ -64,6 +67,17 @@ impl Rates {
         section.close();
         rates
     }
+}
+
+/// How requests came in whose address was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CameIn {
+    /// From a trusted proxy, with the address of somebody behind it.
+    pub(crate) forwarded: u64,
+    /// From a trusted proxy's address, with nobody behind it.
+    pub(crate) bare: u64,
+    /// From somebody else, with an address that is not believed.
+    pub(crate) forwarded_by_stranger: u64,
 }
 
 /// Seconds until the next try may come.
@@ -198,6 +212,7 @@ pub(crate) struct RateLimits {
     proxies: Vec<IpNet>,
     /// Whether it was told that an `X-Forwarded-For` is not believed.
     told: AtomicBool,
+    came_in: [AtomicU64; 3],
     /// New clients.
     pub(crate) registrations: ByAddress,
     /// Logins that go to Forgejo.
@@ -218,6 +233,7 @@ impl RateLimits {
         Self {
             proxies,
             told: AtomicBool::new(false),
+            came_in: Default::default(),
             registrations: ByAddress::new(rates.registrations),
             logins: ByAddress::new(rates.logins),
             documents: ByAddress::new(rates.documents),
@@ -244,7 +260,33 @@ impl RateLimits {
     /// From where this request comes, as far as trusted proxies say.
     pub(crate) fn address(&self, request: &Request) -> IpAddr {
         let nobody = Peer { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), is_proxy: false };
-        self.behind(request.extensions().get().copied().unwrap_or(nobody), request.headers()).to_canonical()
+        let peer = request.extensions().get().copied().unwrap_or(nobody);
+        let address = self.behind(peer, request.headers());
+        let [forwarded, bare, forwarded_by_stranger] = &self.came_in;
+        let counter = match (self.is_proxy(peer), address != peer.address) {
+            (true, true) => Some(forwarded),
+            (true, false) => Some(bare),
+            (false, _) => request.headers().contains_key(FORWARDED_FOR).then_some(forwarded_by_stranger),
+        };
+        if let Some(counter) = counter {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        address.to_canonical()
+    }
+
+    /// How requests have come in since the start.
+    pub(crate) fn came_in(&self) -> CameIn {
+        let [forwarded, bare, forwarded_by_stranger] =
+            self.came_in.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        CameIn { forwarded, bare, forwarded_by_stranger }
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.proxies.iter().any(|network| network.contains(&address.to_canonical()))
+    }
+
+    fn is_proxy(&self, peer: Peer) -> bool {
+        peer.is_proxy || self.trusts(peer.address)
     }
 
     /// Whether a line about a bad token from there may be written now.
@@ -256,10 +298,9 @@ impl RateLimits {
     /// The first address, from the right, that is not one of the trusted proxies: each proxy appends the address that
     /// it was called from, and what stands further left anybody may have written.
     fn behind(&self, peer: Peer, headers: &HeaderMap) -> IpAddr {
-        let trusted = |address: IpAddr| self.proxies.iter().any(|network| network.contains(&address.to_canonical()));
         let mut address = peer.address;
-        let mut is_proxy = peer.is_proxy || trusted(address);
-        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        let mut is_proxy = self.is_proxy(peer);
+        let lines = headers.get_all(FORWARDED_FOR).iter().rev();
         for entry in lines.flat_map(|line| line.as_bytes().rsplit(|&b| b == b',')) {
             if !is_proxy {
                 self.tell_untrusted(peer);
@@ -270,7 +311,7 @@ impl RateLimits {
             let parsed = entry.parse().or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
             let Ok(parsed) = parsed else { break };
             address = parsed;
-            is_proxy = trusted(address);
+            is_proxy = self.trusts(address);
         }
         address
     }
@@ -288,9 +329,7 @@ impl RateLimits {
 
     /// Says once what an operator whose proxy is not trusted would look for: all its users count as one address.
     fn tell_untrusted(&self, peer: Peer) {
-        let is_proxy =
-            peer.is_proxy || self.proxies.iter().any(|network| network.contains(&peer.address.to_canonical()));
-        if !is_proxy && !self.told.swap(true, Ordering::Relaxed) {
+        if !self.is_proxy(peer) && !self.told.swap(true, Ordering::Relaxed) {
             let peer = peer.address;
             warn!(%peer, reason = "untrusted-proxy", "X-Forwarded-For is not believed: name your proxy in trusted_proxies");
         }

@@ -3,9 +3,10 @@
 //! Forgejo's answers are read as far as needed and never quoted: since version 16 the body of its 401 repeats the
 //! whole token.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
+use reqwest::header::{CONTENT_TYPE, DATE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
@@ -76,6 +77,24 @@ pub(crate) struct ForgejoUser {
     pub(crate) restricted: bool,
     /// Deactivated, or not allowed to log in. Forgejo's API refuses them already; this is the second lock.
     pub(crate) locked: bool,
+}
+
+/// Who answers at Forgejo's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum UpstreamLook {
+    /// Forgejo, of this version.
+    Forgejo(String),
+    /// Forgejo, which asks everybody to sign in first.
+    SignIn,
+    /// Something else.
+    Other {
+        /// Its status.
+        status: u16,
+        /// The media type of what it says.
+        what: String,
+    },
+    /// Nobody, and why.
+    Unreachable(String),
 }
 
 /// The HTTP client could not be made.
@@ -179,6 +198,34 @@ impl Forgejo {
         self.send(Upstream::Api, request).await.is_ok_and(|response| !response.status().is_server_error())
     }
 
+    /// Who answers at its address, and what time it is there, for an operator who looks for what is wrong.
+    pub(crate) async fn look(&self) -> (UpstreamLook, Option<UnixTime>) {
+        #[derive(Deserialize)]
+        struct Version {
+            version: String,
+        }
+        let request = self.client.get(format!("{}/api/v1/version", self.url)).timeout(PROBE_TIMEOUT);
+        let response = match self.send(Upstream::Api, request).await {
+            Ok(response) => response,
+            Err(e) => return (UpstreamLook::Unreachable(causes(&e.without_url())), None),
+        };
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let date = header(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+        let date = date.and_then(|date| i64::try_from(date.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok());
+        let status = response.status();
+        // A media type is told, and no word of the text.
+        let kind: String = header(CONTENT_TYPE).unwrap_or("nothing").chars().take(60).collect();
+        let text = body(response).await.unwrap_or_default();
+        let look = match (status, serde_json::from_slice::<Version>(&text)) {
+            (StatusCode::OK, Ok(Version { version })) => {
+                UpstreamLook::Forgejo(version.chars().filter(|c| !c.is_control()).take(60).collect())
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) if is_refusal(&text) => UpstreamLook::SignIn,
+            _ => UpstreamLook::Other { status: status.as_u16(), what: kind },
+        };
+        (look, date.map(UnixTime::from_secs))
+    }
+
     /// The public keys that it signs tokens with, as JSON (RFC 7517); open to all. `None` where it does not tell.
     pub(crate) async fn signing_keys(&self) -> Option<Zeroizing<Vec<u8>>> {
         let request = self.client.get(format!("{}/login/oauth/keys", self.url)).timeout(PROBE_TIMEOUT);
@@ -195,6 +242,11 @@ impl Forgejo {
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Whether this is how Forgejo's API says no: a JSON object with a `message`.

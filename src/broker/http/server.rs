@@ -20,6 +20,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{error, info, warn};
 
 use crate::admin;
+use crate::admin::doctor::Surroundings;
 use crate::admin::{Admin, AdminError};
 use crate::auth::bearer::{BearerLayer, Challenge, Principals, require_bearer};
 use crate::auth::principal::Scopes;
@@ -261,6 +262,12 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
         serve_metrics(address, metrics_page::routes(sources)?.merge(health), stop.clone())?;
     }
 
+    let surroundings = Surroundings {
+        public_url: config.public_url.clone(),
+        lets_log_in: config.application.is_some(),
+        connections: config.connections.total,
+        limits: Arc::clone(&limits),
+    };
     let admin = Admin {
         store: store.clone(),
         database: config.database.clone(),
@@ -271,6 +278,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
         revocation: revocation.clone(),
         supervisor,
         clock: clock.clone(),
+        surroundings,
     };
     admin::serve(&config.admin, admin::router(admin), stop.clone())?;
     tokio::spawn(lifecycle::watchdog());

@@ -52,6 +52,37 @@ impl std::fmt::Debug for SessionId {
     }
 }
 
+/// How a session is named to the broker by a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SessionName {
+    /// By its id.
+    Digest(SessionDigest),
+    /// By the first hex digits of its digest, at least as many as the log shows.
+    Prefix(String),
+}
+
+impl SessionName {
+    /// Reads an id, or what the log and the operator's list show; `None` where it is neither.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        if let Some(id) = SessionId::parse(text) {
+            return Some(Self::Digest(id.digest()));
+        }
+        let hex_digits = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        (hex_digits && (TAG_DIGITS..=64).contains(&text.len())).then(|| Self::Prefix(text.to_owned()))
+    }
+
+    /// Whether this is its digest.
+    pub(crate) fn names(&self, digest: &SessionDigest) -> bool {
+        match self {
+            Self::Digest(known) => known == digest,
+            Self::Prefix(prefix) => hex::encode(&digest.0).starts_with(prefix),
+        }
+    }
+}
+
+/// Digits of a [`tag`].
+const TAG_DIGITS: usize = 8;
+
 /// The first eight hex digits of a digest, which name a session in the log.
 pub(crate) fn tag(digest: &SessionDigest) -> String {
     hex::encode(digest.0.get(..4).unwrap_or_default())

@@ -33,7 +33,7 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::session::config::SessionConfig;
 use crate::session::error::SessionError;
-use crate::session::id::{self, SessionId};
+use crate::session::id::{self, SessionId, SessionName};
 use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::{Permit, Quota};
 use crate::session::record::{Admitted, Record, Session};
@@ -41,7 +41,7 @@ use crate::session::record_store::Records;
 use crate::session::settings::Settings;
 use crate::session::start_queue::StartQueue;
 use crate::store::{SessionDigest, StoreError};
-use wire::clock::Clock;
+use wire::clock::{Clock, UnixTime};
 
 /// Starts of children that run at once.
 const STARTS_AT_ONCE: usize = 16;
@@ -263,6 +263,18 @@ impl Registry {
     /// How many sessions a grant has open.
     pub(crate) fn sessions_of(&self, grant: &GrantId) -> usize {
         self.of_grant(grant).len()
+    }
+
+    /// The open sessions that a name fits.
+    pub(crate) fn named(&self, name: &SessionName) -> Vec<Arc<Session>> {
+        self.0.sessions.lock().values().filter(|session| name.names(&session.digest)).cloned().collect()
+    }
+
+    /// An open session, as the operator sees it: when it was last used, its child, and how much that has to do.
+    pub(crate) fn look_at(&self, digest: &SessionDigest) -> Option<(UnixTime, Option<(u32, usize)>)> {
+        let session = self.0.sessions.lock().get(digest).cloned()?;
+        let child = session.live().map(|bridge| (bridge.pid, bridge.in_flight()));
+        Some((session.last_used(), child))
     }
 
     /// Sessions, and live children.

@@ -7,7 +7,7 @@ use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::token::TokenHash;
 use crate::forge::vault::Sealed;
 use crate::store::tidy::BATCH;
-use crate::store::{Store, StoreError, tenant_of, tenant_value};
+use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
 
@@ -213,6 +213,19 @@ impl Store {
         };
         let rows = statement.fetch_all(self.readers()).await.map_err(StoreError::query("reading the grants"))?;
         rows.iter().map(grant).collect()
+    }
+
+    /// The grants whose ids begin like that, at most two.
+    pub(crate) async fn grants_beginning(&self, prefix: &str) -> Result<Vec<GrantId>, StoreError> {
+        const WHAT: &str = "looking for a grant";
+        // Ids are hexadecimal digits, and no digit comes behind f but g.
+        let rows = sqlx::query("SELECT id FROM grants WHERE id >= $1 AND id < $2 ORDER BY id LIMIT 2")
+            .bind(prefix)
+            .bind(format!("{prefix}g"))
+            .fetch_all(self.readers())
+            .await
+            .map_err(StoreError::query(WHAT))?;
+        grant_ids(&rows, WHAT)
     }
 
     /// Revokes a grant; whether it was there and not revoked.

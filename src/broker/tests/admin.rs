@@ -11,7 +11,8 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tower::ServiceExt;
 
-use crate::admin::api::{EndedUser, GrantView, Page, UserView};
+use crate::admin::api::{EndedUser, Finding, GrantView, Page, State, UserView};
+use crate::admin::doctor::Surroundings;
 use crate::admin::{Admin, router};
 use crate::child::supervisor_client::SupervisorSpawner;
 use crate::forge::api::Forgejo;
@@ -20,16 +21,26 @@ use crate::tests::oauth::fixture::{Fixture, WEB};
 use harness::user_agent::UserAgent;
 
 fn door(fixture: &Fixture, dir: &tempfile::TempDir) -> Router {
+    door_to(fixture, dir, &fixture.forgejo)
+}
+
+fn door_to(fixture: &Fixture, dir: &tempfile::TempDir, forgejo: &str) -> Router {
     router(Admin {
         store: fixture.store.clone(),
         database: dir.path().join("broker.db"),
         copying: Arc::default(),
         vault: Arc::new(vault_in(dir.path())),
-        forgejo: Forgejo::new(&fixture.forgejo).expect("a client"),
+        forgejo: Forgejo::new(forgejo).expect("a client"),
         rotation: fixture.rotation.clone(),
         revocation: fixture.revocation.clone(),
         supervisor: SupervisorSpawner::new(PathBuf::from("/nonexistent")),
         clock: fixture.clock.clone(),
+        surroundings: Surroundings {
+            public_url: fixture.url.clone(),
+            lets_log_in: true,
+            connections: 100,
+            limits: Arc::clone(&fixture.limits),
+        },
     })
 }
 
@@ -69,6 +80,31 @@ async fn a_hundred_thousand_grants_come_page_by_page_each_once_and_the_newest_fi
     let users: Vec<UserView> = users.into_iter().flatten().collect();
     assert_eq!(users.len(), 10_000);
     assert_eq!(users.iter().map(|user| user.grants).sum::<i64>(), 100_000);
+}
+
+#[tokio::test]
+async fn the_doctor_tells_forgejo_from_something_in_front_of_it_and_knows_who_leads_here() {
+    let (fixture, dir) = (Fixture::new().await, tempfile::tempdir().expect("a directory"));
+    let state = |findings: &[Finding], check: &str| {
+        let found = findings.iter().find(|finding| finding.check == check).expect(check);
+        (found.state, format!("{} {}", found.found, found.advice.clone().unwrap_or_default()))
+    };
+    let all: Vec<Finding> = ask(&door(&fixture, &dir), Method::GET, "/doctor").await.expect("findings");
+    for check in ["store", "key", "forgejo", "public_url"] {
+        assert_eq!(state(&all, check).0, State::Ok, "{:?}", state(&all, check));
+    }
+    let (supervisor, said) = state(&all, "supervisor");
+    assert!(supervisor == State::Fail && said.contains("systemctl status"), "{said}");
+
+    // A shield against crawlers asks every stranger to prove something, in HTML and with a good status.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+    let shield = format!("http://{}", listener.local_addr().expect("an address"));
+    let page = Router::new().fallback(async || axum::response::Html("<p>Making sure you are not a bot"));
+    tokio::spawn(async move { axum::serve(listener, page).await });
+    let all: Vec<Finding> = ask(&door_to(&fixture, &dir, &shield), Method::GET, "/doctor").await.expect("findings");
+    let (forgejo, said) = state(&all, "forgejo");
+    assert!(forgejo == State::Fail && said.contains("something in front of Forgejo answers"), "{said}");
+    assert!(said.contains("User-Agent") && !said.contains("bot"), "{said}");
 }
 
 #[tokio::test]

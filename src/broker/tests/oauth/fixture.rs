@@ -68,6 +68,7 @@ pub(crate) struct Fixture {
     pub(crate) rotation: Rotation,
     pub(crate) revocation: Revocation,
     pub(crate) changes: mpsc::Receiver<Change>,
+    pub(crate) limits: Arc<RateLimits>,
     pub(crate) http: reqwest::Client,
     _dir: tempfile::TempDir,
 }
@@ -165,7 +166,7 @@ impl Fixture {
             forgejo: client,
             rotation: rotation.clone(),
             revocation: revocation.clone(),
-            limits,
+            limits: Arc::clone(&limits),
             clock: clock.clone(),
         });
         let oauth = oauth.expect("an authorization server");
@@ -181,7 +182,7 @@ impl Fixture {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
         let http = http.expect("a client");
-        Self { forge, forgejo, url, clock, store, oauth, rotation, revocation, changes, http, _dir: dir }
+        Self { forge, forgejo, url, clock, store, oauth, rotation, revocation, changes, http, limits, _dir: dir }
     }
 
     /// The hosts that a browser stays with until the client gets its answer.
