@@ -125,3 +125,38 @@ fn the_paths_of_a_call_and_of_a_login_are_as_readme_says() {
         assert!(files >= least, "{path}: {files} files of src/ are named");
     }
 }
+
+/// The message ids of the programs, by their names.
+fn message_ids() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(harness::workspace().join("src/wire/telemetry.rs")).expect("text");
+    let constant = |line: &str| {
+        let (name, value) = line.trim().strip_prefix("pub const ")?.split_once(": &str = \"")?;
+        let id = value.strip_suffix("\";")?;
+        (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| (name.to_owned(), id.to_owned()))
+    };
+    text.lines().filter_map(constant).collect()
+}
+
+#[test]
+fn every_message_id_is_its_own_used_and_explained_in_the_catalog_and_on_a_page() {
+    let top = harness::workspace();
+    let ids = message_ids();
+    let unique: std::collections::BTreeSet<_> = ids.iter().map(|(_, id)| id).collect();
+    assert!(ids.len() > 20 && unique.len() == ids.len(), "{ids:?}");
+    let catalog = std::fs::read_to_string(top.join("packaging/journal/forgejo-mcp-broker.catalog")).expect("a catalog");
+    let entries: Vec<&str> = catalog.split("\n-- ").skip(1).collect();
+    assert_eq!(entries.len(), ids.len(), "the catalog has an entry for each id and no other");
+    let pages = ["forgejo-mcp-broker.8", "forgejo-mcp-supervisor.8"]
+        .map(|page| std::fs::read_to_string(top.join("packaging/man").join(page)).expect(page))
+        .concat();
+    let code: String = sources("src").into_iter().map(|(_, text)| text).collect();
+    for (name, id) in &ids {
+        let entry = entries.iter().find(|entry| entry.starts_with(id.as_str()));
+        let entry = entry.unwrap_or_else(|| panic!("{name} is not in the catalog"));
+        for header in ["Subject: ", "Defined-By: forgejo-mcp-broker", "Documentation: man:"] {
+            assert!(entry.lines().any(|line| line.starts_with(header)), "{name} has no {header}");
+        }
+        assert!(pages.contains(id.as_str()), "{name} ({id}) is on no man page");
+        assert!(code.contains(&format!("message_id::{name}")), "{name} is on no line");
+    }
+}

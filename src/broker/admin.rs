@@ -34,6 +34,7 @@ pub(crate) use crate::admin::listener::{AdminError, serve};
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::revocation::Revocation;
 use crate::auth::token::{AccessToken, NoRandomness};
+use crate::chain::chain;
 use crate::child::supervisor_client::SupervisorSpawner;
 use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{Forgejo, UpstreamError};
@@ -120,7 +121,7 @@ impl IntoResponse for Refused {
             | Self::Upstream(UpstreamError::BadToken | UpstreamError::Forbidden) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Upstream(_) => StatusCode::BAD_GATEWAY,
             Self::Store(_) | Self::Vault(_) | Self::NoRandomness(_) | Self::Reseal(_) | Self::Copy(_) => {
-                error!(error = %self, cause = ?std::error::Error::source(&self), "an operator's request failed");
+                error!(error = %self, cause = ?std::error::Error::source(&self), "an operator's request failed: {}", chain(&self));
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };

@@ -8,12 +8,13 @@
 //! [`mcp`] (what is asked, and whether it may be) → [`session`] (whose session, which child) → [`child`] (to the
 //! process and back). Beside them: [`oauth`] (logging in), [`forge`] (Forgejo's API and the users' credentials there),
 //! [`store`] (the database), [`admin`] (the operator's socket). Leaves: [`jsonrpc`], [`metrics`], [`budget`],
-//! [`backoff`], [`hex`], [`live`].
+//! [`backoff`], [`chain`], [`hex`], [`live`].
 
 pub mod admin;
 pub(crate) mod auth;
 pub(crate) mod backoff;
 pub(crate) mod budget;
+pub(crate) mod chain;
 pub(crate) mod child;
 pub(crate) mod config;
 pub(crate) mod forge;

@@ -43,6 +43,7 @@ use tracing::error;
 use crate::auth::principal::Scopes;
 use crate::auth::rates::RateLimits;
 use crate::auth::revocation::Revocation;
+use crate::chain::chain;
 use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::Rotation;
@@ -165,7 +166,7 @@ impl OAuth {
         let context = &self.0;
         context.limits.forget();
         if let Err(e) = context.tidied().await {
-            error!(error = %e, "what has expired could not be removed");
+            error!(error = %e, "what has expired could not be removed: {}", chain(&e));
         }
     }
 }

@@ -51,6 +51,7 @@ pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecor
 pub(crate) use crate::store::upkeep::Sizes;
 
 use crate::auth::principal::GrantId;
+use crate::chain::chain;
 use crate::store::lock::StoreLock;
 use crate::store::writer::Writer;
 use wire::message::TenantId;
@@ -184,7 +185,7 @@ impl Store {
         match timeout(CLOSED_WITHIN, closed).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                warn!(error = %error, "the database was not closed in order; what was answered is in its WAL");
+                warn!(error = %error, "the database was not closed in order; what was answered is in its WAL: {}", chain(&error));
             }
             Err(_) => warn!("the database could not be closed in time; what was answered is in its WAL"),
         }

@@ -20,8 +20,7 @@ fn finding(check: &str, state: State, found: impl Into<String>, advice: Option<&
 pub(crate) async fn examine(client: &Client, files: &Files) -> Vec<Finding> {
     let mut all = vec![
         configuration(BROKER, "/usr/bin/forgejo-mcp-broker", &files.broker_config).await,
-        configuration(SUPERVISOR, "/usr/libexec/forgejo-mcp-broker/forgejo-mcp-supervisor", &files.supervisor_config)
-            .await,
+        configuration(SUPERVISOR, "/usr/bin/forgejo-mcp-supervisor", &files.supervisor_config).await,
         program(&files.supervisor_config),
     ];
     all.extend(unit(BROKER, &BROKERS).await);

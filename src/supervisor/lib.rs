@@ -242,6 +242,7 @@ async fn reload_when_asked(mut reload: Reload, args: Args, executor: Executor) {
             }
             Err(problems) => {
                 tracing::error!(
+                    MESSAGE_ID = message_id::POLICY_BAD,
                     reason = "bad-policy",
                     "the policy stays as it was; its files have problems:\n{problems}"
                 );

@@ -16,10 +16,15 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::telemetry::CHILD;
+
 /// Where systemd listens (systemd-journald.service(8)).
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// Bytes of one value; the rest is cut off. A datagram takes some 200 KiB (`net.core.wmem_default`).
 const MAX_VALUE: usize = 16 * 1024;
+
+/// `SYSLOG_IDENTIFIER=` of what children write themselves.
+const CHILD_IDENTIFIER: &str = "forgejo-mcp";
 
 /// Sends each event as one entry.
 #[derive(Debug)]
@@ -125,7 +130,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
             }
         }
         entry.put("PRIORITY", priority(*event.metadata().level()));
-        entry.put("SYSLOG_IDENTIFIER", &self.program);
+        let is_childs = event.metadata().target() == CHILD;
+        entry.put("SYSLOG_IDENTIFIER", if is_childs { CHILD_IDENTIFIER } else { &self.program });
         entry.put_origin(event.metadata());
         event.record(&mut entry);
         self.send(entry);
@@ -201,6 +207,22 @@ mod tests {
         }
         assert_eq!(value(&fields, "UID"), None);
         assert!(value(&fields, "CODE_FILE").is_some_and(|file| file.ends_with("journal.rs")), "{fields:?}");
+    }
+
+    #[test]
+    fn what_a_child_writes_has_an_identifier_of_its_own_and_the_fields_of_its_session() {
+        let (_dir, reader, journal) = journal();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(journal), || {
+            let span = tracing::info_span!("child", session = tracing::field::Empty);
+            span.record("session", "0a1b2c3d");
+            span.in_scope(|| tracing::info!(target: CHILD, "panic: out of luck"));
+            tracing::info!("ours");
+        });
+        let childs = heard(&reader).expect("an entry");
+        assert_eq!(value(&childs, "SYSLOG_IDENTIFIER"), Some("forgejo-mcp"));
+        assert_eq!(value(&childs, "SESSION"), Some("0a1b2c3d"));
+        assert_eq!(value(&childs, "MESSAGE"), Some("panic: out of luck"));
+        assert_ne!(value(&heard(&reader).expect("an entry"), "SYSLOG_IDENTIFIER"), Some("forgejo-mcp"));
     }
 
     #[test]

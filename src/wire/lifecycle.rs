@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::notify;
 use crate::notify::tell;
 use crate::stderr;
+use crate::telemetry;
 
 /// `EX_OK`.
 pub const EX_OK: u8 = 0;
@@ -76,7 +77,7 @@ pub fn say(program: &str, what: &dyn Display) {
 
 /// Says on standard error why the program ends, whatever `RUST_LOG` hides, and makes an exit code of it.
 pub fn fail(program: &str, code: u8, what: &dyn Display) -> ExitCode {
-    say(program, what);
+    stderr::line(format!("{}\n", telemetry::as_error(&format!("{program}: {what}"))).as_bytes());
     ExitCode::from(code)
 }
 

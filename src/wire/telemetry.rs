@@ -19,6 +19,11 @@ use crate::journal::Journal;
 use crate::stderr;
 use crate::stderr::LogWriter;
 
+/// The target of what children write themselves; it has an identifier of its own in the journal.
+pub const CHILD: &str = "child";
+/// The target of the audit.
+pub const AUDIT: &str = "audit";
+
 /// Stable `MESSAGE_ID`s for `journalctl MESSAGE_ID=…` (sd-journal's message catalog).
 pub mod message_id {
     /// The supervisor refused a request; `REASON` is the code of the refusal.
@@ -33,6 +38,42 @@ pub mod message_id {
     pub const NOT_ISOLATED: &str = "5e8d2c4b6a7f4e3d9c1b0a8f7e6d5c4b";
     /// Processes under a uid did not go away.
     pub const UID_QUARANTINED: &str = "92f1e3d5c7b94a6b8d0e2f4a6c8b0d1e";
+    /// A client opened a session.
+    pub const SESSION_OPENED: &str = "be6db9280c04421cbefb68436a047750";
+    /// A session has ended; `REASON` says why.
+    pub const SESSION_ENDED: &str = "aa04cb694d684556bd15fe5bea1808d8";
+    /// A child serves a session from now on: joins `SESSION` and `CHILD_PID`.
+    pub const CHILD_SERVES: &str = "3773fb78d92044838e7c3a53edaec052";
+    /// The broker stops a child; its session goes on. `REASON` says why.
+    pub const CHILD_STOPPED: &str = "92f0f9bf637341d2bc86aaddec22178b";
+    /// A child ended on its own, or was killed for a limit; `REASON` says which.
+    pub const CHILD_GONE: &str = "1d3e857086d749419adc0141b7f7d6d6";
+    /// A client's request was not carried out, for want of room or of a right; `REASON` says which.
+    pub const CALL_REFUSED: &str = "2723d1f4f24a4a399d8479429a0464c7";
+    /// A user logged in at Forgejo.
+    pub const LOGGED_IN: &str = "bd82f470a8e34f668208f023dd993dce";
+    /// A user is not let in, at a login or later; `REASON` says why.
+    pub const LOGIN_DENIED: &str = "9d541f00f38b4b7f9805b73a22eb3273";
+    /// A user connected a client: there is a new grant.
+    pub const CLIENT_CONNECTED: &str = "2bff8d4577294e538f5b1e130457375a";
+    /// A grant has ended with its sessions; `REASON` says why.
+    pub const GRANT_REVOKED: &str = "82b5ca235965410cb1d533c7f595bd9a";
+    /// A code or a refresh token came a second time: somebody may have stolen it.
+    pub const TOKEN_STOLEN: &str = "301f2093e62e483188be1e2a8a18e78c";
+    /// A user's token at Forgejo was refreshed.
+    pub const TOKEN_ROTATED: &str = "bac6647b53424fe090cb1412f474a63f";
+    /// A user's token at Forgejo could not be refreshed; `REASON` says why.
+    pub const TOKEN_NOT_ROTATED: &str = "b8be8f2b430b4ffe8d99fdc5f0536f01";
+    /// The supervisor cannot be reached, or went away.
+    pub const SUPERVISOR_LOST: &str = "ed1204c99de748ffbba196b488684f81";
+    /// The broker is connected to the supervisor.
+    pub const SUPERVISOR_BACK: &str = "30bcfab1dfd04fc79cc4dfb412ff78e4";
+    /// The key file is not the one that the database belongs to; the broker does not start.
+    pub const KEY_MISMATCH: &str = "a5cbba3dd6e24a68b9d8461a4e76754a";
+    /// The database cannot be read or written.
+    pub const STORE_FAILS: &str = "e2e2c9d2a7e548f2a0f1670de68ee1be";
+    /// The supervisor's policy has problems; the one before it stays in force.
+    pub const POLICY_BAD: &str = "67c442be5539489bbb8bcae451e539c5";
     /// A client called a tool: the audit. `TOOL`, `OWNER`, `REPO`, `NUMBER`, `EFFECT`, `OUTCOME`, `DURATION_MS`.
     pub const TOOL_CALLED: &str = "c59afb2cd9f347428642e082a5ba68f5";
     /// Somebody showed a bearer token that was never one here; `ADDRESS` is theirs.
@@ -106,6 +147,16 @@ pub fn init() {
     }
 }
 
+/// What is written to standard error as an error: where that is the journal, each line says so (sd-daemon(3)), or it
+/// would be taken for a word by the way.
+pub fn as_error(text: &str) -> String {
+    if stderr_is_the_journal() { with_priority(text) } else { text.to_owned() }
+}
+
+fn with_priority(text: &str) -> String {
+    text.lines().map(|line| format!("<3>{line}")).collect::<Vec<_>>().join("\n")
+}
+
 /// systemd names the device and inode of the journal's stream in `JOURNAL_STREAM` (systemd.exec(5)); a redirected
 /// standard error no longer matches.
 fn stderr_is_the_journal() -> bool {
@@ -126,5 +177,11 @@ mod tests {
         for bad in ["", "inof", "info,", "info,broker", "=debug", "broker=loud", "info,,warn", "a="] {
             assert!(bad.parse::<LogFilter>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn each_line_of_an_error_has_its_priority_for_the_journal() {
+        assert_eq!(with_priority("a: bad\nb: worse"), "<3>a: bad\n<3>b: worse");
+        assert_eq!(as_error("a: bad"), "a: bad", "elsewhere it is text");
     }
 }

@@ -18,6 +18,7 @@ use wire::lifecycle;
 use crate::admin::Admin;
 use crate::admin::api::{Finding, State as Health};
 use crate::auth::rates::RateLimits;
+use crate::chain::chain;
 use crate::forge::api::UpstreamLook;
 use crate::store::Sizes;
 
@@ -71,7 +72,7 @@ async fn store(admin: &Admin) -> Finding {
     let probed = timeout(LOOK_WITHIN, admin.store.probe()).await;
     match (probed, admin.store.sizes()) {
         (Err(_), _) => finding("store", Health::Fail, "the database does not answer in time", Some(ADVICE)),
-        (Ok(Err(e)), _) | (Ok(Ok(())), Err(e)) => finding("store", Health::Fail, causes(&e), Some(ADVICE)),
+        (Ok(Err(e)), _) | (Ok(Ok(())), Err(e)) => finding("store", Health::Fail, chain(&e), Some(ADVICE)),
         (Ok(Ok(())), Ok(Sizes { file, wal, free })) => {
             let found = format!(
                 "{}: {} MiB, its log {} MiB, {} MiB of room",
@@ -89,11 +90,6 @@ async fn store(admin: &Admin) -> Finding {
     }
 }
 
-fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 async fn key(admin: &Admin) -> Finding {
     let (file, id) = (admin.vault.file(), admin.vault.key_id());
     if let Some(older) = admin.vault.older_key_id() {
@@ -107,7 +103,7 @@ async fn key(admin: &Admin) -> Finding {
             let found = format!("key {id} in {} seals {count} credentials", file.path.display());
             finding("key", Health::Ok, found, Some("keep a copy of it apart from copies of the database"))
         }
-        Err(e) => finding("key", Health::Fail, causes(&e), Some("the database cannot be read; see `store`")),
+        Err(e) => finding("key", Health::Fail, chain(&e), Some("the database cannot be read; see `store`")),
     }
 }
 
@@ -264,7 +260,7 @@ async fn reached(admin: &Admin) -> Vec<Finding> {
         Err(e) => finding(
             "public_url",
             Health::Warn,
-            format!("{public_url} cannot be reached from this machine: {}", causes(&e.without_url())),
+            format!("{public_url} cannot be reached from this machine: {}", chain(&e.without_url())),
             Some("look at the reverse proxy, its certificate and DNS; fine only if clients come by another way"),
         ),
     };

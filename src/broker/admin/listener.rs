@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::chain::chain;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -37,7 +38,7 @@ pub(crate) fn serve(path: &Path, router: Router, stop: CancellationToken) -> Res
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => greet(stream, router.clone()),
                     Err(e) => {
-                        warn!(error = %e, "the operator's socket failed to accept");
+                        warn!(error = %e, "the operator's socket failed to accept: {}", chain(&e));
                         tokio::time::sleep(ACCEPT_RETRY).await;
                     }
                 },

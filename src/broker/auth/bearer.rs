@@ -22,6 +22,7 @@ use tracing::{debug, error, warn};
 use crate::auth::principal::{GrantId, Principal, PrincipalParts};
 use crate::auth::rates::RateLimits;
 use crate::auth::token::{AccessToken, TokenHash};
+use crate::chain::chain;
 use crate::forge::rotation::{Rotation, RotationError, Standing};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
@@ -271,7 +272,7 @@ impl Principals {
         }
         let uses: Vec<_> = grants.into_iter().map(|grant| (grant, now)).collect();
         if let Err(error) = self.0.store.touch_grants(&uses).await {
-            error!(error = %error, "the last use of grants could not be stored");
+            error!(error = %error, "the last use of grants could not be stored: {}", chain(&error));
         }
     }
 
@@ -311,7 +312,7 @@ impl Known {
 }
 
 fn unavailable(error: &LookupError) -> Denied {
-    error!(error = %error, cause = ?std::error::Error::source(error), "a token cannot be looked up");
+    error!(error = %error, cause = ?std::error::Error::source(error), "a token cannot be looked up: {}", chain(&error));
     Denied::Unavailable
 }
 

@@ -139,7 +139,8 @@ impl std::fmt::Display for Source {
 pub(crate) struct Limiter<K: Clone + Eq + Hash>(DefaultKeyedRateLimiter<K>);
 
 impl<K: Clone + Eq + Hash> Limiter<K> {
-    fn new(a_minute: u32) -> Self {
+    /// So many a minute of each; as many may come at once.
+    pub(crate) fn new(a_minute: u32) -> Self {
         Self(RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(a_minute).unwrap_or(NonZeroU32::MIN))))
     }
 

@@ -12,6 +12,7 @@ use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
 use wire::message::TenantId;
+use wire::telemetry::message_id;
 
 /// Ends grants.
 #[derive(Debug, Clone)]
@@ -34,7 +35,10 @@ impl Revocation {
             let is_first = all.store.revoke_grant(&grant, reason, all.clock.now()).await?;
             let sessions = all.end(&grant, reason);
             if is_first {
-                info!(grant = %grant, sessions, reason, "grant revoked");
+                info!(
+                    MESSAGE_ID = message_id::GRANT_REVOKED, grant = %grant, sessions, reason,
+                    "grant revoked: {grant}, with {sessions} sessions ({reason})"
+                );
             }
             Ok(is_first)
         });
@@ -47,7 +51,11 @@ impl Revocation {
         let task = tokio::spawn(async move {
             let grants = all.store.end_user(tenant, None, reason, all.clock.now()).await?;
             let sessions = grants.iter().map(|grant| all.end(grant, reason)).sum();
-            info!(tenant = %tenant, grants = grants.len(), sessions, reason, "all that a user had is ended");
+            let count = grants.len();
+            info!(
+                MESSAGE_ID = message_id::GRANT_REVOKED, tenant = %tenant, grants = count, sessions, reason,
+                "all that user {tenant} had is ended: {count} grants and {sessions} sessions ({reason})"
+            );
             Ok((grants.len(), sessions))
         });
         task.await.unwrap_or(Err(StoreError::Interrupted("ending what a user has")))

@@ -121,6 +121,10 @@ pub(crate) struct Bridge {
     token_ends: Option<UnixTime>,
     /// The process, for the log and the operator only.
     pub(crate) pid: u32,
+    /// Its uid, for the log only.
+    pub(crate) uid: u32,
+    /// The log's context.
+    span: Span,
 }
 
 pub(crate) struct Shared {
@@ -151,7 +155,7 @@ impl Bridge {
         get_stream: Arc<GetStream>,
         config: &BridgeConfig,
     ) -> Self {
-        let Backend { stdin, stdout, stderr, ended, leaving, stopper, pid, .. } = backend;
+        let Backend { stdin, stdout, stderr, ended, leaving, stopper, pid, uid } = backend;
         let (tell, outcome) = watch::channel(None);
         let shared = Arc::new(Shared {
             calls: Mutex::new(Calls::new(
@@ -178,7 +182,13 @@ impl Bridge {
         tokio::spawn(reader.keep(stdout, ended, errors, config.max_line, tell).instrument(span));
         let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let program = OnceLock::new();
-        Self { shared, permits, outcome, leaving, program, token_ends: config.token_ends, pid }
+        let (token_ends, span) = (config.token_ends, config.span.clone());
+        Self { shared, permits, outcome, leaving, program, token_ends, pid, uid, span }
+    }
+
+    /// What is logged of the child from now on names this session.
+    pub(crate) fn serves(&self, session: &str) {
+        self.span.record("session", session);
     }
 
     /// When the token that the child was given ends, where it does.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::info;
+use wire::telemetry::CHILD;
 
 use crate::child::bridge::Shared;
 use crate::child::lines::{Lines, Overlong};
@@ -54,7 +55,7 @@ pub(crate) async fn drain(stderr: ReadEnd, shared: Arc<Shared>) {
         let redactor = &shared.redactor;
         let text = printable(&if is_cut { redactor.clean_cut(line) } else { redactor.clean(line) });
         if budget.spend(Instant::now()) {
-            info!(stderr = %text, "child wrote");
+            info!(target: CHILD, "{text}");
         }
         shared.tail.push(text);
     }
@@ -81,7 +82,7 @@ impl Budget {
 
     fn report(&self) {
         if self.unsaid > 0 {
-            info!(lines = self.unsaid, "child wrote more lines than are logged");
+            info!(target: CHILD, lines = self.unsaid, "({} more lines are not logged)", self.unsaid);
         }
     }
 }

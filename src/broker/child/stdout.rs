@@ -12,10 +12,12 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use crate::budget::counted;
+use crate::chain::chain;
 use crate::child::bridge::{Outcome, Shared};
 use crate::child::calls::Route;
 use crate::child::lines::{LineError, Lines, Overlong};
 use crate::child::spawner::{Ended, ReadEnd};
+use wire::telemetry::message_id;
 
 /// How long after the end of its output a child's exit status is waited for, and the other way round.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
@@ -74,7 +76,7 @@ impl Reader {
                     break Some("what it wrote waited for so long that its user's memory was used up");
                 }
                 Err(error) => {
-                    warn!(error = %error, "the child's output cannot be read; it is stopped");
+                    warn!(error = %error, "the child's output cannot be read; it is stopped: {}", chain(&error));
                     break Some("its output could not be read");
                 }
             }
@@ -119,7 +121,13 @@ impl Reader {
             calls.fail_all(&outcome.explain())
         });
         self.shared.notify_if_quiet();
-        info!(reason = %outcome.explain(), failed_requests = failed, "child ended");
+        let code = outcome.code();
+        if outcome.is_childs_doing() {
+            let why = outcome.explain();
+            warn!(MESSAGE_ID = message_id::CHILD_GONE, reason = code, failed_requests = failed, "child ended: {why}");
+        } else {
+            info!(reason = code, failed_requests = failed, "child ended, as it was to ({code})");
+        }
     }
 
     /// The line without the token. A copy that this makes is held against the budget like the line itself.

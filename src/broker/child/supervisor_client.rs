@@ -24,6 +24,7 @@ use wire::codec;
 use wire::inspection::Inspection;
 use wire::message::{ChildId, Isolation, PROTOCOL, Refusal, Reply, Request, Status, Ticket};
 use wire::socket::{Packet, Socket};
+use wire::telemetry::message_id;
 
 /// How long the supervisor may take for the handshake.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,13 +140,19 @@ impl Shared {
         };
         match greeted {
             Ok((socket, isolation)) => {
-                tracing::info!(?isolation, "connected to the supervisor");
+                tracing::info!(MESSAGE_ID = message_id::SUPERVISOR_BACK, ?isolation, "connected to the supervisor");
                 let link = Link::start(socket, self.contact.clone());
                 *slot = Some(Arc::clone(&link));
                 Ok(link)
             }
             Err(reason) => {
-                tracing::warn!(path = %self.path.display(), reason, "no connection to the supervisor");
+                let path = self.path.display();
+                tracing::warn!(
+                    MESSAGE_ID = message_id::SUPERVISOR_LOST,
+                    %path,
+                    reason,
+                    "no connection to the supervisor at {path}: {reason}; no child can be started"
+                );
                 note(&self.contact, Contact::Away);
                 Err(SpawnError::Unreachable)
             }
@@ -253,7 +260,12 @@ impl Link {
         note(&contact, Contact::Away);
         let lost = locked(&self.table).take();
         let children = lost.as_ref().map_or(0, |table| table.children.len());
-        tracing::warn!(reason, children, "the connection to the supervisor is lost");
+        tracing::warn!(
+            MESSAGE_ID = message_id::SUPERVISOR_LOST,
+            reason,
+            children,
+            "the connection to the supervisor is lost ({reason}), and {children} children with it; their sessions go on"
+        );
     }
 
     async fn read(self: &Arc<Self>, socket: &Socket) -> String {
@@ -303,7 +315,13 @@ impl Link {
                 return Ok(());
             }
             Reply::Draining => {
-                tracing::info!(children = table.children.len(), "the supervisor stops; its children end after a grace");
+                let children = table.children.len();
+                tracing::info!(
+                    MESSAGE_ID = message_id::SUPERVISOR_LOST,
+                    reason = "draining",
+                    children,
+                    "the supervisor stops; its {children} children end after a grace, and their sessions go on"
+                );
                 self.leaving.cancel();
                 return Ok(());
             }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
+use crate::chain::chain;
 use crate::metrics::{Metrics, Upstream};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -207,7 +208,7 @@ impl Forgejo {
         let request = self.client.get(format!("{}/api/v1/version", self.url)).timeout(PROBE_TIMEOUT);
         let response = match self.send(Upstream::Api, request).await {
             Ok(response) => response,
-            Err(e) => return (UpstreamLook::Unreachable(causes(&e.without_url())), None),
+            Err(e) => return (UpstreamLook::Unreachable(chain(&e.without_url())), None),
         };
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let date = header(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
@@ -242,11 +243,6 @@ impl Forgejo {
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Whether this is how Forgejo's API says no: a JSON object with a `message`.

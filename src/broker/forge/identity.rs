@@ -17,6 +17,7 @@ use tracing::{error, info};
 use wire::clock::UnixTime;
 use wire::telemetry::message_id;
 
+use crate::chain::chain;
 use crate::forge::api::Forgejo;
 use crate::hex;
 use crate::store::{KnownForge, Store, StoreError};
@@ -90,7 +91,7 @@ pub(crate) async fn look(store: &Store, forgejo: &Forgejo, now: UnixTime) -> boo
             false
         }
         Err(e) => {
-            error!(error = %e, "which forge this is could not be compared");
+            error!(error = %e, "which forge this is could not be compared: {}", chain(&e));
             true
         }
     }

@@ -27,6 +27,7 @@ use tracing::{error, info, warn};
 
 use crate::auth::principal::GrantId;
 use crate::backoff::Backoff;
+use crate::chain::chain;
 use crate::forge::access::Lists;
 use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
@@ -40,6 +41,7 @@ use crate::store::{Credential, Store, StoreError};
 use wire::clock::{Clock, UnixTime};
 use wire::message::TenantId;
 use wire::secret::UpstreamToken;
+use wire::telemetry::message_id;
 
 /// Between tries after a failure.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(5));
@@ -195,7 +197,7 @@ impl Rotation {
         let due = match self.0.store.credentials_ending(self.0.clock.now().plus(self.0.lead)).await {
             Ok(due) => due,
             Err(e) => {
-                error!(error = %e, "credentials that end soon cannot be looked up");
+                error!(error = %e, "credentials that end soon cannot be looked up: {}", chain(&e));
                 return;
             }
         };
@@ -324,16 +326,25 @@ impl Rotation {
                 if let Some(newer) = self.newer_than(credential).await? {
                     return Ok(newer);
                 }
-                warn!(tenant = %tenant, reason = "refresh-refused", error = %e, "the user must log in again");
+                warn!(
+                    MESSAGE_ID = message_id::TOKEN_NOT_ROTATED, tenant = %tenant, reason = "refresh-refused", error = %e,
+                    "Forgejo refuses to refresh the token of user {tenant}: they must log in again"
+                );
                 *change = Some(self.revoke(&credential.id, "refresh-refused").await?);
                 return Err(RotationError::LoginAgain);
             }
             Err(e @ PairError::Misconfigured) => {
-                error!(tenant = %tenant, reason = "client-refused", error = %e, "no token can be refreshed");
+                error!(
+                    MESSAGE_ID = message_id::TOKEN_NOT_ROTATED, tenant = %tenant, reason = "client-refused", error = %e,
+                    "no token can be refreshed: {e}"
+                );
                 return Err(RotationError::NotNow);
             }
             Err(e @ PairError::NotNow) => {
-                warn!(tenant = %tenant, reason = "refresh-failed", error = %e, "a token could not be refreshed");
+                warn!(
+                    MESSAGE_ID = message_id::TOKEN_NOT_ROTATED, tenant = %tenant, reason = "refresh-failed", error = %e,
+                    "the token of user {tenant} could not be refreshed; it is tried again: {e}"
+                );
                 return Err(RotationError::NotNow);
             }
         };
@@ -348,7 +359,7 @@ impl Rotation {
         drop(storing);
         // Until Forgejo has said whose it is: should this broker end now, its successor looks again at once.
         inner.store.age_owner_check(&credential.id).await?;
-        info!(tenant = %tenant, "token refreshed");
+        info!(MESSAGE_ID = message_id::TOKEN_ROTATED, tenant = %tenant, "token refreshed at Forgejo, of user {tenant}");
         Ok(Fresh { token: pair.access, ends: fresh.expires_at })
     }
 
@@ -398,7 +409,9 @@ async fn persist<T, F: Future<Output = Result<T, StoreError>>>(mut write: impl F
     for failures in 1..=MAX_WRITES {
         match write().await {
             Ok(done) => return Ok(done),
-            Err(e) => error!(error = %e, "a token that Forgejo has given out cannot be stored; trying again"),
+            Err(e) => {
+                error!(error = %e, "a token that Forgejo has given out cannot be stored; trying again: {}", chain(&e));
+            }
         }
         sleep(BACKOFF.after(failures)).await;
     }

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::auth::rates::Peer;
+use crate::chain::chain;
 use crate::http::listener::Listener;
 use crate::http::shares::{ConnectionCaps, Place, RunningBody, Shares};
 use wire::lifecycle;
@@ -100,7 +101,7 @@ impl Connections {
                     });
                 }
                 Err(e) => {
-                    warn!(error = %e, "a connection could not be accepted");
+                    warn!(error = %e, "a connection could not be accepted: {}", chain(&e));
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }

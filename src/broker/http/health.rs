@@ -16,6 +16,7 @@ use tracing::warn;
 use crate::child::supervisor_client::SupervisorSpawner;
 use crate::forge::api::Forgejo;
 use crate::store::Store;
+use wire::telemetry::message_id;
 
 /// Strangers may ask as often as they like; the disk is written, the supervisor and Forgejo are asked, no more often
 /// than this.
@@ -64,11 +65,15 @@ async fn look(health: &Health) -> Readiness {
         match probed {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                warn!(error = %error, cause = error.source().map(tracing::field::display), "the store is not ready");
+                let cause = error.source().map_or_else(String::new, |cause| format!(": {cause}"));
+                warn!(
+                    MESSAGE_ID = message_id::STORE_FAILS, error = %error, cause = error.source().map(tracing::field::display),
+                    "the store is not ready: {error}{cause}"
+                );
                 false
             }
             Err(_) => {
-                warn!("the store is not ready: it did not answer in time");
+                warn!(MESSAGE_ID = message_id::STORE_FAILS, "the store is not ready: it did not answer in time");
                 false
             }
         }

@@ -19,6 +19,7 @@ use tracing::{error, warn};
 use wire::message::{PROTOCOL, Status};
 
 use crate::auth::rates::RateLimits;
+use crate::chain::chain;
 use crate::child::supervisor_client::SupervisorSpawner;
 use crate::forge::vault::Vault;
 use crate::metrics::{Metrics, MetricsError, NAMESPACE};
@@ -151,7 +152,7 @@ async fn show(State(page): State<Arc<Page>>) -> Response {
         // Prometheus, exposition formats, text-based format.
         Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(e) => {
-            error!(error = %e, "the metrics cannot be written down");
+            error!(error = %e, "the metrics cannot be written down: {}", chain(&e));
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -189,7 +190,7 @@ impl Page {
             Err(e) => {
                 // What is not known must not look like room.
                 gauges.store_free.set(0);
-                warn!(error = %e, "the database's size cannot be told");
+                warn!(error = %e, "the database's size cannot be told: {}", chain(&e));
             }
         }
         gauges.key.reset();

@@ -26,6 +26,7 @@ use crate::auth::bearer::{BearerLayer, Challenge, Principals, require_bearer};
 use crate::auth::principal::Scopes;
 use crate::auth::rates::RateLimits;
 use crate::auth::revocation::Revocation;
+use crate::chain::chain;
 use crate::child::supervisor_client::SupervisorSpawner;
 use crate::config::Config;
 use crate::forge::api::{ClientError, Forgejo};
@@ -50,6 +51,7 @@ use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
 use wire::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
+use wire::telemetry::message_id;
 use wire::{lifecycle, telemetry};
 
 /// What it calls itself where it says why it does not start.
@@ -160,11 +162,26 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => lifecycle::fail(PROGRAM, e.exit_code(), &format_args!("cannot start: {}", causes(&e))),
+        Err(e) => {
+            e.tell();
+            lifecycle::fail(PROGRAM, e.exit_code(), &format_args!("cannot start: {}", chain(&e)))
+        }
     }
 }
 
 impl ServerError {
+    /// What people search the journal for; the words of all of it follow on standard error.
+    fn tell(&self) {
+        if let Self::Vault(VaultError::WrongKey { missing, .. }) = self {
+            error!(
+                MESSAGE_ID = message_id::KEY_MISMATCH,
+                reason = "key-mismatch",
+                key = missing.join(" "),
+                "the key file is not the one that this database belongs to"
+            );
+        }
+    }
+
     /// Of sysexits.h. What only the operator can settle is a matter of the configuration: trying again is no use.
     fn exit_code(&self) -> u8 {
         match self {
@@ -172,11 +189,6 @@ impl ServerError {
             _ => EX_UNAVAILABLE,
         }
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Serves until asked to stop.
@@ -212,7 +224,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
     let (tables, unknown) = (Live::new(config.tools.clone()), Live::new(config.unknown_session));
     let scope = Scope::new(tables.clone(), &challenge);
     let asked = Some(principals.clone());
-    let observer = Observer { metrics: metrics.clone(), audit: config.audit };
+    let observer = Observer::new(metrics.clone(), config.audit);
     let endpoint = Endpoint::new(
         registry.clone(),
         config.max_body,
@@ -425,7 +437,7 @@ async fn tidy(oauth: OAuth, store: Store, clock: Clock) {
         ticks.tick().await;
         oauth.tidy().await;
         if let Err(error) = store.forget_sessions(clock.now().minus(KEEP_ENDED_SESSIONS)).await {
-            error!(error = %error, "ended sessions could not be removed");
+            error!(error = %error, "ended sessions could not be removed: {}", chain(&error));
         }
     }
 }

@@ -91,7 +91,7 @@ impl Asked {
 
     fn refused(&mut self, refusal: &Refusal) {
         if let Some(observed) = &mut self.observed {
-            observed.refused(refusal.reason());
+            observed.refused(refusal);
         }
     }
 

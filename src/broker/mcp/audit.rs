@@ -23,7 +23,7 @@ use crate::metrics::CallOutcome;
 use crate::session::id;
 use crate::store::SessionDigest;
 use wire::config_file::Section;
-use wire::telemetry::message_id;
+use wire::telemetry::{AUDIT, message_id};
 
 /// Characters of a tool's name that are told (MCP, tools: names have at most 128).
 const MAX_TOOL: usize = 128;
@@ -125,7 +125,7 @@ impl AuditedCall {
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let why = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
         info!(
-            target: "audit",
+            target: AUDIT,
             MESSAGE_ID = message_id::TOOL_CALLED, tenant = %caller.tenant, login = %caller.login, grant = %caller.grant,
             client = %caller.client_id, session = session.map(|digest| tracing::field::display(id::tag(digest))),
             tool = %tool, owner = target.owner.as_deref(), repo = target.repo.as_deref(), number,

@@ -100,7 +100,7 @@ impl Endpoint {
 
     /// Answers a request that is not carried out, where nothing else counts it.
     fn refused(&self, refusal: Refusal) -> Response {
-        self.0.observer.metrics.refused(refusal.reason());
+        self.0.observer.refused(&refusal);
         refusal.into_response()
     }
 
@@ -146,7 +146,7 @@ async fn receive(
             Err(refusal) if is_observed => {
                 // Unless the answer has it, and knows.
                 if let Some(observed) = &mut observed {
-                    observed.refused(refusal.reason());
+                    observed.refused(&refusal);
                 }
                 Ok(refusal.of(id.as_ref()).into_response())
             }

@@ -3,27 +3,50 @@
 //! It goes along with the request's answer and tells what it came to when it is dropped, so that a client that hangs up
 //! in the middle of a stream is told of as well.
 
+use std::sync::Arc;
+
 use axum::http::HeaderMap;
 use tokio::time::Instant;
+use tracing::warn;
 
 use crate::auth::principal::Principal;
+use crate::auth::rates::Limiter;
 use crate::child::calls::Ending;
 use crate::jsonrpc::{Kind, Message};
 use crate::mcp::audit::{AuditedCall, AuditedCalls};
+use crate::mcp::refusal::Refusal;
 use crate::mcp::tools::Effect;
 use crate::metrics::{CallOutcome, Method, Metrics};
+use crate::session::id;
 use crate::store::SessionDigest;
+use wire::message::TenantId;
+use wire::telemetry::message_id;
+
+/// Lines a minute about refusals of one user.
+const REFUSALS_A_MINUTE: u32 = 6;
 
 /// What is done with requests besides carrying them out. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Observer {
     /// Counts all.
-    pub(crate) metrics: Metrics,
+    metrics: Metrics,
     /// Which are told.
-    pub(crate) audit: AuditedCalls,
+    audit: AuditedCalls,
+    /// Lines about refusals, by user: who is refused asks again and again.
+    lines: Arc<Limiter<TenantId>>,
 }
 
 impl Observer {
+    /// Counts with these metrics and tells these calls.
+    pub(crate) fn new(metrics: Metrics, audit: AuditedCalls) -> Self {
+        Self { metrics, audit, lines: Arc::new(Limiter::new(REFUSALS_A_MINUTE)) }
+    }
+
+    /// A request that could not even be read as one is not carried out.
+    pub(crate) fn refused(&self, refusal: &Refusal) {
+        self.metrics.refused(refusal.reason());
+    }
+
     /// A request was read; `received` is when it came. `None` for what is no request and calls no tool.
     pub(crate) fn begin(
         &self,
@@ -39,6 +62,8 @@ impl Observer {
         }
         Some(Observed {
             metrics: self.metrics.clone(),
+            lines: Arc::clone(&self.lines),
+            caller: caller.clone(),
             method,
             received,
             call: AuditedCall::of(self.audit, message, headers, caller).map(Box::new),
@@ -54,6 +79,8 @@ impl Observer {
 #[derive(Debug)]
 pub(crate) struct Observed {
     metrics: Metrics,
+    lines: Arc<Limiter<TenantId>>,
+    caller: Principal,
     method: Method,
     received: Instant,
     call: Option<Box<AuditedCall>>,
@@ -85,8 +112,19 @@ impl Observed {
     }
 
     /// It is not carried out.
-    pub(crate) fn refused(&mut self, reason: &'static str) {
-        (self.outcome, self.reason) = (CallOutcome::Refused, Some(reason));
+    pub(crate) fn refused(&mut self, refusal: &Refusal) {
+        (self.outcome, self.reason) = (CallOutcome::Refused, Some(refusal.reason()));
+        if let Some(why) = refusal.worth_a_line()
+            && self.lines.count(&self.caller.tenant).is_ok()
+        {
+            let (caller, method, reason) = (&self.caller, self.method.as_str(), refusal.reason());
+            warn!(
+                MESSAGE_ID = message_id::CALL_REFUSED, tenant = %caller.tenant, login = %caller.login,
+                grant = %caller.grant, client = %caller.client_id, reason,
+                session = self.session.as_ref().map(|digest| tracing::field::display(id::tag(digest))),
+                "refused {method} of {} with {}: {why} ({reason})", caller.login, caller.client_id
+            );
+        }
     }
 }
 

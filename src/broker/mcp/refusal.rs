@@ -62,6 +62,13 @@ impl Refusal {
         }
     }
 
+    /// What the operator should hear of, in words: there is no room, or no right. What clients do wrong is their business.
+    pub(crate) fn worth_a_line(&self) -> Option<&str> {
+        let of_room = [StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        let child_failed = self.status == StatusCode::OK;
+        (of_room.contains(&self.status) || child_failed).then_some(&self.message)
+    }
+
     /// The stable name of the reason, for the log and the metrics.
     pub(crate) fn reason(&self) -> &'static str {
         self.reason

@@ -11,6 +11,7 @@ use tracing::{error, info};
 
 use crate::auth::principal::GrantId;
 use crate::auth::token::TokenHash;
+use crate::chain::chain;
 use crate::forge::scopes::difference;
 use crate::oauth::browser::Browser;
 use crate::oauth::page;
@@ -102,7 +103,7 @@ pub(crate) async fn show(State(context): State<Arc<Context>>, request: Request) 
 }
 
 fn failed(e: &StoreError) -> Response {
-    error!(error = %e, "the account page failed");
+    error!(error = %e, "the account page failed: {}", chain(&e));
     page::trouble()
 }
 
@@ -243,7 +244,10 @@ pub(crate) async fn disconnect(State(context): State<Arc<Context>>, request: Req
         for one in &connections {
             if Some(&one.grant) == grant.as_ref() || Some(one.client_id.as_str()) == client {
                 context.revocation.revoke(&one.grant, "user-disconnected").await?;
-                info!(tenant = %visitor.tenant, login = %visitor.login, grant = %one.grant, client = %one.client_id, "client disconnected");
+                info!(
+                    tenant = %visitor.tenant, login = %visitor.login, grant = %one.grant, client = %one.client_id,
+                    "{} disconnected {}", visitor.login, one.client_id
+                );
             }
         }
         // Who disconnects a client's last connection does not want it to come back without being asked.

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::auth::principal::Scopes;
 use crate::auth::rates::Source;
 use crate::auth::token::NoRandomness;
+use crate::chain::chain;
 use crate::oauth::browser::Browser;
 use crate::oauth::clients::ClientError;
 use crate::oauth::document::DocumentError;
@@ -53,7 +54,7 @@ impl Trouble {
         match self {
             Self::Page(response) => response,
             Self::Store(e) => {
-                error!(error = %e, "a login failed");
+                error!(error = %e, "a login failed: {}", chain(&e));
                 page::trouble()
             }
             Self::NoRandomness => {

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use crate::auth::principal::Scopes;
 use crate::auth::rates::Source;
 use crate::auth::token::{AuthorizationCode, LoginState, NoRandomness, TokenHash, VisitKey};
+use crate::chain::chain;
 use crate::forge::rotation::{LogInError, LoggedIn};
 use crate::forge::token_endpoint::AuthorizationAnswer;
 use crate::oauth::browser::Browser;
@@ -70,7 +71,7 @@ fn not_begun() -> Response {
 }
 
 fn failed(e: &StoreError) -> Response {
-    error!(error = %e, "a login failed");
+    error!(error = %e, "a login failed: {}", chain(&e));
     page::trouble()
 }
 
@@ -112,14 +113,14 @@ fn not_logged_in(context: &Context, e: &LogInError, asked: Option<&Authorization
             page::forgejo_away(back.as_deref().map(|back| (back, "Back to the client")))
         }
         LogInError::Code | LogInError::Misconfigured | LogInError::NotConfigured => {
-            warn!(error = %e, source = %source, "a login failed");
+            warn!(error = %e, source = %source, "a login failed: {}", chain(&e));
             let back = back(request::UPSTREAM);
             let text = "Forgejo did not confirm the login. Start again from your MCP client; if it stays, tell the operator of this service.";
             let way = back.as_deref().map(|back| (back, "Back to the client"));
             Message { title: "The login failed", text, way }.respond(StatusCode::BAD_GATEWAY)
         }
         LogInError::Store(_) | LogInError::Vault(_) | LogInError::NoRandomness(_) => {
-            error!(error = %e, cause = ?std::error::Error::source(e), "a login failed");
+            error!(error = %e, cause = ?std::error::Error::source(e), "a login failed: {}", chain(&e));
             page::trouble()
         }
     }

@@ -9,6 +9,7 @@ use tracing::error;
 
 use crate::auth::rates::TooMany;
 use crate::auth::token::NoRandomness;
+use crate::chain::chain;
 use crate::store::StoreError;
 
 /// A refusal.
@@ -46,14 +47,14 @@ impl OAuthError {
 
 impl From<StoreError> for OAuthError {
     fn from(e: StoreError) -> Self {
-        error!(error = %e, cause = ?std::error::Error::source(&e), "an OAuth request failed");
+        error!(error = %e, cause = ?std::error::Error::source(&e), "an OAuth request failed: {}", chain(&e));
         Self::NotNow
     }
 }
 
 impl From<NoRandomness> for OAuthError {
     fn from(e: NoRandomness) -> Self {
-        error!(error = %e, "an OAuth request failed");
+        error!(error = %e, "an OAuth request failed: {}", chain(&e));
         Self::NotNow
     }
 }

@@ -4,6 +4,7 @@
 //! `form-action` in the policy: browsers apply it to the whole chain of redirects behind a form, and ours ends at the
 //! client's address.
 
+use crate::chain::chain;
 use askama::Template;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, REFERRER_POLICY, RETRY_AFTER, SET_COOKIE,
@@ -26,7 +27,7 @@ pub(crate) fn respond(status: StatusCode, page: &impl Template) -> Response {
             response
         }
         Err(e) => {
-            error!(error = %e, "a page cannot be rendered");
+            error!(error = %e, "a page cannot be rendered: {}", chain(&e));
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

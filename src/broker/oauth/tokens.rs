@@ -21,12 +21,14 @@ use tracing::{info, warn};
 
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::token::{AccessToken, AuthorizationCode, Family, RefreshToken, TokenHash};
+use crate::chain::chain;
 use crate::hex;
 use crate::oauth::error::{OAuthError, uncached};
 use crate::oauth::params::Params;
 use crate::oauth::{Context, body};
 use crate::store::{Code, Exchange, NewPair, NoPair, Redeemed, RefreshRow, Used};
 use wire::clock::UnixTime;
+use wire::telemetry::message_id;
 
 /// Connections of one user through one client, such as on several machines; a further one ends the one that was not
 /// used for longest.
@@ -179,7 +181,11 @@ async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<G
         // Somebody with the same proof was faster by a moment: the client itself.
         return Err(WORTHLESS);
     }
-    info!(grant = %grant, tenant = %code.tenant, client = %code.client_id, scopes = code.scopes.as_str(), "client connected");
+    let (tenant, client, scopes) = (code.tenant, &code.client_name, code.scopes.as_str());
+    info!(
+        MESSAGE_ID = message_id::CLIENT_CONNECTED, grant = %grant, tenant = %tenant, client = %code.client_id, scopes,
+        "client connected: {client:?} by user {tenant}, for {scopes}"
+    );
     // The tokens are given out whatever becomes of this: a failure must not make the client come with its code again.
     match context.store.surplus_grants(code.tenant, &code.client_id, MAX_CONNECTIONS).await {
         Ok(surplus) => {
@@ -188,7 +194,7 @@ async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<G
                 let _ = context.revocation.revoke(&old, "made-room").await;
             }
         }
-        Err(e) => warn!(error = %e, "a client's connections could not be counted"),
+        Err(e) => warn!(error = %e, "a client's connections could not be counted: {}", chain(&e)),
     }
     Ok(granted)
 }
@@ -203,12 +209,16 @@ async fn replayed(
     now: UnixTime,
 ) -> Result<(), OAuthError> {
     let grant = &redeemed.grant;
+    let (tenant, client) = (code.tenant, &code.client_id);
     let age = redeemed.at.and_then(|at| now.age_of(at));
     if proven && age.is_some_and(|age| age < CODE_REPEATED) {
-        info!(grant = %grant, tenant = %code.tenant, client = %code.client_id, reason = "code-repeated", "a code came twice at once");
+        info!(grant = %grant, tenant = %tenant, client = %client, reason = "code-repeated", "a code came twice at once");
         return Ok(());
     }
-    warn!(grant = %grant, tenant = %code.tenant, client = %code.client_id, reason = "code-replayed", "a code came twice");
+    warn!(
+        MESSAGE_ID = message_id::TOKEN_STOLEN, grant = %grant, tenant = %tenant, client = %client,
+        reason = "code-replayed", "a code of user {tenant} for {client} came twice: its grant is revoked"
+    );
     context.revocation.revoke(grant, "code-replayed").await?;
     Ok(())
 }
@@ -281,8 +291,9 @@ async fn refresh(context: &Context, params: &Params, caller: &Caller, network: &
 async fn end_family(context: &Context, row: &RefreshRow, why: NoPair) -> OAuthError {
     let reason = if why == NoPair::SecondBranch { "second-branch" } else { "refresh-token-reused" };
     warn!(
-        grant = %row.grant, tenant = %row.tenant, client = %row.client_id, reason, used_at = row.used.secs(),
-        "a login is ended: {}", why_ended(reason)
+        MESSAGE_ID = message_id::TOKEN_STOLEN, grant = %row.grant, tenant = %row.tenant, client = %row.client_id, reason,
+        used_at = row.used.secs(),
+        "the login of user {} with {} is ended: {}", row.tenant, row.client_id, why_ended(reason)
     );
     match context.revocation.revoke(&row.grant, reason).await {
         Ok(_) => OAuthError::invalid_grant(why_ended(reason)),

@@ -80,6 +80,11 @@ impl Session {
         self.holder.tenant
     }
 
+    /// Through which client.
+    pub(crate) fn client(&self) -> &str {
+        &self.holder.client_id
+    }
+
     /// Whether it ends with this grant.
     pub(crate) fn is_of(&self, grant: &GrantId) -> bool {
         self.state.lock().given.grant == *grant

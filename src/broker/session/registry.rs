@@ -8,6 +8,7 @@
 //! the child's handshake. Never under a lock.
 
 mod children;
+mod lines;
 mod open;
 mod sweep;
 
@@ -26,6 +27,7 @@ use tracing::{error, info, warn};
 
 use crate::auth::principal::{GrantId, Principal};
 use crate::budget::Budgets;
+use crate::chain::chain;
 use crate::child::activity::Activity;
 use crate::child::bridge::Bridge;
 use crate::child::spawner::Spawner;
@@ -200,7 +202,7 @@ impl Registry {
         let (inner, digest, now) = (Arc::clone(&self.0), session.digest, self.0.clock.now());
         self.0.tasks.spawn(async move {
             if let Err(error) = inner.records.end(&digest, reason, now).await {
-                error!(error = %error, "the end of a session could not be stored; it may come back after a restart");
+                error!(error = %error, "the end of a session could not be stored; it may come back after a restart: {}", chain(&error));
             }
         });
     }
@@ -214,7 +216,7 @@ impl Registry {
         let ending = self.0.tasks.spawn(async move {
             let inner = &registry.0;
             inner.records.end(&session.digest, REASON, inner.clock.now()).await.map_err(|e| {
-                error!(session = %id::tag(&session.digest), error = %e, "the end of a session could not be stored");
+                error!(session = %id::tag(&session.digest), error = %e, "the end of a session could not be stored: {}", chain(&e));
                 SessionError::Storage
             })?;
             registry.forget(&session, REASON);
@@ -233,7 +235,7 @@ impl Registry {
         }
         session.get_stream.close();
         self.0.metrics.session_ended(reason);
-        info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason, "session ended");
+        lines::ended(session, reason);
         true
     }
 

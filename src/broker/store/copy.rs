@@ -8,6 +8,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tracing::{info, warn};
 
+use crate::chain::chain;
 use crate::store::{StoreError, beside};
 
 /// Snapshots that stay: of the schema before this one, and of the one before that.
@@ -49,7 +50,9 @@ pub(super) async fn snapshot(source: &mut SqliteConnection, path: &Path, version
     for (_, old) in all.into_iter().skip(KEPT) {
         match remove_file(&old) {
             Ok(()) => info!(snapshot = %old.display(), "an old snapshot was removed"),
-            Err(e) => warn!(error = %e, snapshot = %old.display(), "an old snapshot could not be removed"),
+            Err(e) => {
+                warn!(error = %e, snapshot = %old.display(), "an old snapshot could not be removed: {}", chain(&e));
+            }
         }
     }
     Ok(())

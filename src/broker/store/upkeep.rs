@@ -8,6 +8,7 @@ use sqlx::SqliteConnection;
 use sqlx::migrate::{Migrate, Migrator};
 use tracing::{info, warn};
 
+use crate::chain::chain;
 use crate::store::copy::snapshot;
 use crate::store::{Store, StoreError, beside};
 
@@ -67,7 +68,7 @@ async fn shrinkable(connection: &mut SqliteConnection, path: &Path) {
         Ok::<_, sqlx::Error>(())
     };
     if let Err(error) = set.await {
-        warn!(error = %error, "the database's file will not shrink: it could not be written anew");
+        warn!(error = %error, "the database's file will not shrink: it could not be written anew: {}", chain(&error));
     }
 }
 

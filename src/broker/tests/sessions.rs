@@ -11,6 +11,7 @@ mod caps;
 mod deadlines;
 mod ends;
 mod idle;
+mod journal;
 mod observing;
 mod opening;
 mod refusals;

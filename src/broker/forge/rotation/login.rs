@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use crate::auth::token::NoRandomness;
 use crate::backoff::Backoff;
+use crate::chain::chain;
 use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{ForgejoUser, UpstreamError};
 use crate::forge::rotation::{Change, Rotation, persist};
@@ -20,6 +21,7 @@ use crate::forge::vault::VaultError;
 use crate::hex;
 use crate::store::{Credential, StoreError};
 use wire::secret::UpstreamToken;
+use wire::telemetry::message_id;
 
 /// How long a browser waits for its login.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(25);
@@ -111,7 +113,7 @@ impl Rotation {
         let pair = inner.forgejo.exchange(application, answer).await.map_err(|e| match e {
             PairError::Refused => LogInError::Code,
             PairError::Misconfigured => {
-                error!(reason = "client-refused", error = %e, "nobody can log in");
+                error!(reason = "client-refused", error = %e, "nobody can log in: {}", chain(&e));
                 LogInError::Misconfigured
             }
             PairError::NotNow => LogInError::NotNow,
@@ -140,18 +142,27 @@ impl Rotation {
         let verdict = timeout(LOGIN_TIMEOUT, access_lists.verify(&inner.forgejo, user, access)).await;
         let verdict = match verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable))) {
             Err(AccessError::NotAdmitted(why)) => {
-                warn!(tenant = %user.id, login = %user.login, reason = "not-admitted", error = %why, "login refused");
+                warn!(
+                    MESSAGE_ID = message_id::LOGIN_DENIED, tenant = %user.id, login = %user.login,
+                    reason = "not-admitted", error = %why, "login refused: {}, because {why}", user.login
+                );
                 let change = self.revoke(&credential.id, "account-refused").await?;
                 inner.store.end_visits_of(user.id).await?;
                 inner.store.erase_credential(credential).await?;
                 return Ok((Err(LogInError::NotAdmitted(why)), change));
             }
             Err(e @ AccessError::Memberships(_)) => {
-                warn!(tenant = %user.id, login = %user.login, reason = "memberships", error = %e, "login refused for now");
+                warn!(
+                    MESSAGE_ID = message_id::LOGIN_DENIED, tenant = %user.id, login = %user.login,
+                    reason = "memberships", error = %e, "login refused for now: {}, because {e}", user.login
+                );
                 Err(LogInError::NotNow)
             }
             Ok(()) => {
-                info!(tenant = %user.id, login = %user.login, "logged in at Forgejo");
+                info!(
+                    MESSAGE_ID = message_id::LOGGED_IN, tenant = %user.id, login = %user.login,
+                    "logged in at Forgejo: {} (user {})", user.login, user.id
+                );
                 Ok(())
             }
         };
@@ -169,7 +180,7 @@ impl Rotation {
                     return Err(LogInError::NotAdmitted(NotAdmitted::Locked));
                 }
                 Err(e) if e.is_an_outage() => {
-                    warn!(error = %e, "Forgejo does not say who has logged in; asking again");
+                    warn!(error = %e, "Forgejo does not say who has logged in; asking again: {}", chain(&e));
                     failures = failures.saturating_add(1);
                     sleep(BACKOFF.after(failures)).await;
                 }
@@ -185,7 +196,7 @@ impl Rotation {
         let Some(application) = &inner.application else { return };
         let Some(granted) = inner.forgejo.granted_scopes(application, access).await else { return };
         if let Err(e) = inner.store.note_granted_scopes(&credential.id, &granted).await {
-            warn!(tenant = %user.id, error = %e, "the scopes of a login could not be noted");
+            warn!(tenant = %user.id, error = %e, "the scopes of a login could not be noted: {}", chain(&e));
         }
         if let Some(found) = difference(&application.scopes, &granted) {
             warn!(

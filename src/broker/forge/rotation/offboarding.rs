@@ -4,6 +4,7 @@ use tracing::warn;
 
 use crate::forge::rotation::{Change, Rotation};
 use crate::store::StoreError;
+use wire::telemetry::message_id;
 
 impl Rotation {
     /// Applies the lists that are in force: at the start, and when they were read anew. Whom they keep out by name is
@@ -18,7 +19,10 @@ impl Rotation {
                 continue;
             }
             let (tenant, login) = (account.tenant, &account.login);
-            warn!(tenant = %tenant, login = %login, reason = "account-refused", "the lists do not let the account in");
+            warn!(
+                MESSAGE_ID = message_id::LOGIN_DENIED, tenant = %tenant, login = %login, reason = "account-refused",
+                "the lists of [access] do not let {login} in any more: all grants are revoked"
+            );
             let grants = inner.store.end_user(tenant, None, "account-refused", inner.clock.now()).await?;
             let _ = inner.changes.send(Change::Lost(grants)).await;
             ended = ended.saturating_add(1);

@@ -20,6 +20,7 @@ use wire::secret::UpstreamToken;
 use wire::telemetry::message_id;
 
 use crate::auth::principal::GrantId;
+use crate::chain::chain;
 use crate::forge::access::AccessError;
 use crate::forge::api::{ForgejoUser, UpstreamError};
 use crate::forge::rotation::{Change, Pause, Rotation, RotationError};
@@ -126,12 +127,14 @@ impl Rotation {
     /// when this returns.
     pub(crate) async fn look_again(&self, grant: &GrantId) -> Standing {
         let found = self.0.store.find_grant(grant).await;
-        let Ok(row) = found.inspect_err(|e| error!(grant = %grant, error = %e, "a grant cannot be looked at")) else {
+        let Ok(row) =
+            found.inspect_err(|e| error!(grant = %grant, error = %e, "a grant cannot be looked at: {}", chain(&e)))
+        else {
             return Standing::Unknown;
         };
         let Some(row) = row.filter(|row| !row.revoked) else { return Standing::Ended };
         if let Err(e) = self.0.store.age_owner_check(&row.credential_id).await {
-            error!(grant = %grant, error = %e, "a grant cannot be looked at");
+            error!(grant = %grant, error = %e, "a grant cannot be looked at: {}", chain(&e));
             return Standing::Unknown;
         }
         match self.fresh(&row.credential_id).await {
@@ -212,7 +215,10 @@ impl Rotation {
                 Ok(change)
             }
             Verdict::ShutOut => {
-                warn!(tenant = %tenant, reason = "account-refused", "the account is not let in any more");
+                warn!(
+                    MESSAGE_ID = message_id::LOGIN_DENIED, tenant = %tenant, reason = "account-refused",
+                    "user {tenant} is not let in any more, by Forgejo or by the lists of [access]: the grants are revoked"
+                );
                 let change = self.revoke(&credential.id, "account-refused").await?;
                 inner.store.end_visits_of(tenant).await?;
                 Ok(change)

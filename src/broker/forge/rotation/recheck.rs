@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::stream::{self, StreamExt};
 use tracing::error;
 
+use crate::chain::chain;
 use crate::forge::identity;
 use crate::forge::rotation::ownership::GOOD_FOR;
 use crate::forge::rotation::{MAX_REFRESHES, Rotation};
@@ -22,7 +23,7 @@ impl Rotation {
         if !identity::look(&inner.store, &inner.forgejo, now).await
             && let Err(e) = inner.store.age_owner_checks().await
         {
-            error!(error = %e, "the accounts that must be looked at cannot be noted");
+            error!(error = %e, "the accounts that must be looked at cannot be noted: {}", chain(&e));
         }
     }
 
@@ -34,7 +35,7 @@ impl Rotation {
         let due = match self.0.store.credentials_unchecked_since(before).await {
             Ok(due) => due,
             Err(e) => {
-                error!(error = %e, "the accounts that must be looked at cannot be looked up");
+                error!(error = %e, "the accounts that must be looked at cannot be looked up: {}", chain(&e));
                 return;
             }
         };

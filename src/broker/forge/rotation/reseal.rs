@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rand::rngs::SysRng;
 use tracing::{error, info, warn};
 
+use crate::chain::chain;
 use crate::forge::rotation::{Change, Rotation, RotationError};
 use crate::forge::vault;
 use crate::forge::vault::VaultError;
@@ -55,7 +56,7 @@ impl Rotation {
         if self.0.vault.older_key_id().is_some()
             && let Err(e) = self.replace_key().await
         {
-            error!(error = %e, "the key that seals Forgejo's tokens could not be replaced");
+            error!(error = %e, "the key that seals Forgejo's tokens could not be replaced: {}", chain(&e));
         }
     }
 

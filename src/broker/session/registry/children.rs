@@ -6,16 +6,16 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::{error, info, info_span, warn};
+use tracing::{error, info_span};
 
+use crate::chain::chain;
 use crate::child::bridge::{Bridge, BridgeConfig};
 use crate::child::get_stream::GetStream;
 use crate::child::handshake::{self, HandshakeError};
 use crate::child::spawner::{Backend, SpawnError, SpawnRequest};
-use crate::session::id;
 use crate::session::machine::{ChildNumber, Effect, Event};
 use crate::session::quota::Full;
-use crate::session::registry::{Inner, Permit, Principal, Registry, Session, SessionError};
+use crate::session::registry::{Inner, Permit, Principal, Registry, Session, SessionError, lines};
 use wire::message::Refusal;
 
 /// A child that runs and has said nothing yet.
@@ -70,7 +70,7 @@ impl Registry {
         drop(pace);
         let span = info_span!(
             "child", tenant = %principal.tenant, login = %principal.login, grant = %principal.grant,
-            child_pid = backend.pid, uid = backend.uid
+            child_pid = backend.pid, child_uid = backend.uid, session = tracing::field::Empty
         );
         let now = self.config();
         let config = BridgeConfig {
@@ -226,7 +226,7 @@ impl Registry {
             }
             Err(error) => {
                 session.step(Event::NotStarted);
-                warn!(session = %id::tag(&session.digest), tenant = %session.tenant(), error = %error, "no child for a session");
+                lines::no_child(session, "no child", &error);
                 Err(error)
             }
         }
@@ -251,17 +251,17 @@ impl Registry {
             Ok(Started { bridge, number, permit }) => {
                 let effect = session.step(Event::Renewed(number, Arc::clone(&bridge)));
                 self.watch(session, number, bridge, permit);
-                info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason = "token-rotated", "child replaced");
                 effect
             }
             Err(error) => {
-                warn!(session = %id::tag(&session.digest), tenant = %session.tenant(), error = %error, "no child with the new token");
+                lines::no_child(session, "no child with the new token", &error);
                 // The next request tries again; meanwhile nobody works with a token that ends.
                 session.step(Event::NotRenewed)
             }
         };
         match effect {
             Effect::Drain(old) => {
+                lines::stopped(session, &old, "token-rotated");
                 old.close();
                 tokio::select! {
                     _ = timeout(drain, old.quiet()) => {}
@@ -282,7 +282,7 @@ impl Registry {
         deadline: Instant,
     ) -> Result<Started, SessionError> {
         let record = self.0.records.find(&session.digest).await.map_err(|e| {
-            error!(error = %e, "a session's record could not be read");
+            error!(error = %e, "a session's record could not be read: {}", chain(&e));
             SessionError::Storage
         })?;
         let record = record.ok_or(SessionError::Unknown)?;
@@ -313,6 +313,7 @@ impl Registry {
 
     /// Watches a child until it is gone; its permit is given back then, and not before.
     pub(crate) fn watch(&self, session: &Arc<Session>, number: ChildNumber, bridge: Arc<Bridge>, permit: Permit) {
+        lines::serves(session, &bridge);
         let (registry, session) = (self.clone(), Arc::clone(session));
         self.0.tasks.spawn(async move {
             let outcome = tokio::select! {
@@ -365,7 +366,7 @@ impl Inner {
                 return None;
             }
             let Effect::Stop(bridge) = session.step(Event::Stopped(number)) else { return None };
-            info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason = "made-room", "child stopped");
+            lines::stopped(&session, &bridge, "made-room");
             bridge.stop();
             Some(bridge)
         })

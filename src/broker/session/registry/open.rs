@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::error;
 
+use crate::chain::chain;
 use crate::child::bridge::Bridge;
 use crate::child::get_stream::GetStream;
 use crate::child::handshake::{self, InitializeResult};
 use crate::jsonrpc::{Message, Spliced};
-use crate::session::id;
 use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::Full;
 use crate::session::registry::children::Started;
+use crate::session::registry::lines;
 use crate::session::registry::{
     Inner, Permit, Principal, Record, Registry, Session, SessionError, SessionId, Settings,
 };
@@ -59,9 +60,10 @@ impl Registry {
             return Ok(Opened { id: None, answer: answered.text });
         };
         let id = SessionId::mint(&mut rand::rngs::SysRng).map_err(|e| {
-            error!(error = %e, "no session can be opened");
+            error!(error = %e, "no session can be opened: {}", chain(&e));
             SessionError::Storage
         })?;
+        let serving = Arc::clone(&bridge);
         let admission = Admission {
             id: id.clone(),
             principal: principal.clone(),
@@ -78,11 +80,8 @@ impl Registry {
         let admitted = self.0.tasks.spawn(async move { registry.admit(admission).await });
         let session = admitted.await.map_err(|_| SessionError::ShuttingDown)??;
         self.0.metrics.session_opened();
-        info!(
-            session = %id::tag(&session.digest), grant = %principal.grant, tenant = %principal.tenant,
-            login = %principal.login, client = %principal.client_id, version = %session.version,
-            duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX), "session opened"
-        );
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        lines::opened(&session, principal, &serving, duration_ms);
         Ok(Opened { id: Some(id), answer: answered.text })
     }
 
@@ -122,14 +121,14 @@ impl Registry {
         // After the session is in the table: a revocation of its grant either finds it there, or came first and
         // makes this fail.
         if let Err(e) = self.0.records.insert(&record).await {
-            error!(error = %e, "a session could not be stored");
+            error!(error = %e, "a session could not be stored: {}", chain(&e));
             self.end(&session, "not-recorded");
             return Err(SessionError::Storage);
         }
         // One that has ended while it was written must not come back after a restart.
         let ended = !self.0.sessions.lock().contains_key(&session.digest);
         if ended && let Err(e) = self.0.records.end(&session.digest, "ended-at-once", self.0.clock.now()).await {
-            error!(error = %e, "the end of a session could not be stored; it may come back after a restart");
+            error!(error = %e, "the end of a session could not be stored; it may come back after a restart: {}", chain(&e));
         }
         Ok(session)
     }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::error;
 
-use crate::session::id;
+use crate::chain::chain;
 use crate::session::machine::{Effect, Event};
-use crate::session::registry::{Registry, Session};
+use crate::session::registry::{Registry, Session, lines};
 
 impl Registry {
     /// One sweep. Requests in flight and running answers count as activity; an open stream of the session alone does
@@ -23,7 +23,7 @@ impl Registry {
                 if idle_since.is_some_and(|since| bridge.close_if_idle(since))
                     && let Effect::Stop(bridge) = session.step(Event::Stopped(number))
                 {
-                    info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason = "child-idle", "child stopped");
+                    lines::stopped(session, &bridge, "child-idle");
                     bridge.stop();
                 }
             }
@@ -42,14 +42,14 @@ impl Registry {
         if !uses.is_empty()
             && let Err(error) = self.0.records.touch(&uses).await
         {
-            error!(error = %error, "the last use of sessions could not be stored");
+            error!(error = %error, "the last use of sessions could not be stored: {}", chain(&error));
         }
         let changed = |session: &Arc<Session>| Some((session.digest, session.unsaved_settings()?));
         let settings: Vec<_> = sessions.iter().filter_map(changed).collect();
         if !settings.is_empty()
             && let Err(error) = self.0.records.keep_settings(&settings).await
         {
-            error!(error = %error, "the settings of sessions could not be stored");
+            error!(error = %error, "the settings of sessions could not be stored: {}", chain(&error));
         }
     }
 }

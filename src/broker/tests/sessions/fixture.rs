@@ -131,7 +131,7 @@ impl Fixture {
             scope: "forgejo:read forgejo:write",
         };
         let scope = Scope::new(Live::new(tables), &challenge);
-        let observer = Observer { metrics: metrics.clone(), audit };
+        let observer = Observer::new(metrics.clone(), audit);
         let unknown = Live::new(UnknownSession::Auto);
         let endpoint = Endpoint::new(registry.clone(), 64 * 1024, unknown, origins, scope, observer, None);
         Self { registry, spawner, children, clock, records, metrics, endpoint }

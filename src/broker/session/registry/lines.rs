@@ -1,0 +1,54 @@
+//! What the journal says of sessions and their children: in the text what happened, to whom and why, for people; in the
+//! fields the same for programs.
+
+use tracing::{info, warn};
+use wire::telemetry::message_id;
+
+use crate::auth::principal::Principal;
+use crate::child::bridge::Bridge;
+use crate::session::error::SessionError;
+use crate::session::id;
+use crate::session::record::Session;
+
+pub(super) fn opened(session: &Session, principal: &Principal, bridge: &Bridge, duration_ms: u64) {
+    let tag = id::tag(&session.digest);
+    info!(
+        MESSAGE_ID = message_id::SESSION_OPENED, session = %tag, grant = %principal.grant, tenant = %principal.tenant,
+        login = %principal.login, client = %principal.client_id, version = %session.version, child_pid = bridge.pid,
+        duration_ms, "session opened: {tag}, by {} with {}, in {duration_ms} ms", principal.login, principal.client_id
+    );
+}
+
+pub(super) fn ended(session: &Session, reason: &'static str) {
+    let (tag, tenant, client) = (id::tag(&session.digest), session.tenant(), session.client());
+    info!(
+        MESSAGE_ID = message_id::SESSION_ENDED, session = %tag, tenant = %tenant, client = %client, reason,
+        "session ended: {tag}, of user {tenant} with {client} ({reason})"
+    );
+}
+
+/// The line that joins a session with its child, and all that the child does from now on with the session.
+pub(super) fn serves(session: &Session, bridge: &Bridge) {
+    let (tag, tenant) = (id::tag(&session.digest), session.tenant());
+    bridge.serves(&tag);
+    info!(
+        MESSAGE_ID = message_id::CHILD_SERVES, session = %tag, tenant = %tenant, child_pid = bridge.pid,
+        child_uid = bridge.uid, "child {} (uid {}) serves session {tag} of user {tenant}", bridge.pid, bridge.uid
+    );
+}
+
+pub(super) fn stopped(session: &Session, bridge: &Bridge, reason: &'static str) {
+    let (tag, tenant) = (id::tag(&session.digest), session.tenant());
+    info!(
+        MESSAGE_ID = message_id::CHILD_STOPPED, session = %tag, tenant = %tenant, child_pid = bridge.pid, reason,
+        "child stopped: {}, of session {tag} of user {tenant}, which goes on ({reason})", bridge.pid
+    );
+}
+
+pub(super) fn no_child(session: &Session, what: &str, error: &SessionError) {
+    let (tag, tenant) = (id::tag(&session.digest), session.tenant());
+    warn!(
+        session = %tag, tenant = %tenant, reason = error.code(), error = %error,
+        "{what} for session {tag} of user {tenant}: {error}"
+    );
+}
