@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::child::supervisor_client::SupervisorSpawner;
-use crate::forge::api::Forgejo;
+use crate::forge::api::{Forgejo, UpstreamLook};
 use crate::store::Store;
 use wire::telemetry::message_id;
 
@@ -80,9 +80,28 @@ async fn look(health: &Health) -> Readiness {
     };
     let supervisor =
         async { timeout(ANSWERS_WITHIN, health.supervisor.status()).await.is_ok_and(|status| status.is_ok()) };
-    let forgejo = async { timeout(ANSWERS_WITHIN, health.forgejo.answers()).await.unwrap_or(false) };
+    let forgejo = async { timeout(ANSWERS_WITHIN, is_there(&health.forgejo)).await.unwrap_or(false) };
     let (store, supervisor, forgejo) = tokio::join!(store, supervisor, forgejo);
     Readiness { store, supervisor, forgejo }
+}
+
+/// Whether it is Forgejo that answers. A shield against crawlers, or a page of a proxy, would be taken for it otherwise.
+async fn is_there(forgejo: &Forgejo) -> bool {
+    match forgejo.look().await.0 {
+        UpstreamLook::Forgejo(_) | UpstreamLook::SignIn => true,
+        UpstreamLook::Other { status, what } => {
+            warn!(
+                reason = "upstream-shielded",
+                status,
+                "something in front of Forgejo answers, with status {status} and {what}: let the broker through"
+            );
+            false
+        }
+        UpstreamLook::Unreachable(why) => {
+            warn!(reason = "upstream-unreachable", "Forgejo cannot be reached: {why}");
+            false
+        }
+    }
 }
 
 /// What was last seen, and when. Held over the look, so that many who ask are one look.
@@ -128,6 +147,22 @@ mod tests {
         tokio::time::advance(LOOK_EVERY).await;
         ask().await;
         assert_eq!(looks.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_shield_in_front_of_forgejo_is_not_taken_for_it() {
+        for (status, body, is_it) in [
+            (200, r#"{"version":"15.0.1"}"#, true),
+            (403, r#"{"message":"Only signed in user is allowed to call APIs."}"#, true),
+            (200, "<p>Making sure you are not a bot", false),
+            (403, "<h1>Forbidden", false),
+        ] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+            let forgejo = Forgejo::new(&format!("http://{}", listener.local_addr().expect("an address")));
+            let answer = (StatusCode::from_u16(status).expect("a status"), body);
+            tokio::spawn(async move { axum::serve(listener, Router::new().fallback(async move || answer)).await });
+            assert_eq!(is_there(&forgejo.expect("a client")).await, is_it, "{status} {body}");
+        }
     }
 
     #[test]
