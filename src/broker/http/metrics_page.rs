@@ -111,9 +111,8 @@ impl Gauges {
 
     fn of_supervisor(&self, status: Option<&Status>) {
         self.supervisor_up.set(i64::from(status.is_some()));
-        let Some(Status { isolation, children, max_children, tenants, uids_free, uids_unclean }) = status else {
-            return;
-        };
+        let Some(status) = status else { return };
+        let isolation = status.isolation;
         let parts = [
             ("own_uid", isolation.own_uid),
             ("cgroup", isolation.cgroup),
@@ -123,11 +122,11 @@ impl Gauges {
         for (part, on) in parts {
             self.isolation.with_label_values(&[part]).set(i64::from(on));
         }
-        self.supervisor_children.set(i64::from(*children));
-        self.supervisor_children_max.set(i64::from(*max_children));
-        self.users.set(i64::from(*tenants));
-        self.uids_free.set(i64::from(*uids_free));
-        self.uids_unclean.set(i64::from(*uids_unclean));
+        self.supervisor_children.set(i64::from(status.children));
+        self.supervisor_children_max.set(i64::from(status.max_children));
+        self.users.set(i64::from(status.tenants));
+        self.uids_free.set(i64::from(status.uids_free));
+        self.uids_unclean.set(i64::from(status.uids_unclean));
     }
 }
 
