@@ -26,9 +26,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::{error, info};
 
-use crate::admin::api::{
-    CreateToken, CreatedToken, EndedSession, EndedUser, Problem, StatusView, SupervisorView,
-};
+use crate::admin::api::{CreateToken, CreatedToken, EndedSession, EndedUser, Problem, StatusView, SupervisorView};
 use crate::admin::doctor::Surroundings;
 pub(crate) use crate::admin::listener::{AdminError, serve};
 use crate::auth::principal::{GrantId, Scopes};

@@ -324,6 +324,7 @@ impl Row for ChildView {
         "SECCOMP",
         "CAPABILITIES",
     ];
+    const CUT: &'static [usize] = &[];
 
     fn cells(&self) -> Vec<String> {
         let number = |n: u64| n.to_string();

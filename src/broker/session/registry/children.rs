@@ -342,7 +342,7 @@ async fn given_back(session: &Session, number: ChildNumber, bridge: &Bridge) {
         }
     }
     if let Effect::Stop(bridge) = session.step(Event::Stopped(number)) {
-        info!(session = %id::tag(&session.digest), tenant = %session.tenant(), reason = "supervisor-stops", "child stopped");
+        lines::stopped(session, &bridge, "supervisor-stops");
         bridge.stop();
     }
 }
