@@ -46,13 +46,14 @@ use crate::executor::{Executor, Setup};
 use crate::log_limit::Line;
 use crate::policy::InForce;
 use crate::uid::Pool;
+use wire::inherited::Inherited;
 use wire::lifecycle;
 use wire::lifecycle::{EX_CONFIG, EX_NOPERM, EX_OK, EX_OSERR, EX_SOFTWARE, Reload, StopSignals};
 use wire::message::MAX_SUPERVISOR_CONNECTIONS;
 use wire::message::{Isolation, Status};
 use wire::socket::Listener;
+use wire::telemetry;
 use wire::telemetry::message_id;
-use wire::{inherited, telemetry};
 
 /// From SIGTERM to SIGKILL for every child. With `KILL_BOUND` below the 90 s after which systemd kills the supervisor
 /// itself (`TimeoutStopSec=`), and its children with it.
@@ -100,9 +101,9 @@ fn octal(text: &str) -> Result<u32, String> {
 pub fn main() -> ExitCode {
     let args = Args::parse();
     // Before anything else: it takes the variables out of the environment, which must not race with readers.
-    let inherited = listenfd::ListenFd::from_env();
+    let inherited = Inherited::from_env();
     // Whatever else the program was started with is nobody's business here. (A configuration to check may be one.)
-    let closed = if args.check { Ok(()) } else { spawn::close_from(3_usize.saturating_add(inherited.len())) };
+    let closed = if args.check { Ok(()) } else { spawn::close_from(3_usize.saturating_add(inherited.count())) };
     lifecycle::begin();
     let purpose = if args.check { Purpose::Check } else { Purpose::Start };
     let config = match Config::load(&args.config, args.unprivileged, purpose) {
@@ -143,7 +144,7 @@ fn fail(code: u8, what: &dyn Display) -> ExitCode {
     lifecycle::fail("forgejo-mcp-supervisor", code, what)
 }
 
-async fn serve(args: Args, config: Config, inherited: listenfd::ListenFd) -> Result<(), (u8, String)> {
+async fn serve(args: Args, config: Config, inherited: Inherited) -> Result<(), (u8, String)> {
     let os = |what: &str, e: &dyn Display| (EX_OSERR, format!("{what}: {e}"));
     spawn::protect_self().map_err(|e| os("protecting the supervisor's own memory", &e))?;
     let signals = StopSignals::new().map_err(|e| os("catching signals", &e))?;
@@ -302,7 +303,7 @@ fn say_what_is_missing(isolation: Isolation, cgroups: Option<&cgroup::Cgroups>) 
     }
 }
 
-fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Vec<Listener>, (u8, String)> {
+fn listen(args: &Args, mut inherited: Inherited) -> Result<Vec<Listener>, (u8, String)> {
     if let Some(path) = &args.listen {
         let group = match &args.listen_group {
             None => None,
@@ -317,7 +318,8 @@ fn listen(args: &Args, mut inherited: listenfd::ListenFd) -> Result<Vec<Listener
             .map(|listener| vec![listener])
             .map_err(|e| (EX_OSERR, format!("listening at {}: {e}", path.display())));
     }
-    let sockets = inherited::take_seqpackets(&mut inherited)
+    let sockets = inherited
+        .take_seqpackets()
         .and_then(|sockets| sockets.into_iter().map(Listener::inherited).collect::<Result<Vec<_>, _>>())
         .map_err(|e| (EX_OSERR, format!("taking over the sockets from systemd: {e}")))?;
     if sockets.is_empty() {

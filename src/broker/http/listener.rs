@@ -6,12 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::time::Duration;
 
-use listenfd::ListenFd;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 use tracing::{debug, warn};
-use wire::inherited::take_streams;
+use wire::inherited::Inherited;
 
 use crate::auth::rates::Peer;
 
@@ -38,8 +37,8 @@ pub(crate) enum Listener {
 
 impl Listener {
     /// All that were inherited; where there are none, one at `address`.
-    pub(crate) fn all(inherited: &mut ListenFd, address: SocketAddr) -> io::Result<Vec<Self>> {
-        let given = take_streams(inherited)?;
+    pub(crate) fn all(inherited: &mut Inherited, address: SocketAddr) -> io::Result<Vec<Self>> {
+        let given = inherited.take_streams()?;
         let tcp = given.tcp.into_iter().map(|socket| TcpListener::from_std(socket).map(Self::Tcp));
         let unix = given.unix.into_iter().map(|socket| {
             let is_proxys = is_closed_to_others(&socket);

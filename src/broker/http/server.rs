@@ -9,7 +9,6 @@ use axum::Router;
 use axum::http::{HeaderName, Method};
 use axum::middleware::from_fn_with_state;
 use clap::Parser;
-use listenfd::ListenFd;
 use rand::rngs::SysRng;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -50,12 +49,16 @@ use crate::oauth::{Dependencies, OAuth};
 use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
+use wire::inherited::Inherited;
 use wire::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
 use wire::telemetry::message_id;
 use wire::{lifecycle, telemetry};
 
 /// What it calls itself where it says why it does not start.
 const PROGRAM: &str = "forgejo-mcp-broker";
+
+/// `FileDescriptorName=` of the operator's socket.
+const ADMIN_SOCKET: &str = "admin";
 
 /// How often the reaper looks for idle children and sessions.
 pub(crate) const REAP_EVERY: Duration = Duration::from_secs(30);
@@ -134,7 +137,7 @@ pub fn main() -> ExitCode {
     let options = Options::parse();
     telemetry::init();
     // Before any descriptor is opened: the sockets of the service manager are found by number.
-    let inherited = ListenFd::from_env();
+    let inherited = Inherited::from_env();
     lifecycle::begin();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let sources = Sources { files: options.config, credentials };
@@ -193,9 +196,10 @@ impl ServerError {
 
 /// Serves until asked to stop.
 #[expect(clippy::too_many_lines, reason = "how the parts hang together is read best in one piece")]
-pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenFd) -> Result<(), ServerError> {
+pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherited) -> Result<(), ServerError> {
     // First, because it refuses to be a second broker: nothing that another one holds is touched before.
     let store = Store::open(&config.database).await?;
+    let operators = inherited.take_named(ADMIN_SOCKET).map_err(|e| ServerError::Listen(ADMIN_SOCKET.to_owned(), e))?;
     let listeners =
         Listener::all(&mut inherited, config.listen).map_err(|e| ServerError::Listen(config.listen.to_string(), e))?;
     let mut signals = StopSignals::new().map_err(ServerError::Signals)?;
@@ -292,7 +296,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: ListenF
         clock: clock.clone(),
         surroundings,
     };
-    admin::serve(&config.admin, admin::router(admin), stop.clone())?;
+    admin::serve(operators, &config.admin, &admin::router(admin), &stop)?;
     tokio::spawn(lifecycle::watchdog());
     tokio::spawn(follow(changes, revocation));
     // Before anybody is served: who was put on the lists while the broker was down is out.
