@@ -389,3 +389,54 @@ fn as_root_a_configuration_that_others_can_write_is_refused() {
     assert_eq!(code, 78);
     assert!(said.contains(&file.display().to_string()), "{said}");
 }
+
+/// A packaged file with every line in force, and these values for what only an installation has.
+fn packaged(dir: &Path, name: &str, own: &[(&str, &str)]) -> std::path::PathBuf {
+    let text = std::fs::read_to_string(harness::workspace().join("packaging/config").join(name)).expect("text");
+    let mut all = String::new();
+    for line in text.lines() {
+        // A key stands right behind the #, prose does not.
+        let line = line.strip_prefix('#').filter(|rest| !rest.starts_with(' ') && !rest.is_empty()).unwrap_or(line);
+        let key = line.split_once(" = ").map_or("", |(key, _)| key);
+        match own.iter().find(|(own, _)| *own == key) {
+            Some((key, value)) => all.extend([key, " = ", value, "\n"]),
+            None => all.extend([line, "\n"]),
+        }
+    }
+    assert!(all.lines().filter(|line| line.contains(" = ")).count() > 10, "{all}");
+    write(dir, name, &all)
+}
+
+#[test]
+fn the_packaged_files_are_good_with_every_line_uncommented() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let database = format!("{:?}", dir.path().join("broker.db"));
+    let (code, said) = check(BROKER, &[&packaged(dir.path(), "broker.toml", &[("path", &database)])], &[]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("forgejo.client_secret_file names a credential of the systemd unit"), "{said}");
+    let own = [("broker_user", "12345"), ("program", "\"/bin/cat\"")];
+    let (code, said) = check(SUPERVISOR, &[&packaged(dir.path(), "supervisor.toml", &own)], unprivileged());
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn a_credential_is_read_where_systemd_puts_it_and_missed_where_it_does_not() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = broker_file(dir.path(), "[forgejo]\nclient_id = \"x\"\nclient_secret_file = \"client-secret\"\n");
+    let text = std::fs::read_to_string(&file).expect("text").replace("forgejo.url = \"https://git.example\"\n", "");
+    let file = write(dir.path(), "broker.toml", &text.replace("[forgejo]", "[forgejo]\nurl = \"https://git.example\""));
+    let run = |check: bool, credentials: Option<&Path>| {
+        let mut command = Command::new(harness::program(BROKER));
+        command.args(check.then_some("--check")).arg("--config").arg(&file).env_remove("CREDENTIALS_DIRECTORY");
+        command.envs(credentials.map(|dir| ("CREDENTIALS_DIRECTORY", dir)));
+        let output = command.output().expect("it runs");
+        (output.status.code().expect("an exit code"), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = run(true, Some(dir.path()));
+    assert!(code == 78 && said.contains("forgejo.client_secret_file: "), "it is not there: {said}");
+    write(dir.path(), "client-secret", "gto_0123456789abcdef0123456789abcdef\n");
+    let (code, said) = run(true, Some(dir.path()));
+    assert!(code == 0 && !said.contains("cannot be looked at"), "{said}");
+    let (code, said) = run(false, None);
+    assert!(code == 78 && said.contains("`client-secret` is a credential's name, and there is no"), "{said}");
+}

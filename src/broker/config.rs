@@ -2,7 +2,7 @@
 //! start fail is one of them, so that `--check` and the start say the same.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -19,7 +19,7 @@ use crate::mcp::refusal::UnknownSession;
 use crate::mcp::tools::Tables;
 use crate::oauth::config::OAuthConfig;
 use crate::session::config::SessionConfig;
-use wire::config_file::{ConfigError, Section, bytes, seconds};
+use wire::config_file::{ConfigError, Credentials, NamedFile, Section, bytes, seconds};
 use wire::telemetry::LogFilter;
 
 /// All of it.
@@ -69,11 +69,13 @@ pub(crate) struct Config {
     pub(crate) sessions: SessionConfig,
     /// What an unknown session is answered with.
     pub(crate) unknown_session: UnknownSession,
+    /// Keys that name credentials which cannot be looked at here.
+    pub(crate) out_of_sight: Vec<String>,
 }
 
 impl Config {
-    /// Reads it. `credentials` is `$CREDENTIALS_DIRECTORY`, where systemd puts what `LoadCredential=` names.
-    pub(crate) fn read(mut root: Section, credentials: Option<&Path>) -> Result<Self, ConfigError> {
+    /// Reads it, with the credentials that `root` has.
+    pub(crate) fn read(mut root: Section, credentials: &Credentials) -> Result<Self, ConfigError> {
         let public_url = address(&mut root, "public_url", true);
         let listen_at = root
             .value("listen", |value| listen(&value))
@@ -123,6 +125,7 @@ impl Config {
             });
         let session_config = SessionConfig::read(&mut sessions, request_timeout);
         sessions.close();
+        let out_of_sight = root.out_of_sight();
         root.finish()?;
         // Without problems both are there; the fallbacks are never used.
         let public_url = public_url.unwrap_or_default();
@@ -150,6 +153,7 @@ impl Config {
             origins,
             sessions: session_config,
             unknown_session: unknown_session.unwrap_or_default(),
+            out_of_sight,
         })
     }
 }
@@ -184,13 +188,18 @@ impl Config {
     }
 }
 
-fn store(mut section: Section, credentials: Option<&Path>) -> (PathBuf, KeyFile) {
+fn store(mut section: Section, credentials: &Credentials) -> (PathBuf, KeyFile) {
     let database = section.path("path", "/var/lib/forgejo-mcp-broker/broker.db");
-    let provided = credentials.map(|dir| dir.join("upstream-key")).filter(|file| file.exists());
-    let key_file = match (section.optional_path("key_file"), provided) {
-        (Some(path), _) => KeyFile { path, managed: false },
-        (None, Some(path)) => KeyFile { path, managed: true },
-        (None, None) => KeyFile { path: database.with_file_name("upstream.key"), managed: false },
+    let provided = match credentials {
+        Credentials::Directory(dir) => Some(dir.join("upstream-key")).filter(|file| file.exists()),
+        Credentials::None | Credentials::OutOfSight => None,
+    };
+    let key_file = match (section.file("key_file"), provided) {
+        (Some(NamedFile::Path(path)), _) => KeyFile { path, managed: false },
+        (Some(NamedFile::Credential(path)), _) | (None, Some(path)) => KeyFile { path, managed: true },
+        (None | Some(NamedFile::OutOfSight), _) => {
+            KeyFile { path: database.with_file_name("upstream.key"), managed: false }
+        }
     };
     if let Some(dir) = database.parent().filter(|dir| !dir.is_dir()) {
         let what = format!("the directory {} is not there; systemd makes it with StateDirectory=", dir.display());

@@ -53,9 +53,45 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// Where a name without a slash leads in a key that names a file: `$CREDENTIALS_DIRECTORY/NAME`, which systemd fills from
+/// `LoadCredential=` (systemd.exec(5), Credentials).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Credentials {
+    /// The directory is there.
+    Directory(PathBuf),
+    /// There is none, and so a name is a problem.
+    #[default]
+    None,
+    /// There is none here and will be one in the unit: names are noted and not looked at, for `--check`.
+    OutOfSight,
+}
+
+/// A file that a key names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedFile {
+    /// An absolute path, as it was written.
+    Path(PathBuf),
+    /// One of the credentials, and where it is.
+    Credential(PathBuf),
+    /// A credential that only the unit sees.
+    OutOfSight,
+}
+
+impl NamedFile {
+    /// Where it is, if that can be looked at.
+    pub fn path(self) -> Option<PathBuf> {
+        match self {
+            Self::Path(path) | Self::Credential(path) => Some(path),
+            Self::OutOfSight => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Noted {
     problems: Vec<Problem>,
+    /// Keys whose credentials only the unit sees.
+    out_of_sight: Vec<String>,
     /// A file could not be read or parsed: what seems to be missing may stand in it.
     incomplete: bool,
 }
@@ -74,6 +110,7 @@ impl Noted {
 pub struct Section {
     prefix: String,
     layers: Vec<(PathBuf, Table)>,
+    credentials: Rc<Credentials>,
     problems: Problems,
 }
 
@@ -101,7 +138,7 @@ impl Section {
         if layers.is_empty() {
             layers.push((named, Table::new()));
         }
-        Self { prefix: String::new(), layers, problems }
+        Self { prefix: String::new(), layers, credentials: Rc::default(), problems }
     }
 
     /// Reads text as if it stood in `file`, for tests.
@@ -115,7 +152,13 @@ impl Section {
                 Vec::new()
             }
         };
-        Self { prefix: String::new(), layers, problems }
+        Self { prefix: String::new(), layers, credentials: Rc::default(), problems }
+    }
+
+    /// The same, where names in [`Section::file`] lead to these.
+    #[must_use]
+    pub fn with_credentials(self, credentials: Credentials) -> Self {
+        Self { credentials: Rc::new(credentials), ..self }
     }
 
     fn dotted(&self, key: &str) -> String {
@@ -196,6 +239,38 @@ impl Section {
         })
     }
 
+    /// A file: an absolute path, or a name without a slash, which is a credential's.
+    pub fn file(&mut self, key: &str) -> Option<NamedFile> {
+        let credentials = Rc::clone(&self.credentials);
+        let file = self.value(key, |value| {
+            let named = text(value)?;
+            let path = PathBuf::from(&named);
+            if path.is_absolute() {
+                return Ok(NamedFile::Path(path));
+            }
+            if named.is_empty() || named.starts_with('.') || named.contains('/') {
+                return Err(format!("must be an absolute path, or the name of a credential, not `{named}`"));
+            }
+            match &*credentials {
+                Credentials::Directory(dir) => Ok(NamedFile::Credential(dir.join(named))),
+                Credentials::OutOfSight => Ok(NamedFile::OutOfSight),
+                Credentials::None => Err(format!(
+                    "`{named}` is a credential's name, and there is no $CREDENTIALS_DIRECTORY: start the program by its \
+                     systemd unit with LoadCredential={named}:…, or write an absolute path"
+                )),
+            }
+        });
+        if file == Some(NamedFile::OutOfSight) {
+            self.problems.borrow_mut().out_of_sight.push(self.dotted(key));
+        }
+        file
+    }
+
+    /// The keys so far that name credentials which cannot be looked at here.
+    pub fn out_of_sight(&self) -> Vec<String> {
+        self.problems.borrow().out_of_sight.clone()
+    }
+
     /// `true` or `false`.
     pub fn flag(&mut self, key: &str, default: bool) -> bool {
         let flag = self.value(key, |value| value.as_bool().ok_or_else(|| "must be true or false".to_owned()));
@@ -274,7 +349,8 @@ impl Section {
         if layers.is_empty() {
             layers.push((self.first_file(), Table::new()));
         }
-        Self { prefix: self.dotted(key), layers, problems: Rc::clone(&self.problems) }
+        let (credentials, problems) = (Rc::clone(&self.credentials), Rc::clone(&self.problems));
+        Self { prefix: self.dotted(key), layers, credentials, problems }
     }
 
     /// The keys that are left in any layer, sorted: for tables whose keys are names, such as variables or users.
@@ -357,6 +433,29 @@ mod tests {
         assert_eq!((t.integer("one", 0, 0..=99), t.integer("two", 0, 0..=99)), (1, 22));
         t.close();
         assert_eq!(root.finish(), Ok(()));
+    }
+
+    #[test]
+    fn a_name_without_a_slash_is_a_credentials() {
+        let text = "a = \"secret\"\nb = \"/x/secret\"\nc = \"x/secret\"\n";
+        let read = |credentials| {
+            let mut root = Section::from_text("a.toml", text).with_credentials(credentials);
+            let files = ["a", "b", "c"].map(|key| root.file(key));
+            (files, root.out_of_sight(), root.finish().expect_err("c is neither").to_string())
+        };
+        let absolute = Some(NamedFile::Path("/x/secret".into()));
+        let (files, unseen, said) = read(Credentials::Directory("/run/c".into()));
+        assert_eq!(files, [Some(NamedFile::Credential("/run/c/secret".into())), absolute.clone(), None]);
+        assert!(unseen.is_empty() && said.contains("c: must be an absolute path, or the name"), "{said}");
+        let (files, unseen, said) = read(Credentials::OutOfSight);
+        assert_eq!(files, [Some(NamedFile::OutOfSight), absolute.clone(), None]);
+        assert!(unseen == ["a"] && !said.contains("a.toml: a:"), "{said}");
+        let (files, _, said) = read(Credentials::None);
+        assert_eq!(files, [None, absolute, None]);
+        assert!(
+            said.contains("a.toml: a: `secret` is a credential's name, and there is no $CREDENTIALS_DIRECTORY"),
+            "{said}"
+        );
     }
 
     #[test]

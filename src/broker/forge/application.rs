@@ -35,11 +35,11 @@ impl Application {
     /// can be read by anybody.
     pub(crate) fn read(forgejo: &mut Section, access: &Access) -> Option<Self> {
         let scopes = scopes(forgejo, access);
-        let (id, file) = (forgejo.parsed::<String>("client_id"), forgejo.optional_path("client_secret_file"));
+        let (id, file) = (forgejo.parsed::<String>("client_id"), forgejo.file("client_secret_file"));
         if id.is_some() != file.is_some() {
             forgejo.complain("client_id", "and client_secret_file are needed together");
         }
-        let (client_id, file) = (id?, file?);
+        let (client_id, file) = (id?, file?.path()?);
         let secret = std::fs::read_to_string(&file).map(Zeroizing::new).map_err(|e| e.to_string());
         match secret.and_then(|text| UpstreamToken::parse(text.trim()).map_err(|e| e.to_string())) {
             Ok(client_secret) => Some(Self { client_id, client_secret, scopes }),

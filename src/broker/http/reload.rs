@@ -18,7 +18,7 @@ use crate::mcp::refusal::UnknownSession;
 use crate::mcp::tools::Tables;
 use crate::session::registry::Registry;
 use crate::store::StoreError;
-use wire::config_file::{ConfigError, Section};
+use wire::config_file::{ConfigError, Credentials, Section};
 use wire::{lifecycle, telemetry};
 
 /// Where the configuration comes from.
@@ -26,14 +26,14 @@ use wire::{lifecycle, telemetry};
 pub(crate) struct Sources {
     /// The files, in order.
     pub(crate) files: Vec<PathBuf>,
-    /// `$CREDENTIALS_DIRECTORY`.
-    pub(crate) credentials: Option<PathBuf>,
+    /// What the service manager provides beside them.
+    pub(crate) credentials: Credentials,
 }
 
 impl Sources {
     /// Reads all of it.
     pub(crate) fn read(&self) -> Result<Config, ConfigError> {
-        Config::read(Section::open(&self.files), self.credentials.as_deref())
+        Config::read(Section::open(&self.files).with_credentials(self.credentials.clone()), &self.credentials)
     }
 }
 

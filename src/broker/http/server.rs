@@ -49,6 +49,7 @@ use crate::oauth::{Dependencies, OAuth};
 use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
+use wire::config_file::Credentials;
 use wire::inherited::Inherited;
 use wire::lifecycle::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, StopSignals};
 use wire::telemetry::message_id;
@@ -139,7 +140,12 @@ pub fn main() -> ExitCode {
     // Before any descriptor is opened: the sockets of the service manager are found by number.
     let inherited = Inherited::from_env();
     lifecycle::begin();
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credentials = match std::env::var_os("CREDENTIALS_DIRECTORY") {
+        Some(dir) => Credentials::Directory(dir.into()),
+        // Neither needs them, and an operator runs both by hand.
+        None if options.check || options.adopt_forge.is_some() => Credentials::OutOfSight,
+        None => Credentials::None,
+    };
     let sources = Sources { files: options.config, credentials };
     let config = match sources.read() {
         Ok(config) => config,
@@ -148,6 +154,9 @@ pub fn main() -> ExitCode {
         }
     };
     if options.check {
+        for key in &config.out_of_sight {
+            info!("{key} names a credential of the systemd unit, which cannot be looked at here");
+        }
         info!("the configuration is good");
         return ExitCode::SUCCESS;
     }

@@ -9,7 +9,7 @@ use crate::oauth::client::{Client, Origin};
 use crate::oauth::families::ReusePolicy;
 use crate::oauth::redirect::{RedirectUri, Schemes};
 use sha2::{Digest, Sha256};
-use wire::config_file::{Section, seconds};
+use wire::config_file::{NamedFile, Section, seconds};
 use zeroize::Zeroizing;
 
 /// Schemes of programs that are known to register one (facts about clients change; the operator's list replaces it).
@@ -114,7 +114,7 @@ fn clients(section: &mut Section, schemes: &Schemes) -> Vec<Client> {
         if redirects.is_empty() {
             one.complain("redirect_uris", "must name at least one address");
         }
-        let secret = one.optional_path("secret_file").and_then(|file| {
+        let secret = one.file("secret_file").and_then(NamedFile::path).and_then(|file| {
             let text = fs::read_to_string(&file).map(Zeroizing::new).map_err(|e| e.to_string());
             let good = text.and_then(|text| match text.trim() {
                 secret if (32..=200).contains(&secret.len()) && secret.bytes().all(is_unreserved) => {
@@ -152,7 +152,7 @@ impl DocumentConfig {
             fetch: fetch.unwrap_or_default(),
             hosts: section.texts("hosts", &[]),
             private_hosts: section.texts("private_hosts", &[]),
-            ca_file: section.optional_path("ca_file"),
+            ca_file: section.file("ca_file").and_then(NamedFile::path),
         };
         if documents.fetch == Fetch::Allowlist && documents.hosts.is_empty() {
             section.complain("hosts", "must name the hosts, because fetch is \"allowlist\"");

@@ -8,6 +8,7 @@ use crate::live::Live;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::tools::Tables;
 use crate::tests::sessions::fixture::{self, Fixture};
+use wire::config_file::Credentials;
 
 fn denying(entry: &str) -> Access {
     Access { deny: vec![entry.parse().expect("a subject")], ..Access::default() }
@@ -57,7 +58,7 @@ async fn a_reload_puts_lists_and_rates_in_force_and_one_with_problems_changes_no
     let write = |more: &str| std::fs::write(&file, format!("{good}{more}")).expect("written");
     let rates = Rates { registrations: 1, logins: 1, documents: 1, failures: 1 };
     let limits = Arc::new(RateLimits::new(rates, Vec::new()));
-    let sources = Sources { files: vec![file.clone()], credentials: None };
+    let sources = Sources { files: vec![file.clone()], credentials: Credentials::None };
     let registry = Fixture::new(fixture::config()).await.registry;
     let (tables, unknown) = (Live::new(Tables::default()), Live::new(UnknownSession::Auto));
     write("");
