@@ -31,4 +31,4 @@ pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 
-pub use http::server::main;
+pub use http::server::{command, main};

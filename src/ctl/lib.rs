@@ -30,6 +30,11 @@ use forgejo_mcp_broker::admin::api::{
 };
 use wire::secret::UpstreamToken;
 
+/// The command line, for what describes it: completions of shells.
+pub fn command() -> clap::Command {
+    <Options as clap::CommandFactory>::command()
+}
+
 /// `main` of the tool.
 pub fn main() -> ExitCode {
     let options = Options::parse();

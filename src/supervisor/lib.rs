@@ -97,6 +97,11 @@ fn octal(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| "must be like 0660".to_owned())
 }
 
+/// The command line, for what describes it: completions of shells.
+pub fn command() -> clap::Command {
+    <Args as clap::CommandFactory>::command()
+}
+
 /// The whole program. The exit codes are those of sysexits.h.
 pub fn main() -> ExitCode {
     let args = Args::parse();

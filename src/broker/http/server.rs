@@ -133,6 +133,11 @@ pub(crate) enum ServerError {
     Signals(#[source] std::io::Error),
 }
 
+/// The command line, for what describes it: completions of shells.
+pub fn command() -> clap::Command {
+    <Options as clap::CommandFactory>::command()
+}
+
 /// `main` of the broker.
 pub fn main() -> ExitCode {
     let options = Options::parse();
