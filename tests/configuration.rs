@@ -409,7 +409,7 @@ fn packaged(dir: &Path, name: &str, own: &[(&str, &str)]) -> std::path::PathBuf 
 
 #[test]
 fn the_packaged_files_are_good_with_every_line_uncommented() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let database = format!("{:?}", dir.path().join("broker.db"));
     let (code, said) = check(BROKER, &[&packaged(dir.path(), "broker.toml", &[("path", &database)])], &[]);
     assert_eq!(code, 0, "{said}");
@@ -421,7 +421,7 @@ fn the_packaged_files_are_good_with_every_line_uncommented() {
 
 #[test]
 fn a_credential_is_read_where_systemd_puts_it_and_missed_where_it_does_not() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = harness::roots_directory().expect("a directory");
     let file = broker_file(dir.path(), "[forgejo]\nclient_id = \"x\"\nclient_secret_file = \"client-secret\"\n");
     let text = std::fs::read_to_string(&file).expect("text").replace("forgejo.url = \"https://git.example\"\n", "");
     let file = write(dir.path(), "broker.toml", &text.replace("[forgejo]", "[forgejo]\nurl = \"https://git.example\""));
