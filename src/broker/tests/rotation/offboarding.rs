@@ -110,7 +110,7 @@ fn what_only_a_restart_puts_in_force_is_named_by_its_key_and_nothing_else_is() {
         let public = if more.contains("public_url") { "" } else { "public_url = \"http://127.0.0.1:1\"\n" };
         let forge = if more.contains("forgejo.url") { "" } else { "forgejo.url = \"http://127.0.0.1:2\"\n" };
         let root = wire::config_file::Section::from_text("broker.toml", &format!("{public}{forge}{text}"));
-        crate::config::Config::read(root, None).expect("a configuration")
+        crate::config::Config::read(root, &Credentials::None).expect("a configuration")
     };
     let started = read("");
     for (more, keys) in [
