@@ -403,7 +403,7 @@ async fn a_million_frames_of_a_hostile_broker_gain_nothing_hold_up_nobody_and_le
     let mut lines = BTreeMap::<String, u64>::new();
     for line in logged.lines() {
         // The lines of children are bounded by the rate of starts.
-        if let Some(reason) = line.split("reason=\"").nth(1).filter(|_| !line.contains("child ended")) {
+        if let Some(reason) = line.split("reason=\"").nth(1).filter(|_| !line.contains(", ended: ")) {
             *lines.entry(reason.split('"').next().unwrap_or_default().to_owned()).or_default() += 1;
         }
     }

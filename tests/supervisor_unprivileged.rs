@@ -195,7 +195,7 @@ async fn sighup_reads_the_policy_again_for_the_next_children_and_a_bad_one_chang
 
     let new = good.replace("children = 2", "children = 3").replace("\"red\"", "\"blue\"");
     let new = format!("log = \"error\"\n{new}");
-    let started = supervised.logged().matches("child started").count();
+    let started = supervised.logged().matches(" started for ").count();
     std::fs::write(supervised.policy(), new).expect("written");
     supervised.signal(Signal::SIGHUP);
     supervised.told("RELOADING=1");
@@ -203,7 +203,7 @@ async fn sighup_reads_the_policy_again_for_the_next_children_and_a_bad_one_chang
     assert_eq!(client.status().await.max_children, 3);
     let mut new = client.try_spawn(1).await.expect("a child");
     assert_eq!(new.line().await, "blue");
-    assert_eq!(supervised.logged().matches("child started").count(), started, "only errors are logged");
+    assert_eq!(supervised.logged().matches(" started for ").count(), started, "only errors are logged");
     old.tell("still here").await;
     assert_eq!(old.line().await, "still here", "what runs goes on");
 

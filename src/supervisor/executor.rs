@@ -284,7 +284,13 @@ impl Executor {
             && let Some(Line { left_out }) = self.may_log(refusal.code())
         {
             let reason = refusal.code();
-            tracing::warn!(MESSAGE_ID = message_id::REFUSED, reason, ?refusal, left_out, "request refused");
+            tracing::warn!(
+                MESSAGE_ID = message_id::REFUSED,
+                reason,
+                ?refusal,
+                left_out,
+                "a request of the broker was refused: {refusal}"
+            );
         }
         let outbox = self.state.borrow().conns.get(&conn).cloned()?;
         if outbox.leaving.get() {
@@ -305,7 +311,12 @@ impl Executor {
     fn hang_up(&self, conn: ConnId, reason: Farewell) {
         if let Some(Line { left_out }) = self.may_log(reason.code()) {
             let reason = reason.code();
-            tracing::info!(MESSAGE_ID = message_id::HUNG_UP, reason, left_out, "connection closed by the supervisor");
+            tracing::info!(
+                MESSAGE_ID = message_id::HUNG_UP,
+                reason,
+                left_out,
+                "connection closed by the supervisor ({reason})"
+            );
         }
         let Some(outbox) = self.state.borrow().conns.get(&conn).cloned() else { return };
         if reason == Farewell::NotReading {
@@ -335,7 +346,7 @@ impl Executor {
             let what = "making the child's cgroup";
             let leaf = self.setup.cgroups.as_ref().map(|cgroups| cgroups.leaf(tenant, id, limits));
             let leaf = leaf.transpose().map_err(|error| {
-                tracing::error!(%tenant, %error, "a child's cgroup cannot be made");
+                tracing::error!(%tenant, %error, "a child's cgroup cannot be made for user {tenant}: {error}");
                 StartError { step: StartStep::Cgroup, what, errno: error.errno() }
             })?;
             let procs = leaf.as_ref().map(Leaf::procs).transpose().map_err(StartError::at(StartStep::Cgroup, what))?;
@@ -393,7 +404,10 @@ impl Executor {
         if let Some(Running { tenant, label, pid: known, .. }) = self.state.borrow().children.get(&id) {
             pid = *known;
             let (uid, started) = (uid.map(ChildUid::get), message_id::CHILD_STARTED);
-            tracing::info!(MESSAGE_ID = started, %tenant, %label, uid, child_pid = pid, "child started");
+            tracing::info!(
+                MESSAGE_ID = started, %tenant, login = %label, child_uid = uid, child_pid = pid,
+                "child {pid} started for {label}, user {tenant}"
+            );
         }
         let mut pipes = Some(Vec::from(pipes));
         let mut rest = VecDeque::new();
@@ -435,14 +449,15 @@ impl Executor {
         tracing::info!(
             MESSAGE_ID = message_id::CHILD_ENDED,
             %tenant,
-            %label,
+            login = %label,
+            child_uid = uid.map(ChildUid::get),
             child_pid = pid,
             duration_ms,
             memory_peak = usage.memory_peak,
             cpu_ms = usage.cpu_usec / 1000,
             throttled_ms = usage.throttled_usec.map(|usec| usec / 1000),
             reason = %ending,
-            "child ended"
+            "child {pid} of {label}, user {tenant}, ended: {ending}"
         );
         self.feed(Event::Ended(id, ending));
     }
@@ -482,7 +497,10 @@ impl Executor {
         error: &dyn Display,
     ) -> Event {
         if let Some(Line { left_out }) = self.may_log("not-started") {
-            tracing::error!(%tenant, %label, ?step, errno, %error, left_out, "a child could not be started");
+            tracing::error!(
+                %tenant, login = %label, ?step, errno, %error, left_out,
+                "a child could not be started for {label}, user {tenant}: {error}"
+            );
         }
         Event::NotStarted(id, step, errno)
     }

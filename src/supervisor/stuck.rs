@@ -25,7 +25,7 @@ impl Stuck {
     pub(crate) fn remove(&self, leaf: Rc<Leaf>, uid: Option<ChildUid>, emptied: Result<(), CgroupError>) {
         if let Err(error) = emptied.and_then(|()| leaf.remove()) {
             let number = uid.map(ChildUid::get);
-            tracing::error!(reason = "cgroup-stays", uid = number, %error, "a child's cgroup does not go");
+            tracing::error!(reason = "cgroup-stays", child_uid = number, %error, "a child's cgroup does not go: {error}");
             if let Some(uid) = uid {
                 self.0.borrow_mut().insert(uid, leaf);
             }
@@ -39,7 +39,7 @@ impl Stuck {
         let mut pause = PAUSES.0;
         while let Err(error) = leaf.empty().await.and_then(|()| leaf.remove()) {
             let (number, quarantined) = (uid.get(), message_id::UID_QUARANTINED);
-            tracing::error!(MESSAGE_ID = quarantined, uid = number, %error, "not used until its cgroup is gone");
+            tracing::error!(MESSAGE_ID = quarantined, child_uid = number, %error, "uid {number} is not used until its cgroup is gone: {error}");
             late();
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSES.1);

@@ -74,7 +74,7 @@ impl Sweeper {
                 let error = killed.err().map(tracing::field::display);
                 tracing::error!(
                     MESSAGE_ID = message_id::UID_QUARANTINED,
-                    uid = uid.get(),
+                    child_uid = uid.get(),
                     error,
                     "processes do not go away; the uid is not used until they have"
                 );

@@ -71,6 +71,10 @@ struct Gauges {
     users: IntGauge,
     uids_free: IntGauge,
     uids_unclean: IntGauge,
+    /// Of all children together; without a line where the kernel does not count it.
+    children_memory: IntGaugeVec,
+    children_processes: IntGaugeVec,
+    children_cpu: IntGaugeVec,
 }
 
 impl Gauges {
@@ -106,6 +110,13 @@ impl Gauges {
             users: gauge("supervisor_users", "Users that have children")?,
             uids_free: gauge("supervisor_uids_free", "Uids that can be leased")?,
             uids_unclean: gauge("supervisor_uids_unclean", "Uids that are not clean and not used")?,
+            children_memory: gauges("children_memory_bytes", "Memory of all children, from their cgroup", &[])?,
+            children_processes: gauges("children_processes", "Processes and threads of all children", &[])?,
+            children_cpu: gauges(
+                "children_cpu_microseconds",
+                "CPU time of all children since their cgroup was made",
+                &[],
+            )?,
         })
     }
 
@@ -127,6 +138,17 @@ impl Gauges {
         self.users.set(i64::from(status.tenants));
         self.uids_free.set(i64::from(status.uids_free));
         self.uids_unclean.set(i64::from(status.uids_unclean));
+        let all = status.all.as_ref();
+        for (gauge, used) in [
+            (&self.children_memory, all.and_then(|all| all.memory)),
+            (&self.children_processes, all.and_then(|all| all.pids)),
+            (&self.children_cpu, all.and_then(|all| all.cpu_usec)),
+        ] {
+            gauge.reset();
+            if let Some(used) = used {
+                gauge.with_label_values::<&str>(&[]).set(i64::try_from(used).unwrap_or(i64::MAX));
+            }
+        }
     }
 }
 

@@ -105,7 +105,7 @@ async fn a_start_that_nobody_waits_for_leaves_no_child() {
     while spawner.status().await.expect("a status").children != 0 {
         tokio::task::yield_now().await;
     }
-    assert!(supervised.logged().contains("child ended"), "it was started and stopped: {}", supervised.logged());
+    assert!(supervised.logged().contains(", ended: "), "it was started and stopped: {}", supervised.logged());
 }
 
 #[tokio::test]
