@@ -446,18 +446,11 @@ impl Executor {
         }
         let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let usage = ending.usage;
+        let throttled_ms = usage.throttled_usec.map(|usec| usec / 1000);
         tracing::info!(
-            MESSAGE_ID = message_id::CHILD_ENDED,
-            %tenant,
-            login = %label,
-            child_uid = uid.map(ChildUid::get),
-            child_pid = pid,
-            duration_ms,
-            memory_peak = usage.memory_peak,
-            cpu_ms = usage.cpu_usec / 1000,
-            throttled_ms = usage.throttled_usec.map(|usec| usec / 1000),
-            reason = %ending,
-            "child {pid} of {label}, user {tenant}, ended: {ending}"
+            MESSAGE_ID = message_id::CHILD_ENDED, %tenant, login = %label, child_uid = uid.map(ChildUid::get),
+            child_pid = pid, duration_ms, memory_peak = usage.memory_peak, cpu_ms = usage.cpu_usec / 1000,
+            throttled_ms, reason = %ending, "child {pid} of {label}, user {tenant}, ended: {ending}"
         );
         self.feed(Event::Ended(id, ending));
     }

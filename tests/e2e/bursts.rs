@@ -99,14 +99,16 @@ async fn users_who_all_come_at_once_and_all_come_back_after_a_restart_are_all_se
     });
     let (mut answered, mut errors) = (0, std::collections::BTreeMap::<u16, usize>::new());
     for calling in calling {
-        for (status, result) in calling.await.expect("no panic") {
+        let seen = calling.await.expect("no panic");
+        assert!(seen.last().is_some_and(|(_, result)| *result), "somebody is not served any more: {seen:?}");
+        for (status, result) in seen {
             assert!(!matches!(status, 404 | 410), "a session is lost");
             assert!(status != 429, "a burst is refused: {status}");
             if result { answered += 1 } else { *errors.entry(status).or_default() += 1 }
         }
     }
     println!("bursts: {answered} answered, with an error while the broker was stopping: {errors:?}");
-    assert!(answered > USERS * 3, "{answered} answered only");
+    assert!(answered > USERS, "{answered} answered only");
     // What was in flight in the last half second of the old broker may have its error, or on a busy machine, where the
     // stop reaches its bounds, a closed connection; nothing after that.
     assert!(errors.values().sum::<usize>() <= USERS, "{errors:?}");

@@ -27,6 +27,9 @@ use wire::lifecycle;
 
 /// How long a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that has asked before is kept without a request: longer than proxies keep theirs (nginx 60 s, Go
+/// 90 s, Caddy 2 min), because what a proxy sends while its connection is being closed is lost.
+const KEEP_ALIVE: Duration = Duration::from_secs(150);
 /// Bytes of a connection's read buffer, and so of a request's head: hyper would hold up to 400 KiB for a stranger. The
 /// largest heads of real clients have four (a JWT, a trace).
 const MAX_HEAD: usize = 32 * 1024;
@@ -132,7 +135,7 @@ where
         async move { answer.await.map(|answer| answer.map(|body| RunningBody::new(body, running))) }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
+    builder.timer(TokioTimer::new()).header_read_timeout(KEEP_ALIVE).max_buf_size(MAX_HEAD);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = async {
         tokio::select! {
@@ -151,12 +154,20 @@ where
                     return Ok(());
                 }
             }
+            () = silent(&asked) => return Ok(()),
         }
         connection.as_mut().graceful_shutdown();
         connection.await
     };
     if let Err(e) = ended.await {
         debug!(error = %e, "a connection ended early");
+    }
+}
+
+/// Resolves when no request has begun in time.
+async fn silent(asked: &Notify) {
+    if timeout(HEAD_TIMEOUT, asked.notified()).await.is_ok() {
+        std::future::pending().await
     }
 }
 
@@ -170,6 +181,8 @@ async fn first_request<C: Future>(connection: C, asked: &Notify) -> Option<C::Ou
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use axum::Extension;
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -183,6 +196,37 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("an answer");
         answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_asks_is_gone_in_ten_seconds_and_who_has_asked_is_kept_for_longer_than_proxies_keep_them() {
+        let connections = Connections::new(ConnectionCaps { total: 2, per_address: 2, proxies: Vec::new() });
+        let peer = Peer { address: IpAddr::V4(Ipv4Addr::LOCALHOST), is_proxy: false };
+        let router = Router::new().route("/", get(async || "here"));
+        let connected = || {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let place = Arc::new(connections.shares.take(peer).expect("a place"));
+            tokio::spawn(serve(theirs, peer, place, router.clone(), CancellationToken::new()));
+            ours
+        };
+        let (mut silent, mut asked) = (connected(), connected());
+        for pause in [0, 130] {
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            asked.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
+            let mut answer = [0; 12];
+            asked.read_exact(&mut answer).await.expect("an answer");
+            assert_eq!(&answer, b"HTTP/1.1 200", "after {pause} s");
+            while !answer.ends_with(b"here") {
+                let next = asked.read_u8().await.expect("the rest");
+                answer.rotate_left(1);
+                answer[11] = next;
+            }
+            if pause == 0 {
+                let mut said = Vec::new();
+                let gone = timeout(Duration::from_secs(11), silent.read_to_end(&mut said)).await;
+                gone.expect("in time").expect("closed");
+            }
+        }
     }
 
     #[tokio::test]

@@ -173,7 +173,10 @@ impl Ledger {
                 // Refused before it was read: the connection is closed on the rest, and may take the refusal along
                 // (RFC 9112 section 9.6).
                 None if bytes > LARGE => self.count("connection lost with a large body"),
-                None => self.broken(format!("{what}: the connection was lost, and no broker was stopped")),
+                None => self.broken(format!(
+                    "{what}: the connection was lost, and no broker was stopped, begun {:?} ago",
+                    begun.elapsed()
+                )),
             }
         }
         let mut entries = self.0.lock();
