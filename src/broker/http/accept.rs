@@ -167,7 +167,7 @@ where
 /// Resolves when no request has begun in time.
 async fn silent(asked: &Notify) {
     if timeout(HEAD_TIMEOUT, asked.notified()).await.is_ok() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
