@@ -58,7 +58,7 @@ fn deployment(cgroup: Option<&OwnCgroup>) -> (Deployment, Option<Arc<SmallDisk>>
     config.oauth = true;
     config.first_uid = FIRST_UID;
     config.broker = format!(
-        "[forgejo]\nrefresh_lead = \"10s\"\n[http]\nrequest_timeout = \"{}s\"\ntrusted_proxies = [\"127.0.0.1/32\"]\n\
+        "[forgejo]\nrefresh_lead = \"10s\"\n[http]\nrequest_timeout = \"{}s\"\ntrusted_proxies = [\"127.0.0.0/17\"]\n\
          [sessions]\nstart_timeout = \"10s\"\ndrain = \"2s\"\n[oauth]\naccess_token_ttl = \"15s\"\n",
         REQUEST_TIMEOUT.as_secs()
     );

@@ -31,7 +31,7 @@ pub(crate) enum Opened {
     Refused(u16),
 }
 
-/// A client that calls from 127.0.0.0/8; `number` tells one from another.
+/// A client that calls from 127.0.0.0/17, which the broker takes for proxies; `number` tells one from another.
 pub(crate) fn http_from(number: usize) -> Client {
     let [.., high, low] = u32::try_from(number + 256).expect("a few hundred").to_be_bytes();
     let address = IpAddr::V4(Ipv4Addr::new(127, 0, high, low));

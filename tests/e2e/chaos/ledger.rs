@@ -17,8 +17,6 @@ const SLACK: Duration = Duration::from_secs(15);
 
 /// Bodies above this do not fit into a connection's buffers.
 const LARGE: usize = 64 << 10;
-/// On a busy machine a client notices so late that a connection which it keeps was one to the broker before.
-const STALE: Duration = Duration::from_secs(2);
 
 /// Something of the broker's that must outlast everything.
 #[derive(Clone)]
@@ -167,7 +165,7 @@ impl Ledger {
     /// Notes how a request ended that began then.
     pub(crate) fn over(&self, begun: Instant, what: &str, outcome: &Outcome, bytes: usize) {
         if matches!(outcome, Outcome::Lost) {
-            let since = |away: &Away| away.until.is_none_or(|until| until + STALE >= begun);
+            let since = |away: &Away| away.until.is_none_or(|until| until >= begun);
             let why: Vec<Why> = self.0.lock().away.iter().filter(|away| since(away)).map(|away| away.why).collect();
             match why.first() {
                 Some(Why::Killed) => self.count("connection lost with a killed broker"),
@@ -219,6 +217,6 @@ fn a_session_that_is_lost_without_a_killed_child_and_a_connection_lost_without_a
     ledger.over(begun, "a call", &Outcome::Lost, 0);
     assert_eq!(ledger.report().1, Vec::<String>::new());
     ledger.lost_session("alice", 404);
-    ledger.over(Instant::now() + STALE, "a call", &Outcome::Lost, 0);
+    ledger.over(Instant::now(), "a call", &Outcome::Lost, 0);
     assert_eq!(ledger.report().1.len(), 2);
 }
