@@ -61,7 +61,9 @@ pub(crate) async fn nothing(
         }
         let foreign = processes().into_iter().filter(|process| geteuid().is_root() && uids.contains(&process.uid()));
         left.extend(foreign.map(|process| format!("process {} {}", process.pid, process.field("Name"))));
-        left.extend(cgroup.map(entries).unwrap_or_default().iter().map(|path| format!("{}", path.display())));
+        // The node of all children stays as long as the supervisor.
+        let users = cgroup.map(|dir| entries(&dir.join("children"))).unwrap_or_default();
+        left.extend(users.iter().map(|path| format!("{}", path.display())));
         let (broker, supervisor) = (&deployment.broker, &deployment.supervisor);
         for (running, may) in [(broker, 40), (supervisor, 25)] {
             let running = running.as_ref().expect("runs");
