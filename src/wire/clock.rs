@@ -41,7 +41,7 @@ impl UnixTime {
 
     /// How long after `earlier` this is; zero where the clock went backwards.
     pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_secs(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+        self.age_of(earlier).unwrap_or_default()
     }
 }
 

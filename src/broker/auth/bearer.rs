@@ -264,7 +264,7 @@ impl Principals {
     /// Writes what was used since the last time.
     pub(crate) async fn flush_uses(&self) {
         if let Err(error) = self.flush_succeeded().await {
-            error!(error = %error, "the first use of tokens could not be stored");
+            error!(error = %error, "the first use of tokens could not be stored: {}", chain(&error));
         }
         let (grants, now) = (std::mem::take(&mut self.0.known.lock().used), self.0.clock.now());
         if grants.is_empty() {

@@ -176,11 +176,7 @@ impl Registry {
     /// Keeps that a session has moved to a later login. Should that login have been revoked since its token was looked at,
     /// the session ends with it.
     fn moved(&self, session: &Arc<Session>, from: &GrantId, principal: &Principal) {
-        info!(
-            session = %id::tag(&session.digest), tenant = %principal.tenant, login = %principal.login,
-            client = %principal.client_id, grant = %principal.grant, from_grant = %from,
-            "session moved to a later login of the same user and client"
-        );
+        lines::moved(session, from, principal);
         let (registry, session, grant) = (self.clone(), Arc::clone(session), principal.grant.clone());
         self.0.tasks.spawn(async move {
             match registry.0.records.move_to(&session.digest, &grant).await {
@@ -188,7 +184,7 @@ impl Registry {
                 Err(StoreError::GrantRevoked) => registry.end(&session, "revoked"),
                 Err(error) => error!(
                     session = %id::tag(&session.digest), error = %error,
-                    "the move of a session could not be stored; it ends with the earlier login after a restart"
+                    "the move of a session could not be stored; it ends with the earlier login after a restart: {}", chain(&error)
                 ),
             }
         });

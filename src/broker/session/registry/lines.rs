@@ -4,7 +4,7 @@
 use tracing::{info, warn};
 use wire::telemetry::message_id;
 
-use crate::auth::principal::Principal;
+use crate::auth::principal::{GrantId, Principal};
 use crate::child::bridge::Bridge;
 use crate::session::error::SessionError;
 use crate::session::id;
@@ -16,6 +16,14 @@ pub(super) fn opened(session: &Session, principal: &Principal, bridge: &Bridge, 
         MESSAGE_ID = message_id::SESSION_OPENED, session = %tag, grant = %principal.grant, tenant = %principal.tenant,
         login = %principal.login, client = %principal.client_id, version = %session.version, child_pid = bridge.pid,
         duration_ms, "session opened: {tag}, by {} with {}, in {duration_ms} ms", principal.login, principal.client_id
+    );
+}
+
+pub(super) fn moved(session: &Session, from: &GrantId, principal: &Principal) {
+    info!(
+        session = %id::tag(&session.digest), tenant = %principal.tenant, login = %principal.login,
+        client = %principal.client_id, grant = %principal.grant, from_grant = %from,
+        "session moved to a later login of the same user and client"
     );
 }
 
