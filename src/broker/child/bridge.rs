@@ -115,7 +115,6 @@ pub(crate) struct Bridge {
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
     outcome: watch::Receiver<Option<Outcome>>,
-    leaving: CancellationToken,
     /// Its `serverInfo.name`, once it has answered `initialize`.
     program: OnceLock<Box<str>>,
     token_ends: Option<UnixTime>,
@@ -132,6 +131,8 @@ pub(crate) struct Shared {
     pub(crate) get_stream: Arc<GetStream>,
     pub(crate) redactor: Redactor,
     pub(crate) stopper: Box<dyn Stopper>,
+    /// Cancelled when the supervisor has said that it stops: an end of the child from then on is its doing.
+    pub(crate) leaving: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) stdin: StdinWriter,
     pub(crate) tail: stderr::Tail,
@@ -167,6 +168,7 @@ impl Bridge {
             get_stream,
             redactor: Redactor::new(token),
             stopper,
+            leaving,
             stop: CancellationToken::new(),
             stdin: StdinWriter::new(stdin),
             tail: stderr::Tail::default(),
@@ -183,7 +185,7 @@ impl Bridge {
         let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let program = OnceLock::new();
         let (token_ends, span) = (config.token_ends, config.span.clone());
-        Self { shared, permits, outcome, leaving, program, token_ends, pid, uid, span }
+        Self { shared, permits, outcome, program, token_ends, pid, uid, span }
     }
 
     /// What is logged of the child from now on names this session.
@@ -335,7 +337,7 @@ impl Bridge {
 
     /// Resolves when the supervisor has said that it stops.
     pub(crate) async fn leaving(&self) {
-        self.leaving.cancelled().await;
+        self.shared.leaving.cancelled().await;
     }
 
     /// Closes the child's standard input and begins its stop ladder.

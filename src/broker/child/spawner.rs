@@ -89,8 +89,6 @@ impl std::fmt::Debug for Backend {
 pub(crate) trait Stopper: Send + Sync {
     /// Asks for the stop; asking again changes nothing.
     fn stop(&self);
-    /// Whether the supervisor has said that it stops, or is lost: an end of the child from now on is its doing.
-    fn supervisor_leaves(&self) -> bool;
 }
 
 /// How a backend ended.

@@ -86,7 +86,7 @@ impl Reader {
             exit = timeout(EXIT_GRACE, &mut ended).await.ok().map(|end| end.unwrap_or(Ended::SupervisorLost));
         }
         // A busy supervisor that stops tells of each end late.
-        let leaves = || self.shared.stopper.supervisor_leaves().then_some(Ended::SupervisorLost);
+        let leaves = || self.shared.leaving.is_cancelled().then_some(Ended::SupervisorLost);
         exit = exit.or_else(leaves);
         let mut failed: usize = 0;
         if let (None, false, Some(what)) = (exit, asked, misbehaved) {

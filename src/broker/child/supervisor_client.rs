@@ -419,10 +419,6 @@ impl Stopper for ChildStopper {
             let _ = self.link.outbox.send(Request::Stop { ticket: self.link.next_ticket(), child: self.child });
         }
     }
-
-    fn supervisor_leaves(&self) -> bool {
-        self.link.leaving.is_cancelled() || !self.link.is_open()
-    }
 }
 
 /// No code panics while it holds one of these locks, so a poisoned one is as good as any.

@@ -22,8 +22,8 @@ pub(crate) struct FakeSpawner {
     refuse: Mutex<Option<SpawnError>>,
     pub(crate) hangs: AtomicBool,
     delay: Mutex<Duration>,
-    /// Cancelled when the supervisor says that it stops.
-    pub(crate) leaving: CancellationToken,
+    /// Of the supervisor that starts the next child; cancelled when it says that it stops.
+    leaving: Mutex<CancellationToken>,
     pub(crate) spawned: AtomicUsize,
 }
 
@@ -36,21 +36,13 @@ pub(crate) struct FakeChild {
     ended: Option<oneshot::Sender<Ended>>,
     pub(crate) order: SpawnRequest,
     stop_asked: Arc<AtomicBool>,
-    supervisor_leaves: Arc<AtomicBool>,
 }
 
-struct Stop {
-    asked: Arc<AtomicBool>,
-    supervisor_leaves: Arc<AtomicBool>,
-}
+struct Stop(Arc<AtomicBool>);
 
 impl Stopper for Stop {
     fn stop(&self) {
-        self.asked.store(true, Ordering::SeqCst);
-    }
-
-    fn supervisor_leaves(&self) -> bool {
-        self.supervisor_leaves.load(Ordering::SeqCst)
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -63,11 +55,16 @@ impl FakeSpawner {
                 refuse: Mutex::new(None),
                 hangs: AtomicBool::new(false),
                 delay: Mutex::default(),
-                leaving: CancellationToken::new(),
+                leaving: Mutex::default(),
                 spawned: AtomicUsize::new(0),
             }),
             children,
         )
+    }
+
+    /// The supervisor says that it stops; what is started from now on is another's.
+    pub(crate) fn leave(&self) {
+        std::mem::take(&mut *self.leaving.lock()).cancel();
     }
 
     /// Every spawn from now on takes so long.
@@ -99,7 +96,7 @@ impl Spawner for FakeSpawner {
             let (child_stdout, stdout) = tokio::io::duplex(64 * 1024);
             let (child_stderr, stderr) = tokio::io::duplex(64 * 1024);
             let (tell, ended) = oneshot::channel();
-            let (stop_asked, supervisor_leaves) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+            let stop_asked = Arc::new(AtomicBool::new(false));
             let child = FakeChild {
                 stdin: Some(BufReader::new(child_stdin).lines()),
                 stdout: Some(child_stdout),
@@ -107,7 +104,6 @@ impl Spawner for FakeSpawner {
                 ended: Some(tell),
                 order,
                 stop_asked: Arc::clone(&stop_asked),
-                supervisor_leaves: Arc::clone(&supervisor_leaves),
             };
             let _ = self.hand_over.send(child);
             Ok(Backend {
@@ -115,8 +111,8 @@ impl Spawner for FakeSpawner {
                 stdout: Box::pin(stdout),
                 stderr: Box::pin(stderr),
                 ended,
-                leaving: self.leaving.clone(),
-                stopper: Box::new(Stop { asked: stop_asked, supervisor_leaves }),
+                leaving: self.leaving.lock().clone(),
+                stopper: Box::new(Stop(stop_asked)),
                 pid: 1,
                 uid: 1,
             })
@@ -126,11 +122,6 @@ impl Spawner for FakeSpawner {
 
 impl FakeChild {
     /// The next line on its standard input; `None` when the broker has closed it.
-    /// Its supervisor says that it stops.
-    pub(crate) fn supervisor_leaves(&self) {
-        self.supervisor_leaves.store(true, Ordering::SeqCst);
-    }
-
     pub(crate) async fn hears(&mut self) -> Option<Value> {
         let line = self.stdin.as_mut().expect("open").next_line().await.expect("a readable pipe")?;
         Some(serde_json::from_str(&line).expect("the broker writes JSON"))

@@ -3,10 +3,12 @@
 use crate::auth::principal::Principal;
 use axum::http::StatusCode;
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 use wire::ending::{Ending, Limit, Whose};
 use wire::message::Exit;
 
+use crate::tests::sessions::backend::FakeChild;
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, initialize};
 
 /// Asks until the session is unknown; each other answer shows that its end is still on the way.
@@ -178,16 +180,21 @@ async fn with_respawn_the_session_outlives_its_child_until_it_falls_too_often() 
     until_unknown(&fixture, &alice, &id).await;
 }
 
+/// A call of Alice's that its child hears and, because of what becomes of it then, never answers; what she is told.
+async fn lost_call(fixture: &Fixture, id: &str, child: &mut FakeChild, becomes: impl FnOnce(&mut FakeChild)) -> String {
+    let calling = fixture.posting(&caller(1, "g1"), Some(id), call(1, "x"));
+    child.hears().await.expect("the call");
+    becomes(child);
+    body(calling.await.expect("no panic")).await["error"]["message"].as_str().expect("an error").to_owned()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_child_whose_pipes_close_before_a_busy_supervisor_tells_of_its_own_stop_takes_no_session_along() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
     let (id, mut child) = fixture.open(&alice).await;
-    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
-    child.hears().await.expect("the call");
-    child.closes_its_output();
     // Whoever waits is answered at once, before anybody knows whose doing it was.
-    assert!(body(calling.await.expect("no panic")).await["error"]["message"].is_string());
+    lost_call(&fixture, &id, &mut child, FakeChild::closes_its_output).await;
     assert!(child.is_asked_to_stop());
     child.loses_the_supervisor();
     let calling = fixture.posting(&alice, Some(&id), call(2, "x"));
@@ -203,11 +210,13 @@ async fn a_child_that_ends_after_its_supervisor_has_said_that_it_stops_takes_no_
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
     let (id, mut child) = fixture.open(&alice).await;
-    child.supervisor_leaves();
-    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
-    child.hears().await.expect("the call");
-    child.closes_its_output();
-    assert!(body(calling.await.expect("no panic")).await["error"]["message"].is_string());
+    let spawner = Arc::clone(&fixture.spawner);
+    let ends = |child: &mut FakeChild| {
+        spawner.leave();
+        child.closes_its_output();
+    };
+    let told = lost_call(&fixture, &id, &mut child, ends).await;
+    assert!(told.contains("supervisor"), "not the child's own doing: {told}");
     // Its end is never told: the next supervisor starts another one all the same.
     let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
     let coming = async {
@@ -225,10 +234,7 @@ async fn a_child_that_is_lost_during_its_handshake_has_not_refused_it() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
     let (id, mut child) = fixture.open(&alice).await;
-    let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
-    child.hears().await.expect("the call");
-    child.loses_the_supervisor();
-    assert!(body(calling.await.expect("no panic")).await["error"]["message"].is_string());
+    lost_call(&fixture, &id, &mut child, FakeChild::loses_the_supervisor).await;
     let calling = fixture.posting(&alice, Some(&id), call(2, "x"));
     let mut next = fixture.child().await;
     next.hears().await.expect("initialize");
@@ -247,7 +253,7 @@ async fn idle_children_go_when_the_supervisor_says_that_it_stops_and_busy_ones_w
     let (other, mut idle) = fixture.open(&alice).await;
     let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
     let heard = busy.hears().await.expect("the call");
-    fixture.spawner.leaving.cancel();
+    fixture.spawner.leave();
     idle.is_stopped().await;
     assert!(!busy.is_asked_to_stop());
     busy.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {"done": true}})).await;
