@@ -152,7 +152,7 @@ async fn a_uid_is_swept_before_another_user_gets_it() {
     let second = loop {
         match client.try_spawn(2).await {
             Ok(kid) => break kid,
-            Err(Refusal::NoFreeUid { .. }) => tokio::task::yield_now().await,
+            Err(Refusal::NoFreeUid { .. }) => harness::look_again().await,
             Err(other) => panic!("{other:?}"),
         }
     };

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use harness::look_again;
 use harness::supervised::{Client, Kid, Supervised, Surroundings, gone, own_range, root_or_skip, watch};
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -39,12 +40,7 @@ async fn spawn_when_clean(client: &mut Client, tenant: u64) -> Kid {
                 assert_eq!(kid.line().await, "ready");
                 return kid;
             }
-            // On a busy machine a child may not come to run its program in time.
-            Err(Refusal::NoFreeUid { .. } | Refusal::StartFailed { step: StartStep::Exec, errno: libc::ETIMEDOUT })
-                if begun.elapsed() < DEADLINE =>
-            {
-                tokio::task::yield_now().await;
-            }
+            Err(Refusal::NoFreeUid { .. }) if begun.elapsed() < DEADLINE => look_again().await,
             Err(other) => panic!("{other:?}"),
         }
     }
@@ -58,7 +54,7 @@ async fn status_when(client: &mut Client, fits: impl Fn(Status) -> bool) -> Stat
             return status;
         }
         assert!(begun.elapsed() < DEADLINE, "{status:?}");
-        tokio::task::yield_now().await;
+        look_again().await;
     }
 }
 
@@ -353,7 +349,7 @@ async fn what_is_left_of_a_user_is_removed_beside_their_new_children_and_takes_n
     let begun = Instant::now();
     while leaves() > kids.len() {
         assert!(begun.elapsed() < DEADLINE, "{} leaves", leaves());
-        tokio::task::yield_now().await;
+        look_again().await;
     }
     for kid in &mut kids {
         assert_eq!(ask(kid, "herd 1").await, "1", "it lives");
@@ -390,7 +386,7 @@ async fn what_children_leave_is_the_supervisors_and_reaped() {
     let begun = Instant::now();
     while zombies(supervised.pid()) > 0 {
         assert!(begun.elapsed() < DEADLINE);
-        tokio::task::yield_now().await;
+        look_again().await;
     }
     assert_eq!(client.stop(&mut kid).await, Exit::Code(0));
 }

@@ -330,7 +330,7 @@ async fn the_announcement_comes_first_also_where_systemd_signals_the_children_at
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).expect("signalled");
     }
     while pids.iter().any(|&pid| runs(pid)) {
-        tokio::task::yield_now().await;
+        harness::look_again().await;
     }
     supervised.signal(Signal::SIGCONT);
     assert_eq!(hear(&client.socket).await.map(|(reply, _)| reply), Some(Reply::Draining));

@@ -53,7 +53,7 @@ async fn a_child_that_closes_its_input_is_stopped_and_its_next_request_gets_an_e
     let closing =
         tokio::spawn(async move { closing.send("tools/call", json!({"name": "close_input", "arguments": {}})).await });
     while std::fs::symlink_metadata(format!("/proc/{child}/fd/0")).is_ok() {
-        tokio::task::yield_now().await;
+        harness::look_again().await;
     }
     let (_, answer) =
         timeout(IN_TIME, session.clone().send("tools/list", json!({}))).await.expect("in time").expect("an answer");

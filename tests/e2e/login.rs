@@ -168,7 +168,7 @@ async fn disconnecting_on_the_account_page_ends_the_children_within_a_second() {
     while !deployment.children().is_empty() {
         // By its ladder less than a second; the rest is patience with a busy machine.
         assert!(begun.elapsed() < Duration::from_secs(5), "the child is still there");
-        tokio::task::yield_now().await;
+        harness::look_again().await;
     }
     let (_, answer) = calling.await.expect("no panic").expect("an answer");
     assert!(answer.pointer("/error/message").is_some(), "the request in flight is answered: {answer}");

@@ -73,7 +73,7 @@ async fn revoking_a_token_ends_its_sessions_and_children() {
     assert!(session.send("tools/list", json!({})).await.is_err(), "401 has no body");
     let gone = || async {
         while !deployment.children().is_empty() {
-            tokio::task::yield_now().await;
+            harness::look_again().await;
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(20), gone()).await.expect("the child is gone");

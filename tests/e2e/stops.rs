@@ -16,7 +16,7 @@ const IN_TIME: Duration = Duration::from_secs(25);
 async fn children(deployment: &harness::deployment::Deployment, count: usize) {
     let started = async {
         while deployment.children().len() < count {
-            tokio::task::yield_now().await;
+            harness::look_again().await;
         }
     };
     timeout(IN_TIME, started).await.expect("the child is started");
@@ -76,7 +76,7 @@ async fn one_endless_call_makes_a_restart_nobodys_outage() {
     let broker = deployment.broker.as_ref().expect("runs");
     broker.signal(Signal::SIGTERM);
     while !broker.output().contains("stopping") {
-        tokio::task::yield_now().await;
+        harness::look_again().await;
     }
     // New connections during the drain are served as ever, and at once: nothing of the drain is waited for.
     for n in 0..20 {

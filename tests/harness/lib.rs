@@ -57,6 +57,11 @@ pub fn roots_directory() -> std::io::Result<tempfile::TempDir> {
     Ok(dir)
 }
 
+/// Between two looks at what nobody tells of: who looks without a pause takes the processor from what is looked for.
+pub async fn look_again() {
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+}
+
 /// A free name for the directory of one test, below target/, short enough for sockets and open to the uids of children.
 pub fn scratch(name: &str) -> PathBuf {
     let dir = workspace().join("target/tmp").join(name);
