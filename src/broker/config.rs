@@ -20,7 +20,7 @@ use crate::mcp::tools::Tables;
 use crate::oauth::config::OAuthConfig;
 use crate::session::config::SessionConfig;
 use wire::config_file::{ConfigError, Credentials, NamedFile, Section, bytes, seconds};
-use wire::telemetry::LogFilter;
+use wire::telemetry::{LogFilter, LogFormat};
 
 /// All of it.
 #[derive(Debug, Clone)]
@@ -63,6 +63,8 @@ pub(crate) struct Config {
     pub(crate) connections: ConnectionCaps,
     /// What is logged, where `RUST_LOG` does not say.
     pub(crate) log: Option<LogFilter>,
+    /// The form of lines on standard error.
+    pub(crate) log_format: Option<LogFormat>,
     /// Pages of these origins may use the endpoint.
     pub(crate) origins: Vec<String>,
     /// Sessions and children.
@@ -81,6 +83,7 @@ impl Config {
             .value("listen", |value| listen(&value))
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         let log = root.parsed("log");
+        let log_format = root.parsed("log_format");
         let mut forgejo = root.section("forgejo");
         let forgejo_url = address(&mut forgejo, "url", false);
         let refresh_lead = forgejo.duration("refresh_lead", Duration::from_mins(5), seconds(1, 3600));
@@ -150,6 +153,7 @@ impl Config {
             max_body: usize::try_from(max_body).unwrap_or(DEFAULT_MAX_BODY),
             connections,
             log,
+            log_format,
             origins,
             sessions: session_config,
             unknown_session: unknown_session.unwrap_or_default(),

@@ -21,7 +21,7 @@ use crate::rlimit::{ChildLimits, LimitsTable};
 use crate::sandbox::policy::SandboxPolicy;
 use crate::uid::UidRange;
 use wire::config_file::{ConfigError, Section};
-use wire::telemetry::LogFilter;
+use wire::telemetry::{LogFilter, LogFormat};
 
 /// Where the policy is when `--config` does not say.
 pub(crate) const DEFAULT_FILE: &str = "/etc/forgejo-mcp-broker/supervisor.toml";
@@ -67,6 +67,8 @@ pub(crate) struct Config {
     pub(crate) sandbox: SandboxPolicy,
     /// What is logged, where `RUST_LOG` does not say.
     pub(crate) log: Option<LogFilter>,
+    /// The form of lines on standard error.
+    pub(crate) log_format: Option<LogFormat>,
     /// `[cgroup] root`: a cgroup2 directory that is the supervisor's to fill.
     pub(crate) cgroup_root: Option<PathBuf>,
 }
@@ -110,6 +112,7 @@ impl Config {
             root.complain("broker_user", "is missing: the user (name or uid) that may connect");
         }
         let log = root.parsed("log");
+        let log_format = root.parsed("log_format");
         let profile = profile::read(&mut root);
         if purpose == Purpose::Check
             && !profile.program.as_os_str().is_empty()
@@ -150,6 +153,7 @@ impl Config {
             stop: ladder,
             sandbox,
             log,
+            log_format,
             cgroup_root,
         })
     }

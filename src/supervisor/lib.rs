@@ -131,6 +131,7 @@ pub fn main() -> ExitCode {
     }
     telemetry::init();
     telemetry::filter_by(config.log.as_ref());
+    telemetry::write_as(config.log_format);
     if let Err(error) = closed {
         return fail(EX_OSERR, &format!("closing the descriptors that were inherited: {error}"));
     }
@@ -238,6 +239,7 @@ async fn reload_when_asked(mut reload: Reload, args: Args, executor: Executor) {
         match executor.policy().reread(&args.config, args.unprivileged) {
             Ok(policy) => {
                 telemetry::filter_by(policy.config.log.as_ref());
+                telemetry::write_as(policy.config.log_format);
                 let isolation = isolation_of(&policy, executor.cgroups());
                 say_what_is_missing(isolation, executor.cgroups());
                 if let Some(Err(error)) = executor.cgroups().map(|all| all.set_total(policy.config.limits.total())) {

@@ -4,35 +4,23 @@
 //! is told with the next line that is taken (`LOST`). A journal that hangs would otherwise hold up the supervisor's one
 //! thread. Every value is cut, so that no line is too long for a datagram.
 
-use std::fmt::{Debug, Write as _};
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Layer};
-use tracing_subscriber::registry::LookupSpan;
-
-use crate::telemetry::CHILD;
+use crate::entry::{Entry, Sink};
 
 /// Where systemd listens (systemd-journald.service(8)).
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// Bytes of one value; the rest is cut off. A datagram takes some 200 KiB (`net.core.wmem_default`).
 const MAX_VALUE: usize = 16 * 1024;
 
-/// `SYSLOG_IDENTIFIER=` of what children write themselves.
-const CHILD_IDENTIFIER: &str = "forgejo-mcp";
-
-/// Sends each event as one entry.
+/// Sends each entry as one datagram.
 #[derive(Debug)]
 pub(crate) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
-    /// `SYSLOG_IDENTIFIER=`: the program's name.
-    program: String,
     /// Entries that were dropped since the last one that was sent.
     lost: AtomicU64,
 }
@@ -48,120 +36,52 @@ impl Journal {
         socket.set_nonblocking(true)?;
         // The journal takes no notice of an empty one.
         socket.send_to(&[], path)?;
-        let program = std::env::args_os().next().unwrap_or_default();
-        let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { socket, path: path.to_owned(), program, lost: AtomicU64::new(0) })
+        Ok(Self { socket, path: path.to_owned(), lost: AtomicU64::new(0) })
     }
+}
 
+impl Sink for Journal {
     fn send(&self, mut entry: Entry) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            entry.put("LOST", &lost.to_string());
+            entry.put("LOST", lost.to_string());
         }
         // By name each time: a journal that was started anew listens at the same path with another socket.
-        if self.socket.send_to(&entry.0, &self.path).is_err() {
+        if self.socket.send_to(&datagram(&entry), &self.path).is_err() {
             self.lost.fetch_add(lost.saturating_add(1), Ordering::Relaxed);
         }
     }
 }
 
-/// The fields of one entry, or of a span.
-#[derive(Debug, Default)]
-struct Entry(Vec<u8>);
-
-impl Entry {
-    /// Any value: its length goes ahead of it, so that no newline in it can begin another field.
-    fn put(&mut self, name: &str, value: &str) {
-        let end = value.floor_char_boundary(MAX_VALUE);
-        let value = value.get(..end).unwrap_or_default();
-        // Names are the journal's kind: capitals, digits and underscores, none of them first.
-        let name = name.trim_start_matches('_').bytes().map(|b| if b == b'.' { b'_' } else { b.to_ascii_uppercase() });
-        self.0.extend(name.filter(|b| b.is_ascii_alphanumeric() || *b == b'_'));
-        self.0.push(b'\n');
-        self.0.extend(u64::try_from(value.len()).unwrap_or_default().to_le_bytes());
-        self.0.extend(value.as_bytes());
-        self.0.push(b'\n');
+/// Any value: its length goes ahead of it, so that no newline in it can begin another field.
+fn datagram(entry: &Entry) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, value) in entry.fields() {
+        let value = value.get(..value.floor_char_boundary(MAX_VALUE)).unwrap_or_default();
+        bytes.extend(name.as_bytes());
+        bytes.push(b'\n');
+        bytes.extend(u64::try_from(value.len()).unwrap_or_default().to_le_bytes());
+        bytes.extend(value.as_bytes());
+        bytes.push(b'\n');
     }
-
-    fn put_origin(&mut self, of: &Metadata<'_>) {
-        self.put("TARGET", of.target());
-        if let (Some(file), Some(line)) = (of.file(), of.line()) {
-            self.put("CODE_FILE", file);
-            self.put("CODE_LINE", &line.to_string());
-        }
-    }
-}
-
-impl Visit for Entry {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field.name(), value);
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        let mut text = String::new();
-        // Writing to a string fails only where the value's own Debug does.
-        let _ = write!(text, "{value:?}");
-        self.put(field.name(), &text);
-    }
-}
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut fields = Entry::default();
-        attributes.record(&mut fields);
-        if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(fields);
-        }
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        if let Some(span) = context.span(id)
-            && let Some(fields) = span.extensions_mut().get_mut::<Entry>()
-        {
-            values.record(fields);
-        }
-    }
-
-    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut entry = Entry::default();
-        for span in context.event_scope(event).into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
-            if let Some(fields) = span.extensions().get::<Entry>() {
-                entry.0.extend(&fields.0);
-            }
-        }
-        entry.put("PRIORITY", priority(*event.metadata().level()));
-        let is_childs = event.metadata().target() == CHILD;
-        entry.put("SYSLOG_IDENTIFIER", if is_childs { CHILD_IDENTIFIER } else { &self.program });
-        entry.put_origin(event.metadata());
-        event.record(&mut entry);
-        self.send(entry);
-    }
-}
-
-/// Of syslog(3).
-const fn priority(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "3",
-        Level::WARN => "4",
-        Level::INFO => "5",
-        Level::DEBUG => "6",
-        Level::TRACE => "7",
-    }
+    bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::Entries;
+    use crate::telemetry::CHILD;
     use tracing_subscriber::layer::SubscriberExt;
 
-    fn journal() -> (tempfile::TempDir, UnixDatagram, Journal) {
+    fn journal() -> (tempfile::TempDir, UnixDatagram, Entries<Journal>) {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("journal");
         let reader = UnixDatagram::bind(&path).expect("bound");
         reader.set_nonblocking(true).expect("set");
         let journal = Journal::to(&path).expect("opened");
         assert_eq!(heard(&reader), Some(Vec::new()), "the first one is empty");
-        (dir, reader, journal)
+        (dir, reader, Entries::new(journal))
     }
 
     /// The fields of the next entry, in order.

@@ -77,7 +77,7 @@ pub fn say(program: &str, what: &dyn Display) {
 
 /// Says on standard error why the program ends, whatever `RUST_LOG` hides, and makes an exit code of it.
 pub fn fail(program: &str, code: u8, what: &dyn Display) -> ExitCode {
-    stderr::line(format!("{}\n", telemetry::as_error(&format!("{program}: {what}"))).as_bytes());
+    stderr::line(telemetry::as_error(&format!("{program}: {what}")).as_bytes());
     ExitCode::from(code)
 }
 

@@ -21,6 +21,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::json_lines;
+
 /// Bytes of one line; the rest is cut off. Longer ones are lists of what is wrong with a configuration.
 const MAX_LINE: usize = 16 * 1024;
 /// What a pipe takes whole or not at all (pipe(7): `PIPE_BUF` of Linux).
@@ -131,9 +133,12 @@ impl<W: TryWrite> Lines<W> {
         let mut rest = std::mem::take(&mut self.rest);
         rest.drain(..self.write(&rest));
         self.rest = rest;
-        let note = format!("{} log lines were lost: nobody read them\n", self.lost);
-        if self.lost > 0 && self.begin(note.as_bytes()) {
-            self.lost = 0;
+        if self.lost > 0 {
+            let note = format!("{} log lines were lost: nobody read them", self.lost);
+            let note = if json_lines::is_on() { json_lines::of_text("4", &note) } else { note + "\n" };
+            if self.begin(note.as_bytes()) {
+                self.lost = 0;
+            }
         }
         let cut = text.get(..MAX_LINE - 1).map(|begin| [begin, b"\n"].concat());
         if self.lost > 0 || !self.begin(cut.as_deref().unwrap_or(text)) {

@@ -1,4 +1,4 @@
-//! Where log lines go: the journal where standard error is the journal, else standard error. A leaf.
+//! Where log lines go: the journal where standard error is the journal, else standard error, as text or as JSON. A leaf.
 //!
 //! No line waits for whoever reads it: what is not taken at once is lost, and how much that was is told later.
 //!
@@ -10,14 +10,19 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
+use crate::entry::Entries;
 use crate::journal::Journal;
-use crate::stderr;
+use crate::json_lines::JsonLines;
 use crate::stderr::LogWriter;
+use crate::{json_lines, stderr};
 
 /// The target of what children write themselves; it has an identifier of its own in the journal.
 pub const CHILD: &str = "child";
@@ -107,6 +112,55 @@ impl FromStr for LogFilter {
     }
 }
 
+/// The form of lines on standard error. The journal has its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line, with the journal's fields.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("must be \"text\" or \"json\"".to_owned()),
+        }
+    }
+}
+
+/// Both forms of standard error: spans are kept for either, so that it can change while they are open.
+struct Forms<T, J> {
+    text: T,
+    json: J,
+}
+
+impl<S, T, J> Layer<S> for Forms<T, J>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    T: Layer<S>,
+    J: Layer<S>,
+{
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        self.text.on_new_span(attributes, id, context.clone());
+        self.json.on_new_span(attributes, id, context);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        self.text.on_record(id, values, context.clone());
+        self.json.on_record(id, values, context);
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        if json_lines::is_on() { self.json.on_event(event, context) } else { self.text.on_event(event, context) }
+    }
+}
+
 /// One subscriber a process, so one filter.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
@@ -127,6 +181,11 @@ pub fn filter_by(configured: Option<&LogFilter>) {
     }
 }
 
+/// Writes lines on standard error in this form from now on; text where the configuration does not say.
+pub fn write_as(configured: Option<LogFormat>) {
+    json_lines::switch(configured.unwrap_or_default() == LogFormat::Json && !stderr_is_the_journal());
+}
+
 fn usual() -> Targets {
     Targets::new().with_default(tracing::Level::INFO)
 }
@@ -136,21 +195,28 @@ pub fn init() {
     let (filter, handle) = reload::Layer::new(of_environment().unwrap_or_else(usual));
     let journal = if stderr_is_the_journal() { Journal::open().ok() } else { None };
     let outcome = if let Some(journal) = journal {
-        tracing_subscriber::registry().with(filter).with(journal).try_init()
+        tracing_subscriber::registry().with(filter).with(Entries::new(journal)).try_init()
     } else {
         stderr::open();
         let text = fmt::layer().compact().with_writer(LogWriter).with_ansi(false);
-        tracing_subscriber::registry().with(filter).with(text).try_init()
+        let forms = Forms { text, json: Entries::new(JsonLines) };
+        tracing_subscriber::registry().with(filter).with(forms).try_init()
     };
     if outcome.is_err() || FILTER.set(handle).is_err() {
         tracing::debug!("a subscriber is installed already");
     }
 }
 
-/// What is written to standard error as an error: where that is the journal, each line says so (sd-daemon(3)), or it
-/// would be taken for a word by the way.
+/// What is written to standard error as an error, with its newline: where that is the journal, each line says so
+/// (sd-daemon(3)), or it would be taken for a word by the way; where it has JSON, it is one object.
 pub fn as_error(text: &str) -> String {
-    if stderr_is_the_journal() { with_priority(text) } else { text.to_owned() }
+    if json_lines::is_on() {
+        json_lines::of_text("3", text)
+    } else if stderr_is_the_journal() {
+        with_priority(text) + "\n"
+    } else {
+        text.to_owned() + "\n"
+    }
 }
 
 fn with_priority(text: &str) -> String {
@@ -182,6 +248,6 @@ mod tests {
     #[test]
     fn each_line_of_an_error_has_its_priority_for_the_journal() {
         assert_eq!(with_priority("a: bad\nb: worse"), "<3>a: bad\n<3>b: worse");
-        assert_eq!(as_error("a: bad"), "a: bad", "elsewhere it is text");
+        assert_eq!(as_error("a: bad"), "a: bad\n", "elsewhere it is text");
     }
 }

@@ -15,6 +15,7 @@ mod descriptors;
 mod failing_children;
 mod hostile_children;
 mod isolation;
+mod log_lines;
 mod login;
 mod monitoring;
 mod operator;

@@ -1,7 +1,7 @@
 //! SIGHUP: the configuration is read again, and what can be put in force while the broker runs is.
 //!
 //! That is who may log in (`[access]`), how often strangers may ask (`[rates]`), sessions and children (`[sessions]` and
-//! `[http] request_timeout`), which tools write (`[tools]`), and what is logged (`log`). What else has changed is told by
+//! `[http] request_timeout`), which tools write (`[tools]`), and what is logged (`log`, `log_format`). What else has changed is told by
 //! its key and is in force from the next start on. A configuration with problems is told completely and changes nothing.
 
 use std::path::PathBuf;
@@ -75,6 +75,7 @@ impl Reloader {
             warn!(key, "{key} has changed; that takes effect when the broker is restarted");
         }
         telemetry::filter_by(config.log.as_ref());
+        telemetry::write_as(config.log_format);
         self.limits.replace(config.rates);
         self.registry.reconfigure(config.sessions);
         self.tables.replace(config.tools);

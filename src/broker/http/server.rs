@@ -166,6 +166,7 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry::filter_by(config.log.as_ref());
+    telemetry::write_as(config.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_io().enable_time().build() {
         Ok(runtime) => runtime,
         Err(e) => {
