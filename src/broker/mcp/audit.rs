@@ -2,7 +2,8 @@
 //!
 //! A line has the tool's name, and of the arguments the owner, the repository and the number, each only where it looks
 //! like one at Forgejo. Nothing else of a call or its answer is ever told. What a lenient child may read otherwise than
-//! we do counts as writing, so that no spelling of a call keeps it out of the audit.
+//! we do counts as writing, and a tool of which nothing is known is told with the writes, so that no spelling of a call
+//! keeps it out of the audit.
 
 use std::fmt;
 use std::time::Duration;
@@ -116,10 +117,13 @@ impl AuditedCall {
         reason: Option<&'static str>,
         took: Duration,
     ) {
-        let writes = self.is_ambiguous || effect != Some(Effect::Reads);
-        if !writes && self.which != AuditedCalls::All {
-            return;
-        }
+        let effect = match effect {
+            _ if self.is_ambiguous => "write",
+            Some(Effect::Reads) if self.which != AuditedCalls::All => return,
+            Some(Effect::Reads) => "read",
+            Some(Effect::Adds | Effect::Changes) => "write",
+            None => "unknown",
+        };
         let Self { caller, tool, target, .. } = self;
         let number = target.number.map(tracing::field::display);
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -129,7 +133,7 @@ impl AuditedCall {
             MESSAGE_ID = message_id::TOOL_CALLED, tenant = %caller.tenant, login = %caller.login, grant = %caller.grant,
             client = %caller.client_id, session = session.map(|digest| tracing::field::display(id::tag(digest))),
             tool = %tool, owner = target.owner.as_deref(), repo = target.repo.as_deref(), number,
-            effect = if writes { "write" } else { "read" }, outcome = outcome.as_str(), reason, duration_ms,
+            effect, outcome = outcome.as_str(), reason, duration_ms,
             request_id = %self.request_id, trace_id = %self.trace_id,
             "{} called {tool}{target} with {}: {}{why}, after {duration_ms} ms",
             caller.login, caller.client_id, outcome.as_str(),

@@ -70,9 +70,13 @@ impl Scope {
         }
     }
 
-    /// What a tool of this child does; unknown where only the child itself could say.
-    pub(crate) fn effect(&self, tool: &str, bridge: &Bridge) -> Option<Effect> {
-        self.tables.get().of(bridge.program()).map(|table| table.effect(tool))
+    /// What a tool of this child does; unknown where only the child itself could say and has not yet.
+    pub(crate) fn effect(&self, tool: &str, bridge: &Arc<Bridge>) -> Option<Effect> {
+        if let Some(table) = self.tables.get().of(bridge.program()) {
+            return Some(table.effect(tool));
+        }
+        let reads = self.annotations.known(bridge, tool)?;
+        Some(if reads { Effect::Reads } else { Effect::Changes })
     }
 
     /// How the caller is to see the answer, where that is not as the child gives it.

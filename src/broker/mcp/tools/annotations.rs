@@ -1,7 +1,8 @@
-//! What children say of their own tools (`annotations.readOnlyHint`), asked for when a grant that may only read needs to
-//! know and no reviewed table names the program.
+//! What children say of their own tools (`annotations.readOnlyHint`), asked for when a grant that may only read, or the
+//! audit, needs to know and no reviewed table names the program.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,10 +21,10 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pages of tools that are read; a tool beyond them counts as one that writes.
 const MAX_PAGES: usize = 64;
 
-/// The lists of the children that run.
-#[derive(Debug, Default)]
+/// The lists of the children that run. Cheap to clone.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct ToolAnnotations {
-    by_pid: Mutex<HashMap<u32, OfChild>>,
+    by_pid: Arc<Mutex<HashMap<u32, OfChild>>>,
 }
 
 /// One child's list. Its pid may be another's when it is gone, so the child itself is compared too.
@@ -31,6 +32,8 @@ pub(crate) struct ToolAnnotations {
 struct OfChild {
     child: Weak<Bridge>,
     listed: Arc<AsyncMutex<Option<Listed>>>,
+    /// One more than the number of changes at which it was last asked for somebody who does not wait.
+    asked: Arc<AtomicU64>,
 }
 
 /// Whether each tool only reads, and how often the child had changed its tools when it said so.
@@ -63,6 +66,23 @@ impl ToolAnnotations {
         listed.as_ref().and_then(|listed| listed.read_only.get(tool).copied()).unwrap_or(false)
     }
 
+    /// The same as far as it is known now. Where nothing is, the child is asked for the next time, once for each change of
+    /// its tools, and nobody waits for it.
+    pub(crate) fn known(&self, bridge: &Arc<Bridge>, tool: &str) -> Option<bool> {
+        let (of_child, changes) = (self.of_child(bridge), bridge.tools_changed());
+        if let Ok(listed) = of_child.listed.try_lock()
+            && let Some(listed) = listed.as_ref().filter(|listed| listed.changes == changes)
+        {
+            return Some(listed.read_only.get(tool).copied().unwrap_or(false));
+        }
+        let now = changes.saturating_add(1);
+        if of_child.asked.swap(now, Ordering::Relaxed) != now {
+            let (all, bridge, tool) = (self.clone(), Arc::clone(bridge), tool.to_owned());
+            tokio::spawn(async move { all.read_only(&bridge, &tool).await });
+        }
+        None
+    }
+
     fn of_child(&self, bridge: &Arc<Bridge>) -> OfChild {
         let mut by_pid = self.by_pid.lock();
         if let Some(known) = by_pid.get(&bridge.pid)
@@ -71,7 +91,7 @@ impl ToolAnnotations {
             return known.clone();
         }
         by_pid.retain(|_, known| known.child.strong_count() > 0);
-        let new = OfChild { child: Arc::downgrade(bridge), listed: Arc::default() };
+        let new = OfChild { child: Arc::downgrade(bridge), listed: Arc::default(), asked: Arc::default() };
         by_pid.insert(bridge.pid, new.clone());
         new
     }

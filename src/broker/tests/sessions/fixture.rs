@@ -109,7 +109,7 @@ impl Fixture {
 
     /// A broker with the operator's word on tools.
     pub(crate) async fn with(config: SessionConfig, records: FakeRecords, tables: Tables) -> Self {
-        Self::auditing(config, records, tables, AuditedCalls::default()).await
+        Self::auditing(config, records, tables, AuditedCalls::Off).await
     }
 
     /// A broker that tells these calls.

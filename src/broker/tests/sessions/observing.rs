@@ -206,6 +206,38 @@ async fn no_spelling_of_a_call_keeps_it_out_of_the_audit() {
 }
 
 #[tokio::test]
+async fn without_a_table_the_programs_own_hints_tell_reads_from_writes_and_until_then_a_call_is_unknown() {
+    let tables = Tables::new(Vec::new(), true);
+    let mut fixture = Fixture::auditing(config(), FakeRecords::default(), tables, AuditedCalls::Writes).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let (log, _here) = CapturedLog::begin();
+    let calling = fixture.posting(&alice, Some(&id), issue("look"));
+    child.answers(json!({})).await;
+    body(calling.await.expect("no panic")).await;
+    let hint = |name: &str, reads: bool| json!({"name": name, "annotations": {"readOnlyHint": reads}});
+    let asked = child.answers(json!({"tools": [hint("look", true), hint("change", false)]})).await;
+    assert_eq!(asked["method"], "tools/list", "nobody had to wait for it");
+    // Behind what the child has said.
+    let after = fixture.posting(&alice, Some(&id), json!({"jsonrpc": "2.0", "id": 6, "method": "prompts/list"}));
+    child.answers(json!({"prompts": []})).await;
+    body(after.await.expect("no panic")).await;
+    for tool in ["look", "change", "unlisted"] {
+        let calling = fixture.posting(&alice, Some(&id), issue(tool));
+        let heard = child.answers(json!({})).await;
+        assert_eq!(heard["params"]["name"], tool, "the child is asked once");
+        body(calling.await.expect("no panic")).await;
+    }
+    let told: Vec<String> = log.of(TOOL_CALLED);
+    let expected = [("look", "unknown"), ("change", "write"), ("unlisted", "write")];
+    assert_eq!(told.len(), expected.len(), "{told:?}");
+    for (line, (tool, effect)) in told.iter().zip(expected) {
+        assert!(line.contains(&format!("called {tool} on ")), "{line}");
+        assert!(line.contains(&format!("effect=\"{effect}\"")), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_tries_to_write_is_told_of() {
     let mut fixture = auditing(AuditedCalls::Writes).await;
     let reader = reader();
