@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::{IntGauge, IntGaugeVec, Opts, TextEncoder};
+use prometheus::{CounterVec, IntGauge, IntGaugeVec, Opts, TextEncoder};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tracing::{error, warn};
@@ -74,7 +74,7 @@ struct Gauges {
     /// Of all children together; without a line where the kernel does not count it.
     children_memory: IntGaugeVec,
     children_processes: IntGaugeVec,
-    children_cpu: IntGaugeVec,
+    children_cpu: CounterVec,
 }
 
 impl Gauges {
@@ -87,6 +87,9 @@ impl Gauges {
         let gauge = |name: &str, help: &str| {
             Ok::<_, prometheus::Error>(gauges(name, help, &[])?.with_label_values::<&str>(&[]))
         };
+        let of_cpu = Opts::new("children_cpu_seconds_total", "CPU time of all children since their cgroup was made");
+        let children_cpu = CounterVec::new(of_cpu.namespace(NAMESPACE), &[])?;
+        metrics.registry().register(Box::new(children_cpu.clone()))?;
         let build = gauges("build_info", "Always 1; which program this is", &["version", "protocol"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), &PROTOCOL.to_string()]).set(1);
         Ok(Self {
@@ -112,11 +115,7 @@ impl Gauges {
             uids_unclean: gauge("supervisor_uids_unclean", "Uids that are not clean and not used")?,
             children_memory: gauges("children_memory_bytes", "Memory of all children, from their cgroup", &[])?,
             children_processes: gauges("children_processes", "Processes and threads of all children", &[])?,
-            children_cpu: gauges(
-                "children_cpu_microseconds",
-                "CPU time of all children since their cgroup was made",
-                &[],
-            )?,
+            children_cpu,
         })
     }
 
@@ -142,14 +141,26 @@ impl Gauges {
         for (gauge, used) in [
             (&self.children_memory, all.and_then(|all| all.memory)),
             (&self.children_processes, all.and_then(|all| all.pids)),
-            (&self.children_cpu, all.and_then(|all| all.cpu_usec)),
         ] {
             gauge.reset();
             if let Some(used) = used {
                 gauge.with_label_values::<&str>(&[]).set(i64::try_from(used).unwrap_or(i64::MAX));
             }
         }
+        match all.and_then(|all| all.cpu_usec) {
+            None => self.children_cpu.reset(),
+            Some(used) => follow(&self.children_cpu, Duration::from_micros(used).as_secs_f64()),
+        }
     }
+}
+
+/// Lets a counter follow one of the kernel's, which begins anew with another cgroup.
+fn follow(counter: &CounterVec, now: f64) {
+    if now < counter.with_label_values::<&str>(&[]).get() {
+        counter.reset();
+    }
+    let counter = counter.with_label_values::<&str>(&[]);
+    counter.inc_by(now - counter.get());
 }
 
 #[derive(Debug)]
@@ -222,5 +233,20 @@ impl Page {
         let status = timeout(ANSWERS_WITHIN, supervisor.status()).await.ok().and_then(Result::ok);
         gauges.of_supervisor(status.as_ref());
         *looked = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_follows_the_kernels_and_begins_anew_with_it() {
+        let counter = CounterVec::new(Opts::new("cpu", "x"), &[]).expect("a counter");
+        for (kernel, expected) in [(1.5, 1.5), (1.5, 1.5), (4.0, 4.0), (0.25, 0.25), (0.5, 0.5)] {
+            follow(&counter, kernel);
+            let shown = counter.with_label_values::<&str>(&[]).get();
+            assert!((shown - expected).abs() < f64::EPSILON, "{shown} is not {expected}");
+        }
     }
 }
