@@ -1,12 +1,13 @@
 //! `doctor`: what only the operator's own rights can see, and then what the broker sees itself.
 
-use std::collections::HashMap;
+mod unit;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::client::Client;
 use crate::commands::Files;
-use crate::surroundings::{ask, is_under_systemd, sibling};
+use crate::surroundings::{ask, sibling};
 use forgejo_mcp_broker::admin::api::{Finding, State};
 
 const BROKER: &str = "forgejo-mcp-broker";
@@ -23,8 +24,8 @@ pub(crate) async fn examine(client: &Client, files: &Files) -> Vec<Finding> {
         configuration(SUPERVISOR, "/usr/bin/forgejo-mcp-supervisor", &files.supervisor_config).await,
         program(&files.supervisor_config),
     ];
-    all.extend(unit(BROKER, &BROKERS).await);
-    all.extend(unit(SUPERVISOR, &SUPERVISORS).await);
+    all.extend(unit::examine(BROKER, &unit::BROKERS).await);
+    all.extend(unit::examine(SUPERVISOR, &unit::SUPERVISORS).await);
     match client.doctor().await {
         Ok(findings) => {
             all.push(finding("broker", State::Ok, "it answers the operator", None));
@@ -96,64 +97,6 @@ fn program_of(files: &[PathBuf]) -> Option<PathBuf> {
 /// A configuration file as it stands; `None` where it cannot be read, which the program itself says better.
 pub(crate) fn table(file: &Path) -> Option<toml::Table> {
     std::fs::read_to_string(file).ok()?.parse().ok()
-}
-
-/// A property of a unit and the values that are as they should be.
-type Wanted = (&'static str, &'static [&'static str]);
-
-const BROKERS: [Wanted; 5] = [
-    ("NoNewPrivileges", &["yes"]),
-    ("ProtectSystem", &["strict"]),
-    ("CapabilityBoundingSet", &[""]),
-    ("MemoryDenyWriteExecute", &["yes"]),
-    ("PrivateDevices", &["yes"]),
-];
-const SUPERVISORS: [Wanted; 3] =
-    [("Delegate", &["yes"]), ("ProtectSystem", &["strict", "full"]), ("RestrictNamespaces", &["yes"])];
-
-/// The unit, where systemd runs it.
-async fn unit(name: &str, wanted: &[Wanted]) -> Vec<Finding> {
-    let check = format!("unit: {name}");
-    if !is_under_systemd() {
-        return vec![finding(&check, State::Note, "systemd does not run this machine", None)];
-    }
-    let properties: Vec<&str> =
-        wanted.iter().map(|(property, _)| *property).chain(["LoadState", "ActiveState", "WatchdogUSec"]).collect();
-    let unit = format!("{name}.service");
-    let output = match ask("systemctl", &["show", &unit, "--property", &properties.join(",")]).await {
-        Ok(output) => output,
-        Err(why) => return vec![finding(&check, State::Note, why, None)],
-    };
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let values: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
-    let value = |property: &str| values.get(property).copied().unwrap_or_default();
-    if value("LoadState") != "loaded" {
-        return vec![finding(&check, State::Note, "there is no such unit: it is run by something else", None)];
-    }
-    let mut all = Vec::new();
-    match value("ActiveState") {
-        "active" | "reloading" | "activating" => all.push(finding(&check, State::Ok, value("ActiveState"), None)),
-        // Started by its socket when somebody comes.
-        "inactive" => all.push(finding(&check, State::Note, "inactive", Some("`systemctl status` its socket unit"))),
-        other => {
-            let advice = format!("`journalctl -u {name} -n 20` says why; then `systemctl reset-failed {unit}`");
-            all.push(finding(&check, State::Fail, other, Some(&advice)));
-        }
-    }
-    let weak: Vec<String> = wanted
-        .iter()
-        .filter(|(property, good)| !good.contains(&value(property)))
-        .map(|(property, _)| format!("{property}={}", value(property)))
-        .collect();
-    if !weak.is_empty() {
-        let advice = format!("`systemctl cat {unit}` shows which drop-in changes what the package ships");
-        all.push(finding(&format!("hardening: {name}"), State::Warn, weak.join(" "), Some(&advice)));
-    }
-    if matches!(value("WatchdogUSec"), "0" | "infinity") {
-        let advice = "set WatchdogSec=, so that a program that hangs is started again";
-        all.push(finding(&format!("watchdog: {name}"), State::Note, "off", Some(advice)));
-    }
-    all
 }
 
 #[cfg(test)]

@@ -13,11 +13,13 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, StatusCode};
 use serde::Deserialize;
 use tokio::time::timeout;
+use wire::clock::UnixTime;
 use wire::lifecycle;
+use wire::message::Enforced;
 
 use crate::admin::Admin;
 use crate::admin::api::{Finding, State as Health};
-use crate::auth::rates::RateLimits;
+use crate::auth::rates::{CameIn, RateLimits};
 use crate::chain::chain;
 use crate::forge::api::UpstreamLook;
 use crate::store::Sizes;
@@ -113,6 +115,12 @@ async fn forgejo(admin: &Admin) -> Vec<Finding> {
     let reached = match look {
         UpstreamLook::Forgejo(version) => good("forgejo", format!("{url} is Forgejo {version}")),
         UpstreamLook::SignIn => good("forgejo", format!("{url} answers, and tells its version to nobody")),
+        UpstreamLook::Other { status, what } if status >= 500 => finding(
+            "forgejo",
+            Health::Fail,
+            format!("Forgejo, or its proxy, answers at {url} with status {status}, {what}"),
+            Some("look whether Forgejo runs, and at its log; some shields against crawlers answer like this, too"),
+        ),
         UpstreamLook::Other { status, what } => finding(
             "forgejo",
             Health::Fail,
@@ -129,22 +137,41 @@ async fn forgejo(admin: &Admin) -> Vec<Finding> {
             Some("try `curl -v` to it from this machine; look at DNS, the firewall, and certificates (SSL_CERT_FILE)"),
         ),
     };
-    let mut all = vec![reached];
-    if let Some(theirs) = date {
-        let ours = admin.clock.now();
-        let differ = ours.secs().abs_diff(theirs.secs());
-        all.push(if differ > CLOCKS_DIFFER {
-            let found = format!("this machine's clock and Forgejo's differ by {differ} s");
-            finding("clock", Health::Warn, found, Some("`timedatectl` says whether the clock is synchronised"))
-        } else {
-            good("clock", format!("within {differ} s of Forgejo's"))
-        });
-    }
+    let mut all = vec![reached, clock(admin.clock.now(), date)];
     if !admin.surroundings.lets_log_in {
         let advice = "register the broker at Forgejo and set [forgejo] client_id and client_secret_file";
         all.push(finding("login", Health::Note, "nobody can log in: there are operator's tokens only", Some(advice)));
     }
     all
+}
+
+/// Ours beside Forgejo's, as far as its answer told it.
+fn clock(ours: UnixTime, theirs: Option<UnixTime>) -> Finding {
+    let Some(theirs) = theirs else {
+        return finding("clock", Health::Note, "nothing to compare it with: Forgejo's answer tells no time", None);
+    };
+    let differ = ours.secs().abs_diff(theirs.secs());
+    if differ > CLOCKS_DIFFER {
+        let found = format!("this machine's clock and Forgejo's differ by {differ} s");
+        finding("clock", Health::Warn, found, Some("`timedatectl` says whether the clock is synchronised"))
+    } else {
+        good("clock", format!("within {differ} s of Forgejo's"))
+    }
+}
+
+/// What the kernel bounds for a user's processes together.
+fn limits(enforced: Enforced) -> Finding {
+    let kinds =
+        [("memory", enforced.memory), ("processes", enforced.pids), ("CPU", enforced.cpu), ("disk", enforced.io)];
+    let of = |on: bool| kinds.iter().filter(|kind| kind.1 == on).map(|kind| kind.0).collect::<Vec<_>>().join(", ");
+    let missing = of(false);
+    if missing.is_empty() {
+        return good("limits", format!("a user's processes together are bounded in {}", of(true)));
+    }
+    let state = if enforced.memory && enforced.pids { Health::Note } else { Health::Warn };
+    let advice = "the unit needs Delegate=, and the machine cgroup v2 with these controllers (`cat \
+                  /sys/fs/cgroup/cgroup.controllers`); until then each process has its rlimits alone";
+    finding("limits", state, format!("not bounded for a user's processes together: {missing}"), Some(advice))
 }
 
 async fn supervisor(admin: &Admin) -> Vec<Finding> {
@@ -192,6 +219,7 @@ async fn supervisor(admin: &Admin) -> Vec<Finding> {
         let check = format!("isolation: {part}");
         all.push(if on { good(&check, "in force") } else { finding(&check, otherwise, "missing", Some(advice)) });
     }
+    all.push(limits(status.enforced));
     let (ours, theirs) = (admin.revocation.registry.load_now().children_max, status.max_children);
     if usize::try_from(theirs).is_ok_and(|theirs| ours > theirs) {
         let found = format!("[sessions] children_total is {ours}, and the supervisor starts at most {theirs}");
@@ -265,21 +293,67 @@ async fn reached(admin: &Admin) -> Vec<Finding> {
         ),
     };
     let after = limits.came_in();
-    let mut all = vec![reached];
+    vec![reached, proxy_headers(public_url, before, after)]
+}
+
+/// Whether a proxy in front tells whose requests it hands on: `before` and `after` one that came by the public address.
+fn proxy_headers(public_url: &str, before: CameIn, after: CameIn) -> Finding {
+    const CHECK: &str = "proxy headers";
     if after.forwarded_by_stranger > 0 {
         let found = format!(
             "{} requests had X-Forwarded-For from an address that [http] trusted_proxies does not name",
             after.forwarded_by_stranger
         );
-        let advice = "name the reverse proxy's address there, or all clients count as one";
-        all.push(finding("proxy headers", Health::Warn, found, Some(advice)));
+        finding(CHECK, Health::Warn, found, Some("name the reverse proxy's address there, or all clients count as one"))
     } else if public_url.starts_with("https:") && after.bare > before.bare && after.forwarded == before.forwarded {
         let found = "the reverse proxy sends no X-Forwarded-For: all clients count as one address";
         let advice = "let it append the client's address (nginx: proxy_set_header X-Forwarded-For \
                       $proxy_add_x_forwarded_for;)";
-        all.push(finding("proxy headers", Health::Warn, found, Some(advice)));
+        finding(CHECK, Health::Warn, found, Some(advice))
     } else if after.forwarded > before.forwarded {
-        all.push(good("proxy headers", "clients' addresses arrive"));
+        good(CHECK, "clients' addresses arrive")
+    } else {
+        finding(CHECK, Health::Note, "nothing has come by a proxy that is named or has a closed Unix socket", None)
     }
-    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_differ_by_more_than_a_minute_are_told() {
+        let at = |secs| Some(UnixTime::from_secs(secs));
+        for (theirs, state) in
+            [(at(1000), Health::Ok), (at(940), Health::Ok), (at(1061), Health::Warn), (None, Health::Note)]
+        {
+            assert_eq!(clock(UnixTime::from_secs(1000), theirs).state, state, "{theirs:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_the_kernel_does_not_enforce_is_named() {
+        let all = Enforced { memory: true, pids: true, cpu: true, io: true };
+        assert_eq!(limits(all).state, Health::Ok);
+        let found = limits(Enforced { io: false, ..all });
+        assert!(found.state == Health::Note && found.found.ends_with(": disk"), "{found:?}");
+        let found = limits(Enforced { memory: false, cpu: false, ..all });
+        assert!(found.state == Health::Warn && found.found.ends_with(": memory, CPU"), "{found:?}");
+        assert!(found.advice.is_some());
+    }
+
+    #[test]
+    fn a_proxy_is_looked_at_by_what_came_through_it() {
+        let came = |forwarded, bare, forwarded_by_stranger| CameIn { forwarded, bare, forwarded_by_stranger };
+        let before = came(5, 5, 0);
+        for (url, after, state) in [
+            ("https://mcp.example", came(6, 5, 0), Health::Ok),
+            ("https://mcp.example", came(5, 6, 0), Health::Warn),
+            ("http://localhost", came(5, 6, 0), Health::Note),
+            ("https://mcp.example", came(6, 5, 1), Health::Warn),
+            ("https://mcp.example", before, Health::Note),
+        ] {
+            assert_eq!(proxy_headers(url, before, after).state, state, "{url} {after:?}");
+        }
+    }
 }

@@ -24,15 +24,21 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long one part may take to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
+/// What is said in the words of `doctor`.
+const SHIELDED: &str = "something in front of Forgejo answers";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Readiness {
     store: bool,
     supervisor: bool,
     /// Without it nobody can log in, but what is connected goes on as far as it can.
     forgejo: bool,
+    /// Why not, where what answers is not Forgejo: nothing that a look at its address would not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    because: Option<&'static str>,
 }
 
-/// The routes; they need no token and tell no more than yes and no.
+/// The routes; they need no token and tell hardly more than yes and no.
 pub(crate) fn routes(store: Store, supervisor: SupervisorSpawner, forgejo: Forgejo) -> Router {
     let health = Arc::new(Health { store, supervisor, forgejo, seen: Cached::default() });
     Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready)).with_state(health)
@@ -49,7 +55,7 @@ struct Health {
 async fn ready(State(health): State<Arc<Health>>) -> (StatusCode, Json<Readiness>) {
     // In a task of its own: whoever asked and goes away does not take the look along that others wait for.
     let look = tokio::spawn(async move { health.seen.get(async || look(&health).await).await });
-    let nothing = Readiness { store: false, supervisor: false, forgejo: false };
+    let nothing = Readiness { store: false, supervisor: false, forgejo: false, because: None };
     answer(look.await.unwrap_or(nothing))
 }
 
@@ -80,26 +86,33 @@ async fn look(health: &Health) -> Readiness {
     };
     let supervisor =
         async { timeout(ANSWERS_WITHIN, health.supervisor.status()).await.is_ok_and(|status| status.is_ok()) };
-    let forgejo = async { timeout(ANSWERS_WITHIN, is_there(&health.forgejo)).await.unwrap_or(false) };
+    let forgejo = async { timeout(ANSWERS_WITHIN, is_there(&health.forgejo)).await.unwrap_or(Err(None)) };
     let (store, supervisor, forgejo) = tokio::join!(store, supervisor, forgejo);
-    Readiness { store, supervisor, forgejo }
+    Readiness { store, supervisor, forgejo: forgejo.is_ok(), because: forgejo.err().flatten() }
 }
 
 /// Whether it is Forgejo that answers. A shield against crawlers, or a page of a proxy, would be taken for it otherwise.
-async fn is_there(forgejo: &Forgejo) -> bool {
+async fn is_there(forgejo: &Forgejo) -> Result<(), Option<&'static str>> {
     match forgejo.look().await.0 {
-        UpstreamLook::Forgejo(_) | UpstreamLook::SignIn => true,
+        UpstreamLook::Forgejo(_) | UpstreamLook::SignIn => Ok(()),
+        // Its proxy's word for it, or its own.
+        UpstreamLook::Other { status, what } if status >= 500 => {
+            warn!(
+                reason = "upstream-failing",
+                status, "Forgejo, or its proxy, answers with status {status} and {what}"
+            );
+            Err(None)
+        }
         UpstreamLook::Other { status, what } => {
             warn!(
                 reason = "upstream-shielded",
-                status,
-                "something in front of Forgejo answers, with status {status} and {what}: let the broker through"
+                status, "{SHIELDED}, with status {status} and {what}: let the broker through"
             );
-            false
+            Err(Some(SHIELDED))
         }
         UpstreamLook::Unreachable(why) => {
             warn!(reason = "upstream-unreachable", "Forgejo cannot be reached: {why}");
-            false
+            Err(None)
         }
     }
 }
@@ -128,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    const FINE: Readiness = Readiness { store: true, supervisor: true, forgejo: true };
+    const FINE: Readiness = Readiness { store: true, supervisor: true, forgejo: true, because: None };
 
     #[tokio::test(start_paused = true)]
     async fn a_hundred_who_ask_at_once_are_one_look_and_the_next_is_five_seconds_later() {
@@ -156,12 +169,18 @@ mod tests {
             (403, r#"{"message":"Only signed in user is allowed to call APIs."}"#, true),
             (200, "<p>Making sure you are not a bot", false),
             (403, "<h1>Forbidden", false),
+            (502, "<h1>Bad Gateway", false),
         ] {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
             let forgejo = Forgejo::new(&format!("http://{}", listener.local_addr().expect("an address")));
             let answer = (StatusCode::from_u16(status).expect("a status"), body);
             tokio::spawn(async move { axum::serve(listener, Router::new().fallback(async move || answer)).await });
-            assert_eq!(is_there(&forgejo.expect("a client")).await, is_it, "{status} {body}");
+            let seen = is_there(&forgejo.expect("a client")).await;
+            let shown = Readiness { forgejo: seen.is_ok(), because: seen.err().flatten(), ..FINE };
+            let shown = serde_json::to_string(&shown).expect("JSON");
+            let says = shown.contains(r#""forgejo":false,"because":"something in front of Forgejo answers""#);
+            // A gateway's word is about Forgejo, and no shield's.
+            assert!(seen.is_ok() == is_it && says == (!is_it && status < 500), "{status} {body}: {shown}");
         }
     }
 
