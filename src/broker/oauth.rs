@@ -10,6 +10,7 @@ mod authorize;
 pub(crate) mod browser;
 mod callback;
 pub(crate) mod client;
+pub(crate) mod client_name;
 pub(crate) mod clients;
 pub(crate) mod config;
 mod consent;
@@ -33,7 +34,8 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderName, Method};
+use axum::http::{HeaderMap, HeaderName, Method};
+use axum::middleware::map_response;
 use axum::routing::{get, post};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::timeout;
@@ -139,15 +141,17 @@ impl OAuth {
             context.application.as_ref().map(|application| (application.offers(), context.policy.documents.fetch));
         let mut programs = metadata::routes(&context.public_url, offer);
         let mut pages = Router::new().route("/", get(front_page::show)).route(page::STYLE, get(page::style));
+        let mut way = Router::new();
         if context.application.is_some() {
             programs = programs
                 .route("/oauth/register", post(register::register))
                 .route("/oauth/token", post(tokens::token))
                 .route("/oauth/revoke", post(tokens::revoke));
-            pages = pages
+            way = way
                 .route("/oauth/authorize", get(authorize::show))
                 .route("/oauth/consent", post(authorize::decide))
-                .route("/oauth/callback", get(callback::back))
+                .route("/oauth/callback", get(callback::back));
+            pages = pages
                 .route("/account", get(account::show))
                 .route("/account/login", post(account::log_in))
                 .route("/account/logout", post(account::log_out))
@@ -158,7 +162,10 @@ impl OAuth {
             CONTENT_TYPE,
             HeaderName::from_static("mcp-protocol-version"),
         ]);
-        programs.layer(cors).merge(pages).with_state(Arc::clone(context))
+        let all = programs.layer(cors).merge(way).merge(pages.layer(map_response(page::apart)));
+        let all =
+            if context.public_url.starts_with("https://") { all.layer(map_response(page::over_tls)) } else { all };
+        all.with_state(Arc::clone(context))
     }
 
     /// Removes what is over; called now and then.
@@ -202,6 +209,12 @@ impl Context {
 
 /// The body of a small request did not come, or not within its bound.
 struct NoBody;
+
+/// Whether a body is of this media type, whatever its parameters (RFC 9110 section 8.3.1).
+fn is_of(headers: &HeaderMap, kind: &str) -> bool {
+    let said = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    said.split(';').next().is_some_and(|said| said.trim().eq_ignore_ascii_case(kind))
+}
 
 async fn body(request: Request) -> Result<Bytes, NoBody> {
     let collected = timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY).collect()).await;

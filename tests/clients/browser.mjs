@@ -16,7 +16,10 @@ const post = (path, body) => fetch(broker + path, { method: 'POST', body });
 
 async function register(redirect) {
   const metadata = { client_name: 'Browser test', redirect_uris: [redirect], token_endpoint_auth_method: 'none' };
-  return (await (await post('/oauth/register', JSON.stringify(metadata))).json()).client_id;
+  const answer = await fetch(`${broker}/oauth/register`, {
+    method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(metadata),
+  });
+  return (await answer.json()).client_id;
 }
 
 const verifier = 'a-verifier-of-forty-three-characters-or-more-0123';

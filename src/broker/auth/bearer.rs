@@ -37,7 +37,9 @@ pub(crate) const MAX_CACHED_PRINCIPALS: usize = 65_536;
 /// Why a request has no principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
-    /// No header, more than one, another scheme, or nothing behind the scheme.
+    /// No header.
+    Absent,
+    /// More than one, another scheme, or nothing behind the scheme.
     Malformed,
     /// Never minted here.
     Unknown,
@@ -53,7 +55,7 @@ impl Denied {
     /// The stable name that the log and the metrics use.
     const fn code(self) -> &'static str {
         match self {
-            Self::Malformed => "no-token",
+            Self::Absent | Self::Malformed => "no-token",
             Self::Unknown => "bad-token",
             Self::Expired => "expired-token",
             Self::Revoked => "revoked-token",
@@ -67,7 +69,7 @@ impl Denied {
             Self::Unknown => Some("unknown"),
             Self::Expired => Some("expired"),
             Self::Revoked => Some("revoked"),
-            Self::Malformed | Self::Unavailable => None,
+            Self::Absent | Self::Malformed | Self::Unavailable => None,
         }
     }
 }
@@ -79,6 +81,9 @@ pub(crate) struct Challenge {
     pub(crate) resource_metadata: Option<String>,
     /// The scopes to ask for.
     pub(crate) scope: &'static str,
+    /// Whether who shows no credentials at all is told of no error (RFC 6750 section 3.1). Some clients take a challenge
+    /// without one for no challenge, so it is the operator's choice.
+    pub(crate) is_bare: bool,
 }
 
 impl Challenge {
@@ -285,10 +290,11 @@ impl Principals {
         }
         *response.status_mut() = StatusCode::UNAUTHORIZED;
         let error = match denied.reason() {
-            Some(reason) => format!("error=\"invalid_token\", reason=\"{reason}\""),
-            None => "error=\"invalid_request\"".to_owned(),
+            Some(reason) => format!("error=\"invalid_token\", reason=\"{reason}\", "),
+            None if denied == Denied::Absent && self.0.challenge.is_bare => String::new(),
+            None => "error=\"invalid_request\", ".to_owned(),
         };
-        let challenge = format!("Bearer {error}, {}", self.0.challenge.parameters());
+        let challenge = format!("Bearer {error}{}", self.0.challenge.parameters());
         // Our own address and scopes are header characters; without them the client still learns that it needs a token.
         let challenge = HeaderValue::try_from(challenge).unwrap_or(HeaderValue::from_static("Bearer"));
         response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
@@ -320,7 +326,10 @@ fn unavailable(error: &LookupError) -> Denied {
 /// RFC 9110 section 11.1).
 fn credentials(headers: &HeaderMap) -> Result<&str, Denied> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return Err(Denied::Malformed) };
+    let value = values.next().ok_or(Denied::Absent)?;
+    if values.next().is_some() {
+        return Err(Denied::Malformed);
+    }
     let value = value.to_str().map_err(|_| Denied::Malformed)?;
     let (scheme, token) = value.split_once(' ').ok_or(Denied::Malformed)?;
     let token = token.trim_start_matches(' ');

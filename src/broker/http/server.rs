@@ -241,7 +241,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     let records = Arc::new(store.clone());
     let registry = Registry::load(config.sessions.clone(), spawner, records, clock.clone(), metrics.clone()).await?;
     let (tables, unknown) = (Live::new(config.tools.clone()), Live::new(config.unknown_session));
-    let scope = Scope::new(tables.clone(), &challenge);
+    let scope = Scope::new(tables.clone(), &challenge, offers(&config));
     let asked = Some(principals.clone());
     let observer = Observer::new(metrics.clone(), config.audit);
     let endpoint = Endpoint::new(
@@ -382,13 +382,19 @@ fn serve_metrics(address: SocketAddr, router: Router, stop: CancellationToken) -
 }
 
 /// What who has no good token is told.
+/// The most that a client can be given.
+fn offers(config: &Config) -> Scopes {
+    config.application.as_ref().map_or(Scopes { write: true }, Application::offers)
+}
+
 fn challenge(config: &Config) -> Challenge {
     let application = config.application.as_ref();
     let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);
     Challenge {
         // Where nobody can log in there is none.
         resource_metadata: application.map(metadata),
-        scope: application.map_or(Scopes { write: true }, Application::offers).as_str(),
+        scope: offers(config).as_str(),
+        is_bare: config.oauth.bare_challenge,
     }
 }
 

@@ -172,6 +172,13 @@ impl Refusal {
         refusal
     }
 
+    /// No grant here reaches that far: the operator asks Forgejo for no right to write. No challenge, because a client would
+    /// ask its user for scopes that nobody can give, again and again.
+    pub(crate) fn no_writing() -> Self {
+        let message = "Forbidden: the operator of this service allows no writing";
+        Self::new("no-writing", StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message)
+    }
+
     /// What the registry refused.
     pub(crate) fn session(error: &SessionError, revision: Revision, unknown: UnknownSession) -> Self {
         let (status, code, retry_after) = match error {

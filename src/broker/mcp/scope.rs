@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::http::HeaderValue;
 
 use crate::auth::bearer::Challenge;
-use crate::auth::principal::Principal;
+use crate::auth::principal::{Principal, Scopes};
 use crate::child::bridge::Bridge;
 use crate::jsonrpc::Message;
 use crate::live::Live;
@@ -23,7 +23,8 @@ use crate::mcp::tools::{Effect, Tables};
 pub(crate) struct Scope {
     tables: Live<Tables>,
     annotations: ToolAnnotations,
-    challenge: HeaderValue,
+    /// Says which scopes would do; none where the operator allows no writing, so that none would.
+    challenge: Option<HeaderValue>,
 }
 
 /// What remains to be known before a message may go to a child.
@@ -36,8 +37,8 @@ pub(crate) enum Need {
 }
 
 impl Scope {
-    /// Decides by these tables; refuses with this challenge.
-    pub(crate) fn new(tables: Live<Tables>, challenge: &Challenge) -> Self {
+    /// Decides by these tables; refuses with this challenge, where more can be had at all.
+    pub(crate) fn new(tables: Live<Tables>, challenge: &Challenge, offered: Scopes) -> Self {
         let text = format!(
             "Bearer error=\"insufficient_scope\", {}, error_description=\"this tool changes something at Forgejo\"",
             challenge.parameters()
@@ -45,6 +46,7 @@ impl Scope {
         // Our own address and scopes are header characters.
         let challenge =
             HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("Bearer error=\"insufficient_scope\""));
+        let challenge = offered.write.then_some(challenge);
         Self { tables, annotations: ToolAnnotations::default(), challenge }
     }
 
@@ -95,6 +97,6 @@ impl Scope {
 
     /// The refusal of what the grant does not allow.
     pub(crate) fn insufficient(&self) -> Refusal {
-        Refusal::insufficient_scope(self.challenge.clone())
+        self.challenge.clone().map_or_else(Refusal::no_writing, Refusal::insufficient_scope)
     }
 }

@@ -14,6 +14,7 @@ use crate::auth::token::TokenHash;
 use crate::chain::chain;
 use crate::forge::scopes::difference;
 use crate::oauth::browser::Browser;
+use crate::oauth::client_name::ClientName;
 use crate::oauth::page;
 use crate::oauth::page::Message;
 use crate::oauth::params::Params;
@@ -50,7 +51,7 @@ struct LogInPage {
 #[derive(Debug)]
 struct ConnectionView {
     grant: String,
-    client: String,
+    client: ClientName,
     client_id: String,
     writes: bool,
     since: String,
@@ -68,7 +69,7 @@ struct ForkView {
 
 #[derive(Debug)]
 struct EndedView {
-    client: String,
+    client: ClientName,
     when: String,
     why: &'static str,
 }
@@ -81,7 +82,7 @@ struct ScopesView {
 
 #[derive(Debug)]
 struct ApprovalView {
-    client: String,
+    client: ClientName,
     client_id: String,
     place: String,
     writes: bool,
@@ -121,7 +122,7 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
         .into_iter()
         .filter(|consent| !connections.iter().any(|connection| connection.client_id == consent.client_id));
     let approvals = approvals.map(|consent| ApprovalView {
-        client: consent.client_name,
+        client: ClientName::of(&consent.client_name),
         client_id: consent.client_id,
         place: consent.redirect,
         writes: consent.scopes.write,
@@ -134,7 +135,7 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
         since,
     );
     let ended = ended.await?.into_iter().map(|one| EndedView {
-        client: one.client_name,
+        client: ClientName::of(&one.client_name),
         when: ago(now.since(one.at)),
         why: why_ended(&one.reason),
     });
@@ -157,7 +158,7 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
                     .map(|fork| ForkView { when: ago(now.since(fork.at)), network: fork.network.clone() })
                     .collect(),
                 grant: one.grant.as_str().to_owned(),
-                client: one.client_name,
+                client: ClientName::of(&one.client_name),
                 client_id: one.client_id,
                 writes: one.scopes.write,
                 since: ago(now.since(one.created_at)),
@@ -195,8 +196,8 @@ async fn form(context: &Context, request: Request) -> Result<(Params, HeaderMap,
     let text = body(request).await.map_err(|_| refused())?;
     let form = Params::parse(&text).map_err(|_| refused())?;
     match context.cookies.sender(&headers, FORM, form.get("token")) {
-        Some(browser) => Ok((form, headers, browser)),
-        None => Err(refused()),
+        Ok(browser) => Ok((form, headers, browser)),
+        Err(_) => Err(refused()),
     }
 }
 

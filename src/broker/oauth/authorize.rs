@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
+use askama::Template;
 use axum::extract::{RawQuery, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use tracing::{error, info, warn};
 
@@ -15,7 +16,7 @@ use crate::auth::principal::Scopes;
 use crate::auth::rates::Source;
 use crate::auth::token::NoRandomness;
 use crate::chain::chain;
-use crate::oauth::browser::Browser;
+use crate::oauth::browser::{Browser, NotOurs};
 use crate::oauth::clients::ClientError;
 use crate::oauth::document::DocumentError;
 use crate::oauth::login::NotBegun;
@@ -25,7 +26,7 @@ use crate::oauth::params::Params;
 use crate::oauth::request;
 use crate::oauth::request::{AuthorizationRequest, WayBack};
 use crate::oauth::{Context, body, consent, login};
-use crate::store::StoreError;
+use crate::store::{StoreError, Visitor};
 
 /// Bytes of an authorization request: it is kept while somebody logs in.
 const MAX_QUERY: usize = 8 * 1024;
@@ -72,16 +73,13 @@ pub(crate) async fn show(State(context): State<Arc<Context>>, RawQuery(query): R
         let query = query.unwrap_or_default();
         let asked = read(&context, &query, source).await?;
         let browser = context.cookies.browser(headers)?;
-        let visitor = match context.cookies.visit(headers) {
-            Some(visit) => context.store.find_visit(&visit, context.clock.now()).await?,
-            None => None,
-        };
+        let visitor = visitor(&context, headers).await?;
         if let Some(visitor) = &visitor
             && consent::remembered(&context, visitor.tenant, &asked).await?.is_some()
         {
             return to_forgejo(&context, browser, &asked, query, None, source).await;
         }
-        Ok(consent::page(&context, &asked, &query, browser, visitor.as_ref()).await?)
+        Ok(consent::page(&context, &asked, &query, browser, visitor.as_ref(), false).await?)
     };
     outcome.await.unwrap_or_else(Trouble::respond)
 }
@@ -94,7 +92,15 @@ pub(crate) async fn decide(State(context): State<Arc<Context>>, request: Request
         let form = Params::parse(&text).map_err(|_| Trouble::Page(forged()))?;
         let query = form.get("query").unwrap_or_default();
         let sender = context.cookies.sender(&headers, &consent::form(query), form.get("token"));
-        let browser = sender.ok_or_else(|| Trouble::Page(forged()))?;
+        let browser = match sender {
+            Ok(browser) => browser,
+            Err(NotOurs::OtherSite) => return Ok(forged()),
+            Err(NotOurs::NoCookie) => {
+                read(&context, query, source).await?;
+                return Ok(no_cookies(&context, query));
+            }
+            Err(NotOurs::OtherForm(browser)) => return asked_anew(&context, query, browser, &headers, source).await,
+        };
         let asked = read(&context, query, source).await?;
         if form.get("decision") != Some("approve") {
             info!(client = %asked.client.id, "consent denied");
@@ -107,10 +113,45 @@ pub(crate) async fn decide(State(context): State<Arc<Context>>, request: Request
     outcome.await.unwrap_or_else(Trouble::respond)
 }
 
-/// The form was not ours, not of this browser, or too old.
+/// The form is no form, or another site's.
 fn forged() -> Response {
-    let text = "This form was not made for this browser, or it is too old. Nothing was changed. Start again from your MCP client, with cookies allowed.";
+    let text = "This form was not made here. Nothing was changed. Start again from your MCP client.";
     Message { title: "This form cannot be used", text, way: None }.respond(StatusCode::FORBIDDEN)
+}
+
+/// The person is asked once more, under the key that the browser has now. Nothing else is done with the form: it could be
+/// anybody's.
+async fn asked_anew(
+    context: &Context,
+    query: &str,
+    browser: Browser,
+    headers: &HeaderMap,
+    source: Source,
+) -> Result<Response, Trouble> {
+    let asked = read(context, query, source).await?;
+    let visitor = visitor(context, headers).await?;
+    let mut page = consent::page(context, &asked, query, browser, visitor.as_ref(), true).await?;
+    *page.status_mut() = StatusCode::FORBIDDEN;
+    Ok(page)
+}
+
+async fn visitor(context: &Context, headers: &HeaderMap) -> Result<Option<Visitor>, StoreError> {
+    match context.cookies.visit(headers) {
+        Some(visit) => context.store.find_visit(&visit, context.clock.now()).await,
+        None => Ok(None),
+    }
+}
+
+/// A window inside of another program: what was decided there cannot be tied to whoever logs in.
+#[derive(Debug, Template)]
+#[template(path = "no_cookies.html", config = ".askama.toml")]
+struct NoCookiesPage<'a> {
+    request: &'a str,
+}
+
+fn no_cookies(context: &Context, query: &str) -> Response {
+    let request = format!("{}/oauth/authorize?{query}", context.public_url);
+    page::respond(StatusCode::FORBIDDEN, &NoCookiesPage { request: &request })
 }
 
 /// Reads a request; what is wrong with it goes to the person or back to the client.

@@ -34,6 +34,18 @@ pub(crate) struct Browser {
     pub(crate) set: Option<HeaderValue>,
 }
 
+/// Why nothing is done with a form.
+#[derive(Debug)]
+pub(crate) enum NotOurs {
+    /// A page of another site sends it.
+    OtherSite,
+    /// The browser has not kept the key that it was given with the page.
+    NoCookie,
+    /// It was made for another browser, for something else, or before this browser got another key: of two first pages that
+    /// are opened at once the later one's key stays.
+    OtherForm(Browser),
+}
+
 impl Cookies {
     /// For a broker at this address. Without https, which is possible on one's own machine only, they must do without
     /// the prefix.
@@ -81,9 +93,12 @@ impl Cookies {
 
     /// The browser that sends a form about `about`, if the form was made for it. Browsers that send `Sec-Fetch-Site`
     /// tell a form of ours from one of another site; the form's token does for all.
-    pub(crate) fn sender(self, headers: &HeaderMap, about: &str, token: Option<&str>) -> Option<Browser> {
-        let is_from_here = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
-        self.known_browser(headers).filter(|browser| is_from_here && browser.sent(about, token))
+    pub(crate) fn sender(self, headers: &HeaderMap, about: &str, token: Option<&str>) -> Result<Browser, NotOurs> {
+        if headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin") {
+            return Err(NotOurs::OtherSite);
+        }
+        let browser = self.known_browser(headers).ok_or(NotOurs::NoCookie)?;
+        if browser.sent(about, token) { Ok(browser) } else { Err(NotOurs::OtherForm(browser)) }
     }
 
     /// The visit that these headers name.

@@ -154,14 +154,14 @@ async fn go_on(
     let Some(scopes) = scopes else {
         let query = login.request.as_deref().unwrap_or_default();
         let visitor = Visitor { tenant, login: logged_in.user.login.clone() };
-        let page = consent::page(context, &asked, query, browser, Some(&visitor)).await?;
+        let page = consent::page(context, &asked, query, browser, Some(&visitor), false).await?;
         return Ok(page::with_cookies(page, cookie));
     };
     if login.consented.is_some() && consent::is_remembered_at(&asked) {
         let consent = Consent {
             tenant,
             client_id: asked.client.id.clone(),
-            client_name: asked.client.name.clone(),
+            client_name: asked.client.name.to_string(),
             redirect: asked.back.redirect.as_str().to_owned(),
             scopes,
         };
@@ -187,7 +187,7 @@ async fn send_code(
     let row = Code {
         hash: code.hash(),
         client_id: asked.client.id.clone(),
-        client_name: asked.client.name.clone(),
+        client_name: asked.client.name.to_string(),
         redirect_uri: asked.back.redirect.as_str().to_owned(),
         challenge: asked.challenge.clone(),
         tenant: logged_in.user.id,

@@ -1,10 +1,8 @@
 //! An OAuth client. What it says about itself is shown, not believed.
 
 use crate::auth::token::TokenHash;
+use crate::oauth::client_name::ClientName;
 use crate::oauth::redirect::{RedirectKind, RedirectUri, Schemes};
-
-/// Characters of a client's name that are shown.
-const MAX_NAME: usize = 80;
 
 /// A client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +10,7 @@ pub(crate) struct Client {
     /// Its id.
     pub(crate) id: String,
     /// What it calls itself.
-    pub(crate) name: String,
+    pub(crate) name: ClientName,
     /// Where codes may be sent.
     pub(crate) redirects: Vec<RedirectUri>,
     /// SHA-256 of its secret, where it has one.
@@ -59,17 +57,6 @@ impl Client {
     }
 }
 
-/// A client's name as it may stand on a page: one line, bounded, without characters that turn text around.
-pub(crate) fn shown_name(name: &str) -> String {
-    let visible = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    let words: Vec<&str> = name.split_whitespace().collect();
-    let name: String = words.join(" ").chars().filter(|&c| visible(c)).take(MAX_NAME).collect();
-    if name.is_empty() { "a client without a name".to_owned() } else { name }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,7 +67,7 @@ mod tests {
         let (web, local) = (redirect("https://evil.example/phish"), redirect("http://localhost/cb"));
         let client = |origin: Origin| Client {
             id: "x".to_owned(),
-            name: "x".to_owned(),
+            name: ClientName::of("x"),
             redirects: vec![web.clone(), local.clone()],
             secret: None,
             origin,
@@ -90,12 +77,5 @@ mod tests {
         assert!(!document.is_vouched_for(&web) && document.is_vouched_for(&local));
         assert!(!client(Origin::Registered).is_vouched_for(&web));
         assert!(client(Origin::Configured).is_vouched_for(&web));
-    }
-
-    #[test]
-    fn a_name_is_one_bounded_line_that_cannot_be_turned_around() {
-        assert_eq!(shown_name("  My\n\tclient \u{202e}gpj "), "My client gpj");
-        assert_eq!(shown_name("\u{200b}"), "a client without a name");
-        assert_eq!(shown_name(&"x".repeat(500)).len(), 80);
     }
 }

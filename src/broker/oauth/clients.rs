@@ -5,6 +5,7 @@
 
 use crate::auth::rates::Source;
 use crate::oauth::client::{Client, Origin};
+use crate::oauth::client_name::ClientName;
 use crate::oauth::config::OAuthConfig;
 use crate::oauth::document::{DocumentCache, DocumentError};
 use crate::oauth::redirect::RedirectUri;
@@ -61,7 +62,7 @@ impl Clients {
             // Addresses whose scheme the operator has taken off the list are left out.
             redirects: found.redirects.iter().filter_map(|r| RedirectUri::parse(r, &policy.schemes).ok()).collect(),
             id: found.client_id,
-            name: found.name,
+            name: ClientName::of(&found.name),
             secret: found.secret,
             origin: Origin::Registered,
         }))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::auth::token::TokenHash;
 use crate::oauth::client::{Client, Origin};
+use crate::oauth::client_name::ClientName;
 use crate::oauth::families::ReusePolicy;
 use crate::oauth::redirect::{RedirectUri, Schemes};
 use sha2::{Digest, Sha256};
@@ -28,6 +29,8 @@ pub(crate) struct OAuthConfig {
     pub(crate) visit_ttl: Duration,
     /// How long a client that registered and never completed a login is kept.
     pub(crate) keep_unused: Duration,
+    /// Whether the first challenge names no error.
+    pub(crate) bare_challenge: bool,
     /// Private-use schemes that a redirect address may have.
     pub(crate) schemes: Schemes,
     /// Clients that the operator vouches for.
@@ -85,6 +88,7 @@ impl OAuthConfig {
         let visit_ttl = section.duration("login_ttl", Duration::from_hours(12), seconds(60, 30 * 24 * hour));
         let keep_unused =
             section.duration("keep_unused_clients", Duration::from_hours(7 * 24), seconds(hour, 366 * 24 * hour));
+        let bare_challenge = section.flag("bare_challenge", false);
         let schemes = section.texts("redirect_schemes", &SCHEMES);
         for never in schemes.iter().filter(|scheme| Schemes::is_never(scheme)) {
             section.complain("redirect_schemes", format!("`{never}` is no program's own scheme"));
@@ -93,7 +97,7 @@ impl OAuthConfig {
         let clients = clients(&mut section, &schemes);
         let documents = DocumentConfig::read(section.section("documents"));
         section.close();
-        Self { access_ttl, refresh_ttl, reuse, visit_ttl, keep_unused, schemes, clients, documents }
+        Self { access_ttl, refresh_ttl, reuse, visit_ttl, keep_unused, bare_challenge, schemes, clients, documents }
     }
 }
 
@@ -128,7 +132,7 @@ fn clients(section: &mut Section, schemes: &Schemes) -> Vec<Client> {
             one.complain("name", "an id that begins with https:// is that of a metadata document");
         }
         one.close();
-        clients.push(Client { id, name, redirects, secret, origin: Origin::Configured });
+        clients.push(Client { id, name: ClientName::of(&name), redirects, secret, origin: Origin::Configured });
     }
     all.close();
     clients

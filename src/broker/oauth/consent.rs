@@ -42,6 +42,8 @@ struct ConsentPage<'a> {
     forgejo: &'a str,
     query: &'a str,
     token: String,
+    /// Whether the person has decided already, on a page that this browser's key does not fit any more.
+    is_asked_anew: bool,
 }
 
 /// What the form of the page is about: this request and no other.
@@ -57,6 +59,7 @@ pub(crate) async fn page(
     query: &str,
     browser: Browser,
     visitor: Option<&Visitor>,
+    is_asked_anew: bool,
 ) -> Result<Response, StoreError> {
     let granted = match visitor {
         Some(visitor) => context.store.granted_scopes_of(visitor.tenant).await?,
@@ -86,6 +89,7 @@ pub(crate) async fn page(
         forgejo: context.forgejo.url(),
         query,
         token: browser.form_token(&form(query)),
+        is_asked_anew,
     };
     Ok(page::with_cookies(page::respond(StatusCode::OK, &shown), browser.set))
 }

@@ -24,7 +24,8 @@ use tracing::{debug, info};
 use url::{Host, Url};
 
 use crate::auth::rates::{RateLimits, Source, TooMany};
-use crate::oauth::client::{Client, Origin, shown_name};
+use crate::oauth::client::{Client, Origin};
+use crate::oauth::client_name::ClientName;
 use crate::oauth::config::{DocumentConfig, Fetch};
 use crate::oauth::document::freshness::freshness;
 use crate::oauth::document::resolver::PublicResolver;
@@ -229,7 +230,7 @@ fn parse(id: &str, host: String, text: &[u8], schemes: &Schemes) -> Result<Clien
     if redirects.is_empty() {
         return Err(DocumentError::Content("none of its redirect_uris can be used here"));
     }
-    let name = shown_name(&document.client_name);
+    let name = ClientName::of(&document.client_name);
     Ok(Client { id: id.to_owned(), name, redirects, secret: None, origin: Origin::Document { host } })
 }
 

@@ -17,6 +17,8 @@ use crate::store::StoreError;
 pub(crate) enum OAuthError {
     /// 400 with a registered code.
     Bad(&'static str, &'static str),
+    /// 415: `invalid_request`, because of the body's media type.
+    MediaType(&'static str),
     /// 401: the client is unknown or its secret is wrong. With Basic in the request the answer must name it.
     Client {
         /// Whether the client used the `Authorization` header.
@@ -68,6 +70,7 @@ impl IntoResponse for OAuthError {
         }
         let (status, error, error_description) = match self {
             Self::Bad(error, description) => (StatusCode::BAD_REQUEST, error, description),
+            Self::MediaType(description) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request", description),
             Self::Client { .. } => {
                 (StatusCode::UNAUTHORIZED, "invalid_client", "the client is not known here, or its secret is wrong")
             }
@@ -87,7 +90,7 @@ impl IntoResponse for OAuthError {
             Self::NotNow => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
             }
-            Self::Bad(..) | Self::Client { basic: false } => {}
+            Self::Bad(..) | Self::MediaType(_) | Self::Client { basic: false } => {}
         }
         response
     }

@@ -3,14 +3,18 @@
 //! Every page says in its headers that it must not be framed (clickjacking), cached, or named to other sites. There is no
 //! `form-action` in the policy: browsers apply it to the whole chain of redirects behind a form, and ours ends at the
 //! client's address.
+//!
+//! `/` and `/account` also cut the tie to whatever window opened them (`Cross-Origin-Opener-Policy`). The pages on the way
+//! of a login do not: clients in browsers open it in a window of theirs, which tells them its outcome through that tie,
+//! and a browser that has cut it on the way does not tie it again (HTML, section Cross-origin opener policies).
 
 use crate::chain::chain;
 use askama::Template;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, REFERRER_POLICY, RETRY_AFTER, SET_COOKIE,
-    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tracing::error;
 
@@ -50,10 +54,30 @@ pub(crate) fn with_cookies(mut response: Response, cookies: impl IntoIterator<It
     response
 }
 
+/// What a page of this service may do to a browser: nothing of what a page may ask for.
+const PERMISSIONS: &str = "accelerometer=(), autoplay=(), camera=(), display-capture=(), encrypted-media=(), \
+    fullscreen=(), geolocation=(), gyroscope=(), magnetometer=(), microphone=(), midi=(), payment=(), \
+    picture-in-picture=(), publickey-credentials-get=(), screen-wake-lock=(), usb=(), web-share=(), xr-spatial-tracking=()";
+const OPENER: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+
+/// Cuts the tie to the window that opened this one.
+pub(crate) async fn apart(mut response: Response) -> Response {
+    response.headers_mut().insert(OPENER, HeaderValue::from_static("same-origin"));
+    response
+}
+
+/// For a year this host is reached over TLS only (RFC 6797); neighbours below the same domain are their operators' matter.
+pub(crate) async fn over_tls(mut response: Response) -> Response {
+    response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+    response
+}
+
 fn guard(headers: &mut HeaderMap) {
     const POLICY: &str = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'";
     for (name, value) in [
         (CONTENT_SECURITY_POLICY, POLICY),
+        (HeaderName::from_static("permissions-policy"), PERMISSIONS),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
         (X_FRAME_OPTIONS, "DENY"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),

@@ -43,9 +43,13 @@ impl Params {
     }
 
     /// Whether every resource that is named is `ours`. Clients write it with and without a slash behind, in any case of
-    /// scheme and host, and some name the origin only; all of that is this broker and nothing else.
+    /// scheme and host, with a query, and some name the origin only; all of that is this broker and nothing else.
     pub(crate) fn resource_is(&self, ours: &str) -> bool {
-        let plain = |text: &str| Some(url::Url::parse(text).ok()?.as_str().trim_end_matches('/').to_owned());
+        let plain = |text: &str| {
+            let mut url = url::Url::parse(text).ok()?;
+            url.set_query(None);
+            Some(url.as_str().trim_end_matches('/').to_owned())
+        };
         let origin = ours.trim_end_matches("/mcp");
         let known = [plain(ours), plain(origin)];
         self.1.iter().all(|asked| plain(asked).is_some_and(|asked| known.contains(&Some(asked))))
@@ -77,6 +81,8 @@ mod tests {
             "resource=https://mcp.example.org",
             "resource=https://mcp.example.org/",
             "resource=https://mcp.example.org/mcp&resource=https://mcp.example.org/",
+            "resource=https://mcp.example.org/mcp?x=1%26y=2",
+            "resource=https://mcp.example.org/mcp/?x",
         ] {
             assert!(is(good), "{good}");
         }
@@ -88,6 +94,9 @@ mod tests {
             "resource=http://mcp.example.org/mcp",
             "resource=https://mcp.example.org/mcp%23x",
             "resource=mcp",
+            "resource=https://mcp.example.org/mcp?x%23y",
+            "resource=https://mcp.example.org/other?x=/mcp",
+            "resource=https://other.example.org/?https://mcp.example.org/mcp",
             "resource=https://mcp.example.org/mcp&resource=https://other.example.org/",
         ] {
             assert!(!is(bad), "{bad}");

@@ -10,6 +10,8 @@ use url::{Host, Url};
 
 /// Bytes in a redirect address.
 const MAX_LENGTH: usize = 2000;
+/// What an answer adds to the query (RFC 6749 section 4.1.2, RFC 9207 section 2).
+const ANSWER: [&str; 6] = ["code", "state", "iss", "error", "error_description", "error_uri"];
 
 /// Private-use schemes that are let through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +66,15 @@ pub(crate) enum RedirectError {
     /// http to another machine.
     #[error("must be https, unless it is on this machine (localhost, 127.0.0.1, [::1])")]
     NotHttps,
+    /// Without `//` and a host behind it. A browser resolves `https:host/path` against the page that it is on.
+    #[error("must name its host: https://HOST/…")]
+    NoHost,
+    /// No program listens there.
+    #[error("must not have port 0")]
+    Port,
+    /// The answer's own parameters are in it already, so that the client might read the wrong ones.
+    #[error("must not have code, state, iss, or an error in its query")]
+    Query,
     /// A scheme that is not on the list.
     #[error("its scheme is not allowed here; the operator can add it to redirect_schemes")]
     Scheme,
@@ -84,6 +95,18 @@ impl RedirectUri {
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(RedirectError::UserInfo);
+        }
+        let is_http = matches!(url.scheme(), "http" | "https");
+        // The parser mends what has no host where it should; a browser may mend it otherwise.
+        let authority = text.split_once(':').and_then(|(_, rest)| rest.strip_prefix("//"));
+        if is_http && authority.is_none_or(|rest| rest.starts_with(['/', ':', '?'])) {
+            return Err(RedirectError::NoHost);
+        }
+        if url.port() == Some(0) {
+            return Err(RedirectError::Port);
+        }
+        if url.query_pairs().any(|(name, _)| ANSWER.contains(&&*name)) {
+            return Err(RedirectError::Query);
         }
         let kind = match url.scheme() {
             "http" | "https" if is_loopback(&url) => RedirectKind::Loopback,
@@ -169,6 +192,8 @@ mod tests {
             "http://localhost:3335/oauth/callback",
             "http://127.0.0.1/",
             "http://[::1]:1/x?y=z",
+            "https://a.example/cb?codes=1&my_state=2",
+            "HTTPS://a.example/cb",
             "cursor://anysphere.cursor-mcp/oauth/callback",
         ] {
             assert!(parse(good).is_ok(), "{good}");
@@ -186,6 +211,19 @@ mod tests {
             ("https://a.example/ b", RedirectError::NotAnAddress),
             ("https://a.example\\@b.example/", RedirectError::NotAnAddress),
             ("https://ä.example/", RedirectError::NotAnAddress),
+            ("https:evil.example/cb", RedirectError::NoHost),
+            ("https:/evil.example/cb", RedirectError::NoHost),
+            ("HTTPS:evil.example/cb", RedirectError::NoHost),
+            ("https:///x", RedirectError::NoHost),
+            ("http:///127.0.0.1/cb", RedirectError::NoHost),
+            ("http:127.0.0.1/cb", RedirectError::NoHost),
+            ("https://?x", RedirectError::NotAnAddress),
+            ("http://127.0.0.1:0/cb", RedirectError::Port),
+            ("https://a.example:0/cb", RedirectError::Port),
+            ("https://a.example/cb?code=1", RedirectError::Query),
+            ("https://a.example/cb?x=1&st%61te=1", RedirectError::Query),
+            ("http://localhost/cb?error=1", RedirectError::Query),
+            ("cursor://a/cb?iss=https%3A%2F%2Fevil.example", RedirectError::Query),
         ];
         for (text, why) in table {
             assert_eq!(parse(text).expect_err(text), why, "{text}");

@@ -18,10 +18,10 @@ use tracing::{info, warn};
 use crate::auth::rates::Source;
 use crate::auth::token::ClientSecret;
 use crate::hex;
-use crate::oauth::client::shown_name;
+use crate::oauth::client_name::ClientName;
 use crate::oauth::error::{OAuthError, uncached};
 use crate::oauth::redirect::{RedirectError, RedirectUri};
-use crate::oauth::{Context, body};
+use crate::oauth::{Context, body, is_of};
 use crate::store::RegisteredClient;
 
 /// Addresses of one client.
@@ -71,6 +71,9 @@ struct Registered {
 pub(crate) async fn register(State(context): State<Arc<Context>>, request: Request) -> Response {
     let source = context.limits.source(&request);
     let outcome = async {
+        if !is_of(request.headers(), "application/json") {
+            return Err(OAuthError::MediaType("a registration is application/json (RFC 7591 section 3.1)"));
+        }
         let text = body(request).await.map_err(|_| invalid("the body is too long or broke off"))?;
         add(&context, source, &text).await
     };
@@ -107,7 +110,7 @@ async fn add(context: &Context, source: Source, text: &Bytes) -> Result<Register
         return Err(invalid("grant_types must hold authorization_code, and response_types code"));
     }
     let bounded = |text: Option<String>| text.filter(|text| !text.is_empty() && text.len() <= 2000);
-    let name = shown_name(asked.client_name.as_deref().unwrap_or_default());
+    let name = ClientName::of(asked.client_name.as_deref().unwrap_or_default()).to_string();
     let now = context.clock.now();
     let mut registered = Registered {
         client_id: String::new(),
@@ -160,6 +163,11 @@ fn redirects(context: &Context, asked: &Asked) -> Result<Vec<String>, OAuthError
             Err(RedirectError::NotHttps) => return refuse("a redirect address must be https, or http on this machine"),
             Err(RedirectError::Scheme) => return refuse("the scheme of a redirect address is not allowed here"),
             Err(RedirectError::Fragment) => return refuse("a redirect address must have no fragment"),
+            Err(RedirectError::NoHost) => return refuse("a redirect address must name its host: https://HOST/..."),
+            Err(RedirectError::Port) => return refuse("a redirect address must not have port 0"),
+            Err(RedirectError::Query) => {
+                return refuse("a redirect address must not have code, state, iss, or an error in its query");
+            }
             Err(RedirectError::UserInfo | RedirectError::NotAnAddress) => return refuse("a redirect address is none"),
         }
     }

@@ -25,7 +25,7 @@ use crate::chain::chain;
 use crate::hex;
 use crate::oauth::error::{OAuthError, uncached};
 use crate::oauth::params::Params;
-use crate::oauth::{Context, body};
+use crate::oauth::{Context, body, is_of};
 use crate::store::{Code, Exchange, NewPair, NoPair, Redeemed, RefreshRow, Used};
 use wire::clock::UnixTime;
 use wire::telemetry::message_id;
@@ -84,6 +84,9 @@ async fn answer(
     let source = context.limits.source(&request);
     let headers = request.headers().clone();
     let outcome = async {
+        if !is_of(request.headers(), "application/x-www-form-urlencoded") {
+            return Err(OAuthError::MediaType("the body must be application/x-www-form-urlencoded"));
+        }
         let text = body(request).await.map_err(|_| OAuthError::invalid_request("the body is too long or broke off"))?;
         let params = Params::parse(&text).map_err(|_| OAuthError::invalid_request("a parameter is there twice"))?;
         let caller = authenticate(context, &headers, &params).await?;
@@ -258,7 +261,7 @@ async fn refresh(context: &Context, params: &Params, caller: &Caller, network: &
         // Whether its answer was lost is decided by what was used, so nothing of that may wait to be written.
         context.revocation.principals.flush_succeeded().await?;
     }
-    let narrowed = params.get("scope").and_then(|asked| narrowed(asked, row.scopes));
+    let narrowed = params.get("scope").map(|asked| narrowed(asked, row.scopes)).transpose()?.flatten();
     let (pair, granted) = mint(context, &token.family(), row.scopes, narrowed)?;
     let reuse = context.policy.reuse;
     let exchange = Exchange {
@@ -315,12 +318,17 @@ pub(crate) fn why_ended(reason: &str) -> &'static str {
     }
 }
 
-/// The scopes of an access token for which fewer are asked than the grant allows. More is never given; a client that
-/// needs more asks its user.
-fn narrowed(asked: &str, granted: Scopes) -> Option<Scopes> {
-    let reads = asked.split(' ').any(|scope| scope == Scopes::READ);
+/// The scopes of an access token for which fewer are asked than the grant allows. More is refused, and so is what is not
+/// known here (RFC 6749 section 6): a client that needs more asks its user.
+fn narrowed(asked: &str, granted: Scopes) -> Result<Option<Scopes>, OAuthError> {
+    if asked.split(' ').any(|scope| !["", Scopes::READ, Scopes::WRITE].contains(&scope)) {
+        return Err(OAuthError::Bad("invalid_scope", "the scopes are forgejo:read and forgejo:write"));
+    }
     let asked = Scopes::parse(asked);
-    (granted.write && reads && !asked.write).then_some(asked)
+    if asked.write && !granted.write {
+        return Err(OAuthError::Bad("invalid_scope", "the user has not given forgejo:write to this client"));
+    }
+    Ok((granted.write && !asked.write).then_some(asked))
 }
 
 fn mint(
@@ -391,10 +399,16 @@ mod tests {
     #[test]
     fn a_refresh_may_ask_for_less_and_never_for_more() {
         let (read, write) = (Scopes { write: false }, Scopes { write: true });
-        assert_eq!(narrowed("forgejo:read", write), Some(read));
-        assert_eq!(narrowed("forgejo:read forgejo:write", write), None);
-        assert_eq!(narrowed("forgejo:read forgejo:write", read), None);
-        assert_eq!(narrowed("openid", write), None);
+        assert_eq!(narrowed("forgejo:read", write), Ok(Some(read)));
+        assert_eq!(narrowed("forgejo:read forgejo:write", write), Ok(None));
+        assert_eq!(narrowed("forgejo:write", write), Ok(None));
+        assert_eq!(narrowed("forgejo:read", read), Ok(None));
+        for (asked, granted) in
+            [("forgejo:read forgejo:write", read), ("forgejo:write", read), ("openid", write), ("forgejo:READ", write)]
+        {
+            let refused = narrowed(asked, granted).expect_err(asked);
+            assert!(matches!(refused, OAuthError::Bad("invalid_scope", _)), "{asked}");
+        }
     }
 
     #[test]

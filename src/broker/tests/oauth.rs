@@ -2,9 +2,11 @@
 
 mod account;
 mod attacks;
+mod browsers;
 mod discovery;
 mod documents;
 mod families;
 pub(crate) mod fixture;
 mod flow;
+mod registration;
 mod trouble;

@@ -138,8 +138,11 @@ impl Scene {
             lead,
         );
         rotation.note_vouched(CREDENTIAL, &first).await.expect("noted");
-        let challenge =
-            Challenge { resource_metadata: Some("https://broker.example/meta".to_owned()), scope: "forgejo:read" };
+        let challenge = Challenge {
+            resource_metadata: Some("https://broker.example/meta".to_owned()),
+            scope: "forgejo:read",
+            is_bare: false,
+        };
         let principals =
             Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge, Some(rotation.clone()));
         let mut headers = HeaderMap::new();

@@ -59,6 +59,7 @@ pub(crate) fn principals_over(store: Store, vault: Arc<Vault>, clock: Clock) -> 
     let challenge = Challenge {
         resource_metadata: Some("https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned()),
         scope: "forgejo:read forgejo:write",
+        is_bare: false,
     };
     Principals::new(store, vault, clock, challenge, None)
 }

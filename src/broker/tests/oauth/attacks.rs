@@ -412,6 +412,11 @@ async fn clickjacking_no_page_may_be_framed_cached_or_named_to_other_sites() {
         assert_eq!(page.header("referrer-policy"), "no-referrer");
         assert_eq!(page.header("cache-control"), "no-store");
         assert_eq!(page.header("x-content-type-options"), "nosniff");
+        assert!(page.header("permissions-policy").contains("camera=(), "));
+        assert_eq!(page.header("strict-transport-security"), "", "nothing that http could keep");
+        // A client's window must hear of the outcome.
+        let opener = if address.contains("/oauth/") { "" } else { "same-origin" };
+        assert_eq!(page.header("cross-origin-opener-policy"), opener, "{address}");
         assert_eq!(page.header("access-control-allow-origin"), "", "no other site may read it");
     }
 }

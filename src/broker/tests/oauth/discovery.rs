@@ -69,6 +69,27 @@ async fn a_client_without_a_token_is_led_to_the_metadata() {
 }
 
 #[tokio::test]
+async fn the_first_challenge_names_an_error_unless_the_operator_wants_it_to_the_letter() {
+    for bare_challenge in [false, true] {
+        let fixture = Fixture::with(Terms { bare_challenge, ..Terms::default() }).await;
+        let challenge = async |authorization: Option<&str>| {
+            let mut request = fixture.http.get(format!("{}/mcp", fixture.url));
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            let answer = request.send().await.expect("an answer");
+            assert_eq!(answer.status(), 401);
+            answer.headers()["www-authenticate"].to_str().expect("text").to_owned()
+        };
+        let first = challenge(None).await;
+        assert_eq!(first.contains("error="), !bare_challenge, "{first}");
+        assert!(first.starts_with("Bearer ") && first.contains("resource_metadata="), "{first}");
+        assert!(challenge(Some("Basic eDp5")).await.contains("error=\"invalid_request\""));
+        assert!(challenge(Some("Bearer x")).await.contains("error=\"invalid_token\""));
+    }
+}
+
+#[tokio::test]
 async fn a_registration_is_answered_with_what_was_registered_and_without_nulls() {
     let fixture = Fixture::new().await;
     let asked = json!({"client_name": "Cursor", "application_type": "native", "scope": "forgejo:read",

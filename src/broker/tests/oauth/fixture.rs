@@ -82,6 +82,10 @@ pub(crate) struct Terms {
     pub(crate) proxies: Vec<ipnet::IpNet>,
     pub(crate) clients: Vec<Client>,
     pub(crate) reuse: ReusePolicy,
+    /// Where the broker believes to be reached, if not where it is.
+    pub(crate) public_url: Option<&'static str>,
+    /// Whether the first challenge names no error.
+    pub(crate) bare_challenge: bool,
     /// What is asked of Forgejo.
     pub(crate) scopes: &'static [&'static str],
 }
@@ -96,6 +100,8 @@ impl Default for Terms {
             proxies: Vec::new(),
             clients: Vec::new(),
             reuse: ReusePolicy { window: Duration::from_mins(5), one_branch: false },
+            public_url: None,
+            bare_challenge: false,
             scopes: &["write:user", "write:repository", "read:organization"],
         }
     }
@@ -123,6 +129,7 @@ impl Fixture {
         tokio::spawn(forge::serve(listener, forge.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let public_url = terms.public_url.map_or_else(|| url.clone(), ToOwned::to_owned);
         let application = forge.with(|state| {
             state.root.clone_from(&forgejo);
             for login in ["alice", "bob"] {
@@ -150,6 +157,7 @@ impl Fixture {
         let challenge = Challenge {
             resource_metadata: Some(format!("{url}/.well-known/oauth-protected-resource/mcp")),
             scope: "forgejo:read forgejo:write",
+            is_bare: terms.bare_challenge,
         };
         let principals = Principals::new(store.clone(), vault, clock.clone(), challenge, Some(rotation.clone()));
         let registry = registry(&store, &clock).await;
@@ -159,7 +167,7 @@ impl Fixture {
         let metrics = Metrics::new().expect("metrics");
         let layer = BearerLayer { principals, limits: Arc::clone(&limits), metrics };
         let oauth = OAuth::new(Dependencies {
-            public_url: url.clone(),
+            public_url,
             policy: OAuthConfig { clients: terms.clients, reuse: terms.reuse, ..policy(terms.documents) },
             application: Some(application),
             store: store.clone(),
@@ -198,7 +206,7 @@ impl Fixture {
 
     /// POST of JSON to the registration endpoint.
     pub(crate) async fn register(&self, metadata: &Value) -> (u16, Value) {
-        let request = self.http.post(format!("{}/oauth/register", self.url)).body(metadata.to_string());
+        let request = self.http.post(format!("{}/oauth/register", self.url)).json(metadata);
         let response = request.send().await.expect("an answer");
         (response.status().as_u16(), response.json().await.expect("json"))
     }
@@ -310,6 +318,7 @@ pub(crate) fn policy(documents: DocumentConfig) -> OAuthConfig {
         reuse: Terms::default().reuse,
         visit_ttl: Duration::from_hours(12),
         keep_unused: Duration::from_hours(7 * 24),
+        bare_challenge: false,
         schemes: Schemes::new(vec!["cursor".to_owned()]),
         clients: Vec::new(),
         documents,

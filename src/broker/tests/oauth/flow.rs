@@ -337,11 +337,12 @@ async fn a_second_login_of_a_user_replaces_forgejos_tokens_for_all_their_clients
 #[tokio::test]
 async fn a_client_from_the_configuration_is_vouched_for_by_the_operator() {
     use crate::oauth::client::{Client, Origin};
+    use crate::oauth::client_name::ClientName;
     use crate::oauth::redirect::{RedirectUri, Schemes};
     let redirect = RedirectUri::parse(WEB, &Schemes::new(Vec::new())).expect("good");
     let client = Client {
         id: "our-bot".to_owned(),
-        name: "Our bot".to_owned(),
+        name: ClientName::of("Our bot"),
         redirects: vec![redirect],
         secret: None,
         origin: Origin::Configured,

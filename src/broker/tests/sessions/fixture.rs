@@ -119,6 +119,17 @@ impl Fixture {
         tables: Tables,
         audit: AuditedCalls,
     ) -> Self {
+        Self::offering(config, records, tables, audit, Scopes { write: true }).await
+    }
+
+    /// A broker where a client can be given so much at most.
+    pub(crate) async fn offering(
+        config: SessionConfig,
+        records: FakeRecords,
+        tables: Tables,
+        audit: AuditedCalls,
+        offered: Scopes,
+    ) -> Self {
         let (spawner, children) = FakeSpawner::new();
         let metrics = Metrics::new().expect("metrics");
         let clock = Clock::manual(UnixTime::from_secs(1_800_000_000));
@@ -129,8 +140,9 @@ impl Fixture {
         let challenge = Challenge {
             resource_metadata: Some("https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned()),
             scope: "forgejo:read forgejo:write",
+            is_bare: false,
         };
-        let scope = Scope::new(Live::new(tables), &challenge);
+        let scope = Scope::new(Live::new(tables), &challenge, offered);
         let observer = Observer::new(metrics.clone(), audit);
         let unknown = Live::new(UnknownSession::Auto);
         let endpoint = Endpoint::new(registry.clone(), 64 * 1024, unknown, origins, scope, observer, None);

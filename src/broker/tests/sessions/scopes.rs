@@ -1,6 +1,7 @@
 //! What a grant lets through: `forgejo:read` sees and calls only what reads.
 
 use crate::auth::principal::{Principal, Scopes};
+use crate::mcp::audit::AuditedCalls;
 use crate::mcp::tools::Tables;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -55,6 +56,19 @@ async fn a_reader_is_refused_what_writes_and_told_which_scope_would_do() {
     let heard = child.answers(json!({"content": []})).await;
     assert_eq!(heard["params"]["name"], "get_my_user_info", "the refused call never came");
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn where_the_operator_allows_no_writing_a_reader_is_told_so_and_sent_for_no_scope() {
+    let offered = Scopes { write: false };
+    let mut fixture =
+        Fixture::offering(config(), FakeRecords::default(), Tables::default(), AuditedCalls::default(), offered).await;
+    let (id, _child) = open(&mut fixture, &reader(), "Forgejo MCP Server").await;
+    let refused = fixture.post(&reader(), Some(&id), call(7, "delete_org")).await;
+    assert_eq!((refused.status(), header(&refused, "www-authenticate")), (StatusCode::FORBIDDEN, None));
+    let refused = body(refused).await;
+    assert_eq!(refused["id"], 7);
+    assert_eq!(refused["error"]["message"], "Forbidden: the operator of this service allows no writing");
 }
 
 #[tokio::test]
