@@ -3,9 +3,12 @@
 
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
+import { join } from 'node:path';
 import { callback, load } from './loopback.mjs';
 
+const axe = readFileSync(join(process.env.CLIENT_MODULES, 'axe-core/axe.min.js'), 'utf8');
 const { chromium } = (await load('playwright-core')).default;
 const [broker, login, password, screenshots] = process.argv.slice(2);
 const executablePath = process.env.CHROMIUM ?? '/usr/bin/chromium';
@@ -14,8 +17,8 @@ const browser = await chromium.launch({ executablePath, args: ['--no-sandbox', '
 const seen = (what) => console.log(`SEEN ${what}`);
 const post = (path, body) => fetch(broker + path, { method: 'POST', body });
 
-async function register(redirect) {
-  const metadata = { client_name: 'Browser test', redirect_uris: [redirect], token_endpoint_auth_method: 'none' };
+async function register(redirect, name = 'Browser test') {
+  const metadata = { client_name: name, redirect_uris: [redirect], token_endpoint_auth_method: 'none' };
   const answer = await fetch(`${broker}/oauth/register`, {
     method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(metadata),
   });
@@ -54,6 +57,71 @@ const weakest = (page) => page.evaluate(() => {
   return least;
 });
 
+/** The smallest contrast of a control's border with what is around it (WCAG 2.2, 1.4.11), and the control's text. */
+const faintest = (page) => page.evaluate(() => {
+  const parse = (colour) => (colour.match(/[\d.]+/g) ?? []).map(Number);
+  const channel = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  let least = { ratio: 21, text: '' };
+  for (const control of document.querySelectorAll('.button')) {
+    let around = [255, 255, 255];
+    for (let e = control.parentElement; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour.length === 3 || colour[3] > 0) { around = colour; break; }
+    }
+    const [a, b] = [luminance(parse(getComputedStyle(control).borderTopColor)), luminance(around)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < least.ratio) least = { ratio, text: control.textContent };
+  }
+  return least;
+});
+
+/** Nothing reaches out of the window, or out of the column of the text. */
+async function fits(page, name) {
+  const out = await page.evaluate(() => {
+    const column = document.querySelector('main').getBoundingClientRect();
+    const wide = [...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > column.right + 1);
+    return { sideways: document.documentElement.scrollWidth - innerWidth, wide: wide.map((e) => e.tagName) };
+  });
+  assert.deepEqual(out, { sideways: out.sideways, wide: [] }, `${name} reaches out of its column`);
+  assert(out.sideways <= 0, `${name} scrolls sideways by ${out.sideways}`);
+}
+
+/** What axe-core finds by the rules of WCAG 2.2 and its own best practices: nothing. It needs a browser that runs scripts. */
+async function accessible(page, name, colorScheme) {
+  const scripted = await browser.newContext({ colorScheme, viewport: page.viewportSize() });
+  await scripted.addCookies(await page.context().cookies());
+  const same = await scripted.newPage();
+  await same.goto(page.url());
+  assert.equal(await same.title(), await page.title());
+  await same.evaluate(axe);
+  const { violations } = await same.evaluate(() => globalThis.axe.run(document, {
+    runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'],
+  }));
+  await scripted.close();
+  const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(' ')}`);
+  assert.deepEqual(found, [], `${name}: axe-core`);
+}
+
+/** All that can be done is reached with the tab key, in the order of the text, and seen when it is. */
+async function byKeyboard(page, name) {
+  const all = await page.evaluate(() => [...document.querySelectorAll('a[href], button, input:not([type=hidden])')]
+    .filter((e) => e.type !== 'radio' || e.checked).length);
+  const reached = [];
+  for (let n = 0; n < all; n += 1) {
+    await page.keyboard.press('Tab');
+    reached.push(await page.evaluate(() => {
+      const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement);
+      const { top, left } = document.activeElement.getBoundingClientRect();
+      return { is: document.activeElement.tagName, seen: outlineStyle !== 'none' && parseFloat(outlineWidth) >= 2, top: top + scrollY, left };
+    }));
+  }
+  assert(reached.every((one) => one.is !== 'BODY' && one.seen), `${name}: ${JSON.stringify(reached)}`);
+  const sorted = [...reached].sort((a, b) => (Math.abs(a.top - b.top) < 24 ? a.left - b.left : a.top - b.top));
+  assert.deepEqual(reached, sorted, `${name}: the order of the tab key`);
+  seen(`${name} by keyboard`);
+}
+
 /** Looks at a page in both schemes, on a desk and on a phone. */
 async function look(page, name) {
   for (const colorScheme of ['light', 'dark']) {
@@ -62,8 +130,10 @@ async function look(page, name) {
       await page.setViewportSize({ width, height: 800 });
       const { ratio, text } = await weakest(page);
       assert(ratio >= 4.5, `${name} ${colorScheme}: contrast ${ratio} of «${text}»`);
-      const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-      assert(overflow <= 0, `${name} ${kind} scrolls sideways by ${overflow}`);
+      const line = await faintest(page);
+      assert(line.ratio >= 3, `${name} ${colorScheme}: the border of «${line.text}» has contrast ${line.ratio}`);
+      await fits(page, `${name} ${kind}`);
+      await accessible(page, `${name} ${kind} ${colorScheme}`, colorScheme);
       await page.screenshot({ path: `${screenshots}/${name}-${kind}-${colorScheme}.png`, fullPage: true });
     }
   }
@@ -86,12 +156,16 @@ const context = await browser.newContext({ javaScriptEnabled: false });
 const page = await context.newPage();
 await page.goto(`${broker}/`);
 await look(page, 'welcome');
+await page.goto(`${broker}/`);
+await byKeyboard(page, 'welcome');
 
 let back = await callback();
 const client = await register(back.url);
 await page.goto(authorize(client, back.url));
 assert.match(await page.textContent('main'), /Browser test[\s\S]*a program on this computer[\s\S]*read and change/);
 await look(page, 'consent');
+await page.goto(authorize(client, back.url));
+await byKeyboard(page, 'consent');
 await page.click('text=Deny');
 assert.equal((await back.answered).get('error'), 'access_denied');
 back.close();
@@ -130,6 +204,19 @@ seen('logging in at the account page, with nothing asked by Forgejo');
 await page.goto(`${broker}/oauth/authorize?client_id=unknown`);
 assert.match(await page.textContent('main'), /not registered here any more/);
 await look(page, 'error');
+
+// Names that would reach out of their place.
+await page.setViewportSize({ width: 390, height: 800 });
+const marks = String.fromCodePoint(...Array.from({ length: 64 }, (_, n) => 0x300 + n));
+for (const name of ['\u{ff37}'.repeat(80), '\u{fdfd}'.repeat(80), '\u{12031}'.repeat(80), 'W'.repeat(80), `Z${marks}y`.repeat(20)]) {
+  const strange = await register('https://client.example/callback', name);
+  await page.goto(authorize(strange, 'https://client.example/callback'));
+  await fits(page, `a name of ${name.slice(0, 2)}`);
+  const boxes = await page.evaluate(() => [...document.querySelectorAll('.name')].map((e) => getComputedStyle(e).overflow));
+  assert.deepEqual(boxes, ['clip', 'clip'], 'what is in a name stays in its box');
+}
+await page.screenshot({ path: `${screenshots}/stacked-marks.png`, fullPage: true });
+seen('that no name breaks the page');
 
 // Another site that frames the consent page gets nothing to show.
 const evil = createServer((_, response) => {

@@ -72,7 +72,6 @@ impl ClientName {
                     is_apart = true;
                     continue;
                 }
-                Kind::Nothing => continue,
                 Kind::Mark if is_apart || shown.is_empty() || marks.len() >= MAX_MARKS || marks.contains(&c) => {
                     continue;
                 }
@@ -81,7 +80,7 @@ impl ClientName {
                     c
                 }
                 Kind::Quotation if is_inside_a_word => '\'',
-                Kind::Quotation => continue,
+                Kind::Nothing | Kind::Quotation => continue,
                 Kind::Ink => c,
             };
             if marks.last() != Some(&c) {

@@ -26,9 +26,6 @@ struct ConsentPage<'a> {
     goes_to: String,
     /// Whether that is a program on the person's machine, which nobody can vouch for.
     is_local: bool,
-    /// The host of the client's metadata document.
-    vouched_by: Option<&'a str>,
-    is_configured: bool,
     /// Whether writing is asked for.
     asks_to_write: bool,
     /// What of Forgejo the broker's own rights there let a client change.
@@ -76,11 +73,6 @@ pub(crate) async fn page(
             RedirectKind::Program => format!("the program on this computer that opens {host}: links"),
         },
         is_local: kind != RedirectKind::Web,
-        vouched_by: match &asked.client.origin {
-            Origin::Document { host } => Some(host),
-            Origin::Configured | Origin::Registered => None,
-        },
-        is_configured: asked.client.origin == Origin::Configured,
         asks_to_write: asked.scopes.write && !reach.changes.is_empty(),
         changes: listed(&reach.changes),
         only_reads: listed(&reach.reads),
