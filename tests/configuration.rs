@@ -265,7 +265,7 @@ fn everything_about_logging_in_is_checked_too() {
                 fetch = \"maybe\"\nca_file = \"/nonexistent\"\n[oauth.clients.a]\n\
                 redirect_uris = [\"http://a.example/\"]\n[oauth.clients.b]\nredirect_uris = [\"https://b.example/\"]\n\
                 secret_file = \"/nonexistent\"\n[rates]\nlogins = 0\n[http]\ntrusted_proxies = [\"proxy\"]\n[tools]\n\
-                tables = [\"/nonexistent\"]\n";
+                tables = [\"/nonexistent\"]\n[page]\nname = \"\"\ncontact = \"javascript:x\"\nlogo_file = \"/nonexistent\"\n";
     let file = write(dir.path(), "broker.toml", text);
     let (code, said) = check(BROKER, &[&file], &[]);
     assert_eq!(code, 78, "{said}");
@@ -284,6 +284,9 @@ fn everything_about_logging_in_is_checked_too() {
         "rates.logins",
         "http.trusted_proxies",
         "tools.tables",
+        "page.name: must be a line",
+        "page.contact: must be an address of mail",
+        "page.logo_file: /nonexistent: No such file",
     ] {
         assert!(said.contains(&format!("{}: {key}", file.display())), "{key} is not named:\n{said}");
     }
@@ -293,6 +296,7 @@ fn everything_about_logging_in_is_checked_too() {
 fn the_example_in_readme_is_good_with_every_line_uncommented() {
     let dir = harness::roots_directory().expect("a directory");
     let secret = write(dir.path(), "secret", "a-secret-of-at-least-thirty-two-characters");
+    let logo = write(dir.path(), "logo", "<svg/>");
     let readme = std::fs::read_to_string(harness::workspace().join("README.md")).expect("README");
     let example = readme.lines().skip_while(|line| !line.starts_with("    public_url")).map_while(|line| {
         let line = line.strip_prefix("    ").or(line.is_empty().then_some(""))?;
@@ -305,6 +309,7 @@ fn the_example_in_readme_is_good_with_every_line_uncommented() {
             Some((key @ ("client_secret_file" | "secret_file" | "ca_file"), _)) => {
                 format!("{key} = {:?}", secret.display())
             }
+            Some((key @ "logo_file", _)) => format!("{key} = {:?}", logo.display()),
             _ => line,
         };
         text.extend([line.as_str(), "\n"]);

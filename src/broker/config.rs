@@ -18,6 +18,7 @@ use crate::mcp::endpoint::DEFAULT_MAX_BODY;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::tools::Tables;
 use crate::oauth::config::OAuthConfig;
+use crate::oauth::site::Site;
 use crate::session::config::SessionConfig;
 use wire::config_file::{ConfigError, Credentials, NamedFile, Section, bytes, seconds};
 use wire::telemetry::{LogFilter, LogFormat};
@@ -37,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) access: Access,
     /// Logging in.
     pub(crate) oauth: OAuthConfig,
+    /// What the pages say of the service.
+    pub(crate) page: Site,
     /// How often strangers may ask.
     pub(crate) rates: Rates,
     /// Whose `X-Forwarded-For` is believed.
@@ -97,6 +100,7 @@ impl Config {
         let metrics_listen = metrics.value("listen", |value| listen(&value));
         metrics.close();
         let oauth = OAuthConfig::read(root.section("oauth"));
+        let page = Site::read(root.section("page"));
         let mut supervisor = root.section("supervisor");
         let supervisor_socket = supervisor.path("socket", "/run/forgejo-mcp-supervisor/supervisor.sock");
         supervisor.close();
@@ -140,6 +144,7 @@ impl Config {
             application,
             access,
             oauth,
+            page,
             rates,
             proxies,
             tools,
@@ -173,6 +178,7 @@ impl Config {
             ("[forgejo] client_id, client_secret_file, scopes", self.application != new.application),
             ("[forgejo] refresh_lead", self.refresh_lead != new.refresh_lead),
             ("[oauth]", self.oauth != new.oauth),
+            ("[page]", self.page != new.page),
             ("[supervisor] socket", self.supervisor != new.supervisor),
             ("[store] path", self.database != new.database),
             ("[store] key_file", self.key_file != new.key_file),

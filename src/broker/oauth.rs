@@ -25,6 +25,7 @@ mod params;
 pub(crate) mod redirect;
 mod register;
 mod request;
+pub(crate) mod site;
 mod tokens;
 
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, Method};
-use axum::middleware::map_response;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::timeout;
@@ -53,6 +54,7 @@ use crate::oauth::browser::Cookies;
 use crate::oauth::clients::Clients;
 use crate::oauth::config::OAuthConfig;
 use crate::oauth::document::{DocumentCache, DocumentCacheError};
+use crate::oauth::site::Site;
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
 
@@ -72,6 +74,8 @@ pub(crate) struct Dependencies {
     pub(crate) public_url: String,
     /// The operator's word.
     pub(crate) policy: OAuthConfig,
+    /// What the pages say of the service.
+    pub(crate) site: Site,
     /// The broker's registration at Forgejo; without it nobody can log in, and only the front page is there.
     pub(crate) application: Option<Application>,
     /// Where everything is kept.
@@ -96,6 +100,7 @@ struct Context {
     /// Where Forgejo sends browsers back to; registered there.
     callback: String,
     policy: OAuthConfig,
+    site: Site,
     application: Option<Application>,
     cookies: Cookies,
     clients: Clients,
@@ -114,7 +119,7 @@ pub(crate) struct OAuth(Arc<Context>);
 impl OAuth {
     /// Puts it together; nothing is asked of anybody yet.
     pub(crate) fn new(setup: Dependencies) -> Result<Self, DocumentCacheError> {
-        let Dependencies { public_url, policy, application, store, forgejo, rotation, revocation, limits, clock } =
+        let Dependencies { public_url, policy, site, application, store, forgejo, rotation, revocation, limits, clock } =
             setup;
         let documents = DocumentCache::new(policy.documents.clone(), Arc::clone(&limits), clock.clone())?;
         Ok(Self(Arc::new(Context {
@@ -124,6 +129,7 @@ impl OAuth {
             clients: Clients::new(store.clone(), documents),
             public_url,
             policy,
+            site,
             application,
             store,
             forgejo,
@@ -141,6 +147,9 @@ impl OAuth {
             context.application.as_ref().map(|application| (application.offers(), context.policy.documents.fetch));
         let mut programs = metadata::routes(&context.public_url, offer);
         let mut pages = Router::new().route("/", get(front_page::show)).route(page::STYLE, get(page::style));
+        if context.site.logo.is_some() {
+            pages = pages.route(page::LOGO, get(page::logo));
+        }
         let mut way = Router::new();
         if context.application.is_some() {
             programs = programs
@@ -162,7 +171,9 @@ impl OAuth {
             CONTENT_TYPE,
             HeaderName::from_static("mcp-protocol-version"),
         ]);
-        let all = programs.layer(cors).merge(way).merge(pages.layer(map_response(page::apart)));
+        let pages = way.merge(pages.layer(map_response(page::apart)));
+        let told = from_fn_with_state(Arc::clone(context), page::with_reference);
+        let all = programs.layer(cors).merge(pages.layer(told));
         let all =
             if context.public_url.starts_with("https://") { all.layer(map_response(page::over_tls)) } else { all };
         all.with_state(Arc::clone(context))

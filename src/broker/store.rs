@@ -45,7 +45,7 @@ pub(crate) use crate::store::consents::Consent;
 pub(crate) use crate::store::credentials::Credential;
 pub(crate) use crate::store::forge::{Fingerprint, KnownForge, OwnerCheck};
 pub(crate) use crate::store::grants::{FoundToken, GrantRow, NewGrant};
-pub(crate) use crate::store::logins::{Login, Visitor};
+pub(crate) use crate::store::logins::{Login, Visit, Visitor};
 pub(crate) use crate::store::refresh_tokens::{Exchange, NewPair, NoPair, RefreshRow, Seen, Used, Verdict};
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
 pub(crate) use crate::store::upkeep::Sizes;

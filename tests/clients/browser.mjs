@@ -158,6 +158,8 @@ await page.goto(`${broker}/`);
 await look(page, 'welcome');
 await page.goto(`${broker}/`);
 await byKeyboard(page, 'welcome');
+const logo = await page.evaluate(() => document.querySelector('img').naturalWidth);
+assert.equal(logo, 60, 'the policy of the page lets the logo in');
 
 let back = await callback();
 const client = await register(back.url);
@@ -174,7 +176,7 @@ seen('denial');
 back = await callback();
 const second = await register(back.url);
 await page.goto(authorize(second, back.url));
-await page.check('input[value=read]');
+assert(await page.isChecked('input[value=read]'), 'writing is chosen by the person');
 await page.click('button[value=approve]');
 await atForgejo(page);
 const answer = await back.answered;
@@ -202,8 +204,11 @@ await page.waitForURL(`${broker}/account`);
 seen('logging in at the account page, with nothing asked by Forgejo');
 
 await page.goto(`${broker}/oauth/authorize?client_id=unknown`);
-assert.match(await page.textContent('main'), /not registered here any more/);
+assert.match(await page.textContent('main'), /not registered here any more[\s\S]*Reference [0-9a-f]{8}/);
 await look(page, 'error');
+await page.click('text=Start page');
+await page.waitForURL(`${broker}/`);
+seen('the way on from an error');
 
 // Names that would reach out of their place.
 await page.setViewportSize({ width: 390, height: 800 });

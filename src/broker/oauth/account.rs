@@ -18,6 +18,7 @@ use crate::oauth::client_name::ClientName;
 use crate::oauth::page;
 use crate::oauth::page::Message;
 use crate::oauth::params::Params;
+use crate::oauth::site::Site;
 use crate::oauth::tokens::why_ended;
 use crate::oauth::{Context, body, login};
 use crate::store::{StoreError, Visitor};
@@ -29,7 +30,8 @@ const FORM: &str = "account";
 
 #[derive(Debug, Template)]
 #[template(path = "account.html", config = ".askama.toml")]
-struct AccountPage {
+struct AccountPage<'a> {
+    site: &'a Site,
     login: String,
     forgejo: String,
     token: String,
@@ -44,7 +46,8 @@ struct AccountPage {
 
 #[derive(Debug, Template)]
 #[template(path = "account_login.html", config = ".askama.toml")]
-struct LogInPage {
+struct LogInPage<'a> {
+    site: &'a Site,
     token: String,
 }
 
@@ -94,7 +97,7 @@ pub(crate) async fn show(State(context): State<Arc<Context>>, request: Request) 
     let Ok(browser) = context.cookies.browser(headers) else { return page::trouble() };
     let shown = async {
         let Some((visitor, _)) = visitor(&context, headers).await? else {
-            let page = LogInPage { token: browser.form_token(FORM) };
+            let page = LogInPage { site: &context.site, token: browser.form_token(FORM) };
             return Ok(page::respond(StatusCode::OK, &page));
         };
         overview(&context, &visitor, &browser).await
@@ -142,6 +145,7 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
     let granted = context.store.granted_scopes_of(visitor.tenant).await?;
     let differ = granted.and_then(|granted| difference(context.scopes_at_forgejo(), &granted));
     let page = AccountPage {
+        site: &context.site,
         scopes: differ.map(|found| ScopesView { missing: found.missing.join(", "), excess: found.excess.join(", ") }),
         login: visitor.login.as_str().to_owned(),
         forgejo: context.forgejo.url().to_owned(),
@@ -219,13 +223,11 @@ pub(crate) async fn log_in(State(context): State<Arc<Context>>, request: Request
 
 /// POST `/account/logout`.
 pub(crate) async fn log_out(State(context): State<Arc<Context>>, request: Request) -> Response {
-    let headers = match form(&context, request).await {
-        Ok((_, headers, _)) => headers,
+    let (headers, browser) = match form(&context, request).await {
+        Ok((_, headers, browser)) => (headers, browser),
         Err(response) => return response,
     };
-    if let Some(visit) = context.cookies.visit(&headers)
-        && let Err(e) = context.store.end_visit(&visit).await
-    {
+    if let Err(e) = context.store.end_visits(&browser.hash(), context.cookies.visit(&headers).as_ref()).await {
         return failed(&e);
     }
     page::with_cookies(page::redirect("/account"), context.cookies.end_visit())

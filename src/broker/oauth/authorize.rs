@@ -25,6 +25,7 @@ use crate::oauth::page::Message;
 use crate::oauth::params::Params;
 use crate::oauth::request;
 use crate::oauth::request::{AuthorizationRequest, WayBack};
+use crate::oauth::site::Site;
 use crate::oauth::{Context, body, consent, login};
 use crate::store::{StoreError, Visitor};
 
@@ -146,12 +147,13 @@ async fn visitor(context: &Context, headers: &HeaderMap) -> Result<Option<Visito
 #[derive(Debug, Template)]
 #[template(path = "no_cookies.html", config = ".askama.toml")]
 struct NoCookiesPage<'a> {
+    site: &'a Site,
     request: &'a str,
 }
 
 fn no_cookies(context: &Context, query: &str) -> Response {
     let request = format!("{}/oauth/authorize?{query}", context.public_url);
-    page::respond(StatusCode::FORBIDDEN, &NoCookiesPage { request: &request })
+    page::respond(StatusCode::FORBIDDEN, &NoCookiesPage { site: &context.site, request: &request })
 }
 
 /// Reads a request; what is wrong with it goes to the person or back to the client.

@@ -22,7 +22,7 @@ use crate::oauth::request;
 use crate::oauth::request::AuthorizationRequest;
 use crate::oauth::{Context, LOGIN_TTL};
 use crate::oauth::{authorize, consent};
-use crate::store::{Code, Consent, Login, StoreError, Visitor};
+use crate::store::{Code, Consent, Login, StoreError, Visit, Visitor};
 
 /// GET.
 pub(crate) async fn back(State(context): State<Arc<Context>>, RawQuery(query): RawQuery, request: Request) -> Response {
@@ -136,12 +136,15 @@ async fn go_on(
     visit: Option<TokenHash>,
 ) -> Result<Response, StoreError> {
     let tenant = logged_in.user.id;
+    let now = context.clock.now();
     let known = match visit {
-        Some(visit) => context.store.find_visit(&visit, context.clock.now()).await?,
+        Some(visit) => context.store.find_visit(&visit, now).await?,
         None => None,
     };
+    let former = visit;
     let Ok(visit) = VisitKey::mint(&mut SysRng) else { return Ok(page::trouble()) };
-    context.store.insert_visit(&visit.hash(), tenant, context.clock.now().plus(context.policy.visit_ttl)).await?;
+    let begun = Visit { key: visit.hash(), browser: browser.hash(), tenant, ends: now.plus(context.policy.visit_ttl) };
+    context.store.begin_visit(&begun, former.as_ref()).await?;
     let cookie = context.cookies.begin_visit(&visit, context.policy.visit_ttl);
     let Some(asked) = asked else { return Ok(page::with_cookies(page::redirect("/account"), cookie)) };
     // The page named the visitor, and without the page it was the visitor's consent that was remembered; Forgejo may

@@ -13,6 +13,7 @@ use crate::oauth::browser::Browser;
 use crate::oauth::client::{Client, Origin};
 use crate::oauth::redirect::RedirectKind;
 use crate::oauth::request::AuthorizationRequest;
+use crate::oauth::site::Site;
 use crate::oauth::{Context, page};
 use crate::store::{StoreError, Visitor};
 use wire::message::TenantId;
@@ -21,6 +22,7 @@ use wire::message::TenantId;
 #[derive(Debug, Template)]
 #[template(path = "consent.html", config = ".askama.toml")]
 struct ConsentPage<'a> {
+    site: &'a Site,
     client: &'a Client,
     /// Where the code goes, in words.
     goes_to: String,
@@ -66,6 +68,7 @@ pub(crate) async fn page(
     let kind = asked.back.redirect.kind();
     let host = asked.back.redirect.host();
     let shown = ConsentPage {
+        site: &context.site,
         client: &asked.client,
         goes_to: match kind {
             RedirectKind::Web => host.to_owned(),

@@ -8,18 +8,30 @@
 //! of a login do not: clients in browsers open it in a window of theirs, which tells them its outcome through that tie,
 //! and a browser that has cut it on the way does not tie it again (HTML, section Cross-origin opener policies).
 
-use crate::chain::chain;
+use std::sync::Arc;
+
 use askama::Template;
+use axum::extract::{Request, State};
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, REFERRER_POLICY, RETRY_AFTER, SET_COOKIE,
     STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tracing::error;
+use rand::rngs::SysRng;
+use tracing::{Instrument, error, info, info_span, warn};
+
+use crate::chain::chain;
+use crate::hex;
+use crate::oauth::Context;
+use crate::oauth::site::Site;
 
 /// Where the one style sheet is.
 pub(crate) const STYLE: &str = "/style.css";
+
+/// Where the operator's logo is, if there is one.
+pub(crate) const LOGO: &str = "/logo";
 
 /// A page of its own kind.
 pub(crate) fn respond(status: StatusCode, page: &impl Template) -> Response {
@@ -73,7 +85,8 @@ pub(crate) async fn over_tls(mut response: Response) -> Response {
 }
 
 fn guard(headers: &mut HeaderMap) {
-    const POLICY: &str = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'";
+    const POLICY: &str =
+        "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'; base-uri 'none'";
     for (name, value) in [
         (CONTENT_SECURITY_POLICY, POLICY),
         (HeaderName::from_static("permissions-policy"), PERMISSIONS),
@@ -97,9 +110,24 @@ pub(crate) async fn style() -> Response {
     response
 }
 
+/// The logo, where the operator has one. An SVG that is opened by itself is a document: it may do nothing.
+pub(crate) async fn logo(State(context): State<Arc<Context>>) -> Response {
+    let Some(logo) = &context.site.logo else { return StatusCode::NOT_FOUND.into_response() };
+    let mut response = logo.image.clone().into_response();
+    let headers = response.headers_mut();
+    guard(headers);
+    for (name, value) in [
+        (CONTENT_TYPE, logo.media_type),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+        (CACHE_CONTROL, "public, max-age=3600"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
 /// Something to be told, and where to go from here.
-#[derive(Debug, Template)]
-#[template(path = "message.html", config = ".askama.toml")]
+#[derive(Debug)]
 pub(crate) struct Message<'a> {
     /// What happened.
     pub(crate) title: &'a str,
@@ -109,15 +137,65 @@ pub(crate) struct Message<'a> {
     pub(crate) way: Option<(&'a str, &'a str)>,
 }
 
+/// A message in a response that [`with_reference`] makes a page of.
+#[derive(Debug, Clone)]
+struct Told {
+    title: String,
+    text: String,
+    way: Option<(String, String)>,
+}
+
+#[derive(Debug, Template)]
+#[template(path = "message.html", config = ".askama.toml")]
+struct MessagePage<'a> {
+    site: &'a Site,
+    title: &'a str,
+    text: &'a str,
+    way: Option<(&'a str, &'a str)>,
+    reference: Option<&'a str>,
+}
+
 impl Message<'_> {
-    /// The page.
+    /// A response that becomes the page.
     pub(crate) fn respond(&self, status: StatusCode) -> Response {
-        let mut response = respond(status, self);
-        if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("30"));
-        }
+        let mut response = status.into_response();
+        let way = self.way.map(|(address, words)| (address.to_owned(), words.to_owned()));
+        let told = Told { title: self.title.to_owned(), text: self.text.to_owned(), way };
+        response.extensions_mut().insert(told);
         response
     }
+}
+
+/// Gives messages a page with a number by which the operator finds them in the journal, together with every line that was
+/// written on the way to it. Where one address gets so many of them that they would fill the journal, theirs have none.
+pub(crate) async fn with_reference(State(context): State<Arc<Context>>, request: Request, next: Next) -> Response {
+    let source = context.limits.unseen_source(&request);
+    let path = request.uri().path().to_owned();
+    // 32 bits: enough to be found by, and short enough to be read out.
+    let reference = hex::random_id(&mut SysRng).ok().and_then(|id| id.get(..8).map(str::to_owned)).unwrap_or_default();
+    let response = next.run(request).instrument(info_span!("page", reference)).await;
+    let Some(Told { title, text, way }) = response.extensions().get().cloned() else { return response };
+    let status = response.status();
+    let is_told = !reference.is_empty() && context.limits.may_tell_page(source);
+    if is_told && status.is_server_error() {
+        warn!(reference, %source, path, status = status.as_u16(), "told somebody: {title} (reference {reference})");
+    } else if is_told {
+        info!(reference, %source, path, status = status.as_u16(), "told somebody: {title} (reference {reference})");
+    }
+    let page = MessagePage {
+        site: &context.site,
+        title: &title,
+        text: &text,
+        way: way.as_ref().map(|(address, words)| (address.as_str(), words.as_str())),
+        reference: is_told.then_some(&reference),
+    };
+    let mut page = respond(status, &page);
+    // Cookies, and what stands on every page there.
+    page.headers_mut().extend(response.into_parts().0.headers);
+    if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
+        page.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("30"));
+    }
+    page
 }
 
 /// The broker itself failed; its log says how.

@@ -5,6 +5,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::Scopes;
 use crate::auth::token::TokenHash;
+use crate::store::writer::Statement;
 use crate::store::{Store, StoreError, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -22,6 +23,19 @@ pub(crate) struct Login {
     pub(crate) consented: Option<Scopes>,
     /// When it began.
     pub(crate) created_at: UnixTime,
+}
+
+/// That somebody is logged in at the broker's own pages.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    /// Names it.
+    pub(crate) key: TokenHash,
+    /// The browser.
+    pub(crate) browser: TokenHash,
+    /// Who.
+    pub(crate) tenant: TenantId,
+    /// Until when.
+    pub(crate) ends: UnixTime,
 }
 
 /// Somebody who is logged in at the broker's own pages.
@@ -84,19 +98,15 @@ impl Store {
         Ok(())
     }
 
-    /// Writes that somebody is logged in until `ends`.
-    pub(crate) async fn insert_visit(
-        &self,
-        visit: &TokenHash,
-        tenant: TenantId,
-        ends: UnixTime,
-    ) -> Result<(), StoreError> {
-        let statement = sqlx::query("INSERT INTO visits (visit_hash, tenant, expires_at) VALUES ($1, $2, $3)")
-            .bind(visit.0.as_slice())
-            .bind(tenant_value(tenant)?)
-            .bind(ends.secs());
-        self.writer().execute("storing a visit", statement).await?;
-        Ok(())
+    /// Somebody is logged in; every visit of the browser before, and the `former` one that it named, is over.
+    pub(crate) async fn begin_visit(&self, visit: &Visit, former: Option<&TokenHash>) -> Result<(), StoreError> {
+        let begun =
+            sqlx::query("INSERT INTO visits (visit_hash, browser_hash, tenant, expires_at) VALUES ($1, $2, $3, $4)")
+                .bind(visit.key.0.as_slice())
+                .bind(visit.browser.0.as_slice())
+                .bind(tenant_value(visit.tenant)?)
+                .bind(visit.ends.secs());
+        self.writer().execute_all("storing a visit", [visits_of(&visit.browser, former), begun]).await
     }
 
     /// Who this is, unless the visit is over.
@@ -113,10 +123,9 @@ impl Store {
         row.as_ref().map(visitor).transpose()
     }
 
-    /// Ends a visit.
-    pub(crate) async fn end_visit(&self, visit: &TokenHash) -> Result<(), StoreError> {
-        let statement = sqlx::query("DELETE FROM visits WHERE visit_hash = $1").bind(visit.0.as_slice());
-        self.writer().execute("ending a visit", statement).await?;
+    /// Ends every visit of a browser, and the one that it names.
+    pub(crate) async fn end_visits(&self, browser: &TokenHash, named: Option<&TokenHash>) -> Result<(), StoreError> {
+        self.writer().execute("ending a browser's visits", visits_of(browser, named)).await?;
         Ok(())
     }
 
@@ -126,6 +135,12 @@ impl Store {
         self.writer().execute("ending a user's visits", statement).await?;
         Ok(())
     }
+}
+
+/// Removes the visits of a browser. Its key may be younger than a visit, so the one that it names goes by its own name.
+fn visits_of<'a>(browser: &'a TokenHash, named: Option<&'a TokenHash>) -> Statement<'a> {
+    let statement = sqlx::query("DELETE FROM visits WHERE browser_hash = $1 OR visit_hash = $2");
+    statement.bind(browser.0.as_slice()).bind(named.map(|visit| visit.0.as_slice()))
 }
 
 fn visitor(row: &SqliteRow) -> Result<Visitor, StoreError> {

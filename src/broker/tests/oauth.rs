@@ -8,5 +8,6 @@ mod documents;
 mod families;
 pub(crate) mod fixture;
 mod flow;
+mod pages;
 mod registration;
 mod trouble;

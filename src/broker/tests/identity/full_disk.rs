@@ -10,7 +10,7 @@ use crate::auth::token::{RefreshName, TokenHash};
 use crate::forge::vault::Sealed;
 use crate::store::{
     Code, Consent, Credential, Exchange, Login, NewGrant, NewPair, RegisteredClient, SessionDigest, SessionRecord,
-    Store, StoreError, Used, Verdict,
+    Store, StoreError, Used, Verdict, Visit,
 };
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -55,6 +55,11 @@ fn hash(round: u8, what: &str) -> TokenHash {
 
 fn digest(round: u8, what: &str) -> SessionDigest {
     SessionDigest(hash(round, what).0)
+}
+
+fn visit(round: u8) -> Visit {
+    let browser = hash(round, "browser");
+    Visit { key: hash(round, "visit"), browser, tenant: tenant(round), ends: LATER }
 }
 
 fn tenant(round: u8) -> TenantId {
@@ -207,7 +212,7 @@ async fn write_all(store: &Store, round: u8) -> (Vec<Answered>, usize) {
         ),
         (store.put_consent(&consent, START).await, Answered::Consent(tenant(round))),
         (store.insert_grant(&personal(round, "granted")).await, Answered::Granted(grant(round, "granted"))),
-        (store.insert_visit(&hash(round, "visit"), tenant(round), LATER).await, Answered::Visit(hash(round, "visit"))),
+        (store.begin_visit(&visit(round), None).await, Answered::Visit(hash(round, "visit"))),
         (
             store.forget_access_token(&hash(round, "live-access")).await,
             Answered::TokenForgotten(hash(round, "live-access")),

@@ -139,6 +139,28 @@ async fn logging_out_ends_the_visit_and_leaves_the_clients_connected() {
 }
 
 #[tokio::test]
+async fn every_login_begins_a_new_visit_and_logging_out_ends_all_of_the_browser() {
+    let fixture = Fixture::new().await;
+    let client = fixture.client(WEB).await;
+    let mut alice = UserAgent::new("alice", "secret");
+    let is_in = async |user_agent: &mut UserAgent| {
+        user_agent.open(format!("{}/account", fixture.url)).await.text.contains("Your connected clients")
+    };
+    at_account(&fixture, &mut alice).await;
+    let mut copy = alice.clone();
+    let mut elsewhere = UserAgent::new("alice", "secret");
+    at_account(&fixture, &mut elsewhere).await;
+    fixture.log_in(&mut alice, &client, WEB).await;
+    assert!(is_in(&mut alice).await && !is_in(&mut copy).await, "the cookie of before the second login is over");
+    let mut copy = alice.clone();
+    let page = alice.open(format!("{}/account", fixture.url)).await;
+    // As a browser that has lost the cookie of its visit.
+    alice.cookies.retain(|(_, name), _| !name.ends_with("visit"));
+    alice.send(&page.form("/account/logout")).await;
+    assert!(!is_in(&mut copy).await && is_in(&mut elsewhere).await, "of this browser, and of no other");
+}
+
+#[tokio::test]
 async fn a_visit_ends_by_itself() {
     let fixture = Fixture::new().await;
     let mut alice = UserAgent::new("alice", "secret");

@@ -18,6 +18,7 @@ use crate::oauth::client::Client;
 use crate::oauth::config::{DocumentConfig, OAuthConfig};
 use crate::oauth::families::ReusePolicy;
 use crate::oauth::redirect::Schemes;
+use crate::oauth::site::Site;
 use crate::oauth::{Dependencies, OAuth};
 use crate::session::config::SessionConfig;
 use crate::session::quota::Caps;
@@ -84,6 +85,8 @@ pub(crate) struct Terms {
     pub(crate) reuse: ReusePolicy,
     /// Where the broker believes to be reached, if not where it is.
     pub(crate) public_url: Option<&'static str>,
+    /// What the pages say.
+    pub(crate) site: Site,
     /// Whether the first challenge names no error.
     pub(crate) bare_challenge: bool,
     /// What is asked of Forgejo.
@@ -100,6 +103,7 @@ impl Default for Terms {
             proxies: Vec::new(),
             clients: Vec::new(),
             reuse: ReusePolicy { window: Duration::from_mins(5), one_branch: false },
+            site: Site::default(),
             public_url: None,
             bare_challenge: false,
             scopes: &["write:user", "write:repository", "read:organization"],
@@ -169,6 +173,7 @@ impl Fixture {
         let oauth = OAuth::new(Dependencies {
             public_url,
             policy: OAuthConfig { clients: terms.clients, reuse: terms.reuse, ..policy(terms.documents) },
+            site: terms.site,
             application: Some(application),
             store: store.clone(),
             forgejo: client,
