@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// The Forgejo instance.
     pub(crate) forgejo_url: String,
+    /// Where browsers find it.
+    pub(crate) forgejo_public_url: String,
     /// The broker's registration at Forgejo: without it no upstream token is refreshed.
     pub(crate) application: Option<Application>,
     /// Who may log in.
@@ -89,6 +91,8 @@ impl Config {
         let log_format = root.parsed("log_format");
         let mut forgejo = root.section("forgejo");
         let forgejo_url = address(&mut forgejo, "url", false);
+        let forgejo_public_url =
+            forgejo.has("public_url").then(|| address(&mut forgejo, "public_url", false)).flatten();
         let refresh_lead = forgejo.duration("refresh_lead", Duration::from_mins(5), seconds(1, 3600));
         let access = Access::read(root.section("access"));
         let application = Application::read(&mut forgejo, &access);
@@ -137,10 +141,12 @@ impl Config {
         // Without problems both are there; the fallbacks are never used.
         let public_url = public_url.unwrap_or_default();
         origins.push(public_url.clone());
+        let forgejo_url = forgejo_url.unwrap_or_default();
         Ok(Self {
             public_url,
             listen: listen_at,
-            forgejo_url: forgejo_url.unwrap_or_default(),
+            forgejo_public_url: forgejo_public_url.unwrap_or_else(|| forgejo_url.clone()),
+            forgejo_url,
             application,
             access,
             oauth,
@@ -175,6 +181,7 @@ impl Config {
             ("public_url", self.public_url != new.public_url),
             ("listen", self.listen != new.listen),
             ("[forgejo] url", self.forgejo_url != new.forgejo_url),
+            ("[forgejo] public_url", self.forgejo_public_url != new.forgejo_public_url),
             ("[forgejo] client_id, client_secret_file, scopes", self.application != new.application),
             ("[forgejo] refresh_lead", self.refresh_lead != new.refresh_lead),
             ("[oauth]", self.oauth != new.oauth),

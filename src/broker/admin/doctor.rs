@@ -110,7 +110,7 @@ async fn key(admin: &Admin) -> Finding {
 }
 
 async fn forgejo(admin: &Admin) -> Vec<Finding> {
-    let url = admin.forgejo.url();
+    let url = admin.forgejo.api_url();
     let (look, date) = admin.forgejo.look().await;
     let reached = match look {
         UpstreamLook::Forgejo(version) => good("forgejo", format!("{url} is Forgejo {version}")),

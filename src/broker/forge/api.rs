@@ -108,6 +108,8 @@ pub(crate) struct ClientError(#[from] reqwest::Error);
 pub(crate) struct Forgejo {
     pub(crate) client: Client,
     pub(crate) url: String,
+    /// For browsers and people.
+    pub(crate) public_url: String,
     pub(crate) metrics: Option<Metrics>,
 }
 
@@ -123,7 +125,13 @@ impl Forgejo {
             // A redirect would carry the token to another place.
             .redirect(Policy::none())
             .build()?;
-        Ok(Self { client, url: url.to_owned(), metrics: None })
+        Ok(Self { client, url: url.to_owned(), public_url: url.to_owned(), metrics: None })
+    }
+
+    /// Browsers find the instance there, without a trailing slash, and not where the broker does.
+    #[must_use]
+    pub(crate) fn with_public_url(self, public_url: &str) -> Self {
+        Self { public_url: public_url.to_owned(), ..self }
     }
 
     /// Counts and times what is asked.
@@ -236,11 +244,16 @@ impl Forgejo {
     /// Where a browser goes to log in.
     pub(crate) fn authorize_url(&self, query: &[(&str, &str)]) -> String {
         let query: String = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
-        format!("{}/login/oauth/authorize?{query}", self.url)
+        format!("{}/login/oauth/authorize?{query}", self.public_url)
     }
 
-    /// The instance's address.
+    /// The instance's address for people and their browsers.
     pub(crate) fn url(&self) -> &str {
+        &self.public_url
+    }
+
+    /// The address under which the broker asks it.
+    pub(crate) fn api_url(&self) -> &str {
         &self.url
     }
 }

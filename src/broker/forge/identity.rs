@@ -114,7 +114,7 @@ pub(crate) async fn adopt(
 }
 
 async fn found(forgejo: &Forgejo) -> KnownForge {
-    KnownForge { url: forgejo.url().to_owned(), signing_keys: signing_keys(forgejo).await }
+    KnownForge { url: forgejo.api_url().to_owned(), signing_keys: signing_keys(forgejo).await }
 }
 
 /// A digest of the public keys; `None` where there are none, or the forge does not tell them now.

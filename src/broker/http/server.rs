@@ -222,7 +222,8 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     let clock = Clock::system();
     let vault = Arc::new(open_vault(&config, &store).await?);
     let metrics = Metrics::new()?;
-    let forgejo = Forgejo::new(&config.forgejo_url)?.measured(metrics.clone());
+    let forgejo =
+        Forgejo::new(&config.forgejo_url)?.with_public_url(&config.forgejo_public_url).measured(metrics.clone());
     identity::settle(&store, &forgejo, clock.now()).await?;
     let supervisor = SupervisorSpawner::new(config.supervisor.clone());
     let challenge = challenge(&config);

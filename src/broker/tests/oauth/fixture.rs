@@ -89,6 +89,8 @@ pub(crate) struct Terms {
     pub(crate) site: Site,
     /// Whether the first challenge names no error.
     pub(crate) bare_challenge: bool,
+    /// Where browsers find Forgejo, if elsewhere.
+    pub(crate) forge_for_browsers: Option<&'static str>,
     /// What is asked of Forgejo.
     pub(crate) scopes: &'static [&'static str],
 }
@@ -106,6 +108,7 @@ impl Default for Terms {
             site: Site::default(),
             public_url: None,
             bare_challenge: false,
+            forge_for_browsers: None,
             scopes: &["write:user", "write:repository", "read:organization"],
         }
     }
@@ -149,6 +152,7 @@ impl Fixture {
         let vault = Arc::new(vault_in(dir.path()));
         let store = Store::in_memory().await.expect("a store");
         let client = Forgejo::new(&forgejo).expect("a client");
+        let client = client.with_public_url(terms.forge_for_browsers.unwrap_or(&forgejo));
         let (rotation, changes) = Rotation::new(
             store.clone(),
             Arc::clone(&vault),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::tests::oauth::fixture::{Answer, Fixture, WEB};
+use crate::tests::oauth::fixture::{Answer, Fixture, Terms, WEB};
 use harness::user_agent::{Decision, UserAgent};
 
 #[tokio::test]
@@ -372,4 +372,20 @@ async fn a_user_has_twenty_connections_through_one_client_and_the_longest_unused
     fixture.connect(&mut alice, &client, WEB).await;
     assert_eq!(fixture.who(&tokens[0]).await, Err(401));
     assert!(fixture.who(&tokens[1]).await.is_ok());
+}
+
+#[tokio::test]
+async fn browsers_are_sent_to_forgejos_public_address_and_the_broker_asks_at_its_own() {
+    let fixture =
+        Fixture::with(Terms { forge_for_browsers: Some("https://git.example/forge"), ..Terms::default() }).await;
+    let client = fixture.client(WEB).await;
+    let url = fixture.authorize(&client, WEB, &[]);
+    let mut user_agent = UserAgent::new("alice", "secret");
+    let page = user_agent.go(&url, &[&fixture.url], Decision::Allow).await;
+    let to = page.location().expect("a redirect");
+    assert!(to.as_str().starts_with("https://git.example/forge/login/oauth/authorize?"), "{to}");
+    let asked = fixture.forge.with(|state| state.requests.iter().map(|seen| seen.path.clone()).collect::<Vec<_>>());
+    assert_eq!(asked, ["/api/v1/version"], "the look whether it is there");
+    let shown = fixture.http.get(&fixture.url).send().await.expect("an answer").text().await.expect("text");
+    assert!(shown.contains("https://git.example/forge"), "{shown}");
 }

@@ -107,7 +107,7 @@ fn what_only_a_restart_puts_in_force_is_named_by_its_key_and_nothing_else_is() {
     let read = |more: &str| {
         let database = dir.path().join("broker.db");
         let text = format!("store.path = {database:?}\n{more}");
-        let public = if more.contains("public_url") { "" } else { "public_url = \"http://127.0.0.1:1\"\n" };
+        let public = if more.starts_with("public_url") { "" } else { "public_url = \"http://127.0.0.1:1\"\n" };
         let forge = if more.contains("forgejo.url") { "" } else { "forgejo.url = \"http://127.0.0.1:2\"\n" };
         let root = wire::config_file::Section::from_text("broker.toml", &format!("{public}{forge}{text}"));
         crate::config::Config::read(root, &Credentials::None).expect("a configuration")
@@ -120,8 +120,9 @@ fn what_only_a_restart_puts_in_force_is_named_by_its_key_and_nothing_else_is() {
         ("listen = \"127.0.0.1:9\"\nadmin.socket = \"/x\"", &["listen", "[admin] socket"]),
         (
             "forgejo.url = \"http://127.0.0.1:3\"\nforgejo.refresh_lead = \"9s\"",
-            &["[forgejo] url", "[forgejo] refresh_lead"],
+            &["[forgejo] url", "[forgejo] public_url", "[forgejo] refresh_lead"],
         ),
+        ("forgejo.public_url = \"http://127.0.0.1:3\"", &["[forgejo] public_url"]),
         ("store.key_file = \"/x\"\noauth.login_ttl = \"1h\"", &["[oauth]", "[store] key_file"]),
         (
             "http.max_body = 4096\nhttp.max_connections = 9\nhttp.connections_per_address = 3",
