@@ -9,6 +9,7 @@
 pub(crate) mod answer;
 pub(crate) mod audit;
 pub(crate) mod body;
+pub(crate) mod doubt;
 pub(crate) mod endpoint;
 pub(crate) mod headers;
 pub(crate) mod observed;

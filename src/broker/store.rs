@@ -18,6 +18,7 @@ mod logins;
 mod overview;
 mod refresh_tokens;
 mod sessions;
+mod standing;
 mod tidy;
 mod upkeep;
 mod users;

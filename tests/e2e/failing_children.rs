@@ -90,7 +90,7 @@ async fn a_crash_ends_one_session_and_answers_its_requests() {
 async fn a_child_that_dies_because_forgejo_does_not_take_the_token_any_more_sends_its_client_to_log_in_again() {
     let deployment = stand_in_deployment("dead-token", &["--check-token"], |_| {});
     let token = token(&deployment, "alice");
-    deployment.activate("alice", false).expect("locked");
+    deployment.stub_delete("/stub/users/alice").expect("gone");
     let response = post(&http(), &deployment.url, &token, None, &initialize()).await.expect("an answer");
     assert_eq!(response.status().as_u16(), 401);
     let challenge =

@@ -13,6 +13,7 @@ mod clients;
 mod conformance;
 mod descriptors;
 mod failing_children;
+mod forgejo_says_no;
 mod hostile_children;
 mod isolation;
 mod log_lines;

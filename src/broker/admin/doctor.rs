@@ -61,6 +61,7 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Json<Vec<Finding>> {
         tokio::join!(store(&admin), key(&admin), forgejo(&admin), supervisor(&admin), reached(&admin), child(&admin));
     let mut all = vec![store, key];
     all.extend(forgejo);
+    all.extend(cut_off(&admin).await);
     all.extend(supervisor);
     all.push(descriptors(&admin));
     all.push(child);
@@ -89,6 +90,20 @@ async fn store(admin: &Admin) -> Finding {
                 good("store", found)
             }
         }
+    }
+}
+
+/// Who must log in again, and why: without a word the operator hears of it from each of them.
+async fn cut_off(admin: &Admin) -> Vec<Finding> {
+    match admin.rotation.cut_off().await {
+        Ok(all) => {
+            let told = |(users, why)| {
+                let found = format!("{users} users must log in again, because {why}");
+                finding("logins", Health::Note, found, Some("tell them; one login brings all their connections back"))
+            };
+            all.into_iter().map(told).collect()
+        }
+        Err(e) => vec![finding("logins", Health::Fail, chain(&e), None)],
     }
 }
 

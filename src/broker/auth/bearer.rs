@@ -1,8 +1,9 @@
 //! The bearer layer: from an `Authorization` header to a [`Principal`], or 401.
 //!
-//! In front of everything that serves a user. It trusts the store and nothing in the request. Every refusal has an
+//! In front of everything that serves a user. It trusts the store and nothing in the request. A refusal has an
 //! empty body and says in `WWW-Authenticate` what is wrong (RFC 6750 section 3) and where a client learns how to get
-//! a token (RFC 9728 section 5.1).
+//! a token (RFC 9728 section 5.1); where Forgejo does not let the user in for now, no token helps, and it is 403 with the
+//! reason in words.
 //!
 //! A token that was looked up once is kept, with its principal, in a bounded table, so that a call costs no query.
 //! Revoking drops it at once; a look-up that was under way at that moment does not bring it back.
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -34,6 +35,10 @@ use wire::telemetry::message_id;
 /// Principals kept in memory by the bearer layer.
 pub(crate) const MAX_CACHED_PRINCIPALS: usize = 65_536;
 
+/// What a client is told whose user Forgejo does not let in for now.
+const BARRED: &str = "Forgejo does not let this account in at the moment: it is locked, or must change its password. Log \
+                      in at Forgejo and do what it asks, or ask its administrator; then try again. Nothing was disconnected.";
+
 /// Why a request has no principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
@@ -47,6 +52,8 @@ pub(crate) enum Denied {
     Expired,
     /// Its grant was revoked.
     Revoked,
+    /// Forgejo does not let its user in for now.
+    Barred,
     /// The broker cannot tell; logged where it happened.
     Unavailable,
 }
@@ -59,6 +66,7 @@ impl Denied {
             Self::Unknown => "bad-token",
             Self::Expired => "expired-token",
             Self::Revoked => "revoked-token",
+            Self::Barred => "account-barred",
             Self::Unavailable => "unavailable",
         }
     }
@@ -69,7 +77,7 @@ impl Denied {
             Self::Unknown => Some("unknown"),
             Self::Expired => Some("expired"),
             Self::Revoked => Some("revoked"),
-            Self::Absent | Self::Malformed | Self::Unavailable => None,
+            Self::Absent | Self::Malformed | Self::Barred | Self::Unavailable => None,
         }
     }
 }
@@ -198,6 +206,7 @@ impl Principals {
         }
         let principal = self.principal(grant).await.map_err(|error| match error {
             LookupError::Rotation(RotationError::LoginAgain) => Denied::Revoked,
+            LookupError::Rotation(RotationError::Barred) => Denied::Barred,
             error => unavailable(&error),
         })?;
         Ok((CachedPrincipal { principal, expires_at }, parent))
@@ -241,10 +250,24 @@ impl Principals {
     /// account in any more.
     pub(crate) async fn refusal_of(&self, caller: &Principal) -> Option<Response> {
         let standing = self.0.rotation.as_ref()?.look_again(&caller.grant).await;
-        (standing == Standing::Ended).then(|| {
-            self.forget_grant(&caller.grant);
-            self.refuse(Denied::Revoked)
-        })
+        self.refusal_for(standing, caller)
+    }
+
+    /// A child with the caller's token says that Forgejo refuses it: the answer for its client, where that is so. Forgejo
+    /// is asked once a minute at most.
+    pub(crate) async fn refusal_of_doubted(&self, caller: &Principal) -> Option<Response> {
+        let standing = self.0.rotation.as_ref()?.look_at_doubted(&caller.grant).await?;
+        self.refusal_for(standing, caller)
+    }
+
+    fn refusal_for(&self, standing: Standing, caller: &Principal) -> Option<Response> {
+        let denied = match standing {
+            Standing::Ended => Denied::Revoked,
+            Standing::Barred => Denied::Barred,
+            Standing::Good | Standing::Unknown => return None,
+        };
+        self.forget_grant(&caller.grant);
+        Some(self.refuse(denied))
     }
 
     /// Forgets the tokens of a grant, and does not let a look-up that is under way bring them back. Call it after the
@@ -286,6 +309,13 @@ impl Principals {
         if denied == Denied::Unavailable {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+            return response;
+        }
+        if denied == Denied::Barred {
+            // No challenge: another token would be refused like this one, and nothing is to be done with the client.
+            *response.status_mut() = StatusCode::FORBIDDEN;
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            *response.body_mut() = Body::from(BARRED);
             return response;
         }
         *response.status_mut() = StatusCode::UNAUTHORIZED;

@@ -78,6 +78,12 @@ impl Revocation {
         self.registry.end_grant(grant, reason)
     }
 
+    /// Stops what runs for a grant whose user Forgejo does not let in for now; how many children. Its sessions go on.
+    pub(crate) fn suspend(&self, grant: &GrantId) -> usize {
+        self.principals.forget_grant(grant);
+        self.registry.suspend_grant(grant)
+    }
+
     /// What is known of the grant's tokens is looked up anew.
     pub(crate) fn forget_tokens(&self, grant: &GrantId) {
         self.principals.forget_grant(grant);

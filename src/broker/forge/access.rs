@@ -5,13 +5,17 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
-use wire::config_file::Section;
+use wire::config_file::{Section, seconds};
 
 use crate::forge::api::{Forgejo, ForgejoUser, UpstreamError};
 use crate::forge::membership::Memberships;
 use wire::secret::UpstreamToken;
+
+/// How long an account may be barred unless the operator says otherwise: a holiday long.
+const BARRED_FOR: Duration = Duration::from_hours(30 * 24);
 
 /// One entry of a list: `user:LOGIN`, `org:NAME` or `team:ORG/TEAM`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +69,8 @@ pub(crate) struct Access {
     pub(crate) deny: Vec<Subject>,
     /// Whether restricted accounts may.
     pub(crate) restricted: bool,
+    /// How long Forgejo may bar an account before what it has here is ended.
+    pub(crate) revoke_barred_after: Duration,
 }
 
 /// The lists that are in force; a reload puts others in their place. Cheap to clone, and clones share them.
@@ -146,6 +152,7 @@ impl Access {
             allow: subjects(&mut section, "allow"),
             deny: subjects(&mut section, "deny"),
             restricted: section.flag("restricted", false),
+            revoke_barred_after: section.duration("revoke_barred_after", BARRED_FOR, seconds(0, 366 * 24 * 3600)),
         };
         section.close();
         access
@@ -232,7 +239,7 @@ mod tests {
             (&[], &["team:acme/devs"], &none, true),
         ];
         for (allow, deny, memberships, admitted) in table {
-            let access = Access { allow: list(allow), deny: list(deny), restricted: false };
+            let access = Access { allow: list(allow), deny: list(deny), ..Access::default() };
             let verdict = access.check(&user("alice"), memberships);
             assert_eq!(verdict.is_ok(), admitted, "allow {allow:?} deny {deny:?}");
         }
@@ -261,7 +268,7 @@ mod tests {
             (&[], &["org:acme"], false),
         ];
         for (allow, deny, out) in table {
-            let access = Access { allow: list(allow), deny: list(deny), restricted: false };
+            let access = Access { allow: list(allow), deny: list(deny), ..Access::default() };
             assert_eq!(access.keeps_out("Alice"), out, "allow {allow:?} deny {deny:?}");
         }
     }

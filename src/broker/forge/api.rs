@@ -107,9 +107,9 @@ pub(crate) struct ClientError(#[from] reqwest::Error);
 #[derive(Debug, Clone)]
 pub(crate) struct Forgejo {
     pub(crate) client: Client,
-    pub(crate) url: String,
+    pub(crate) api_url: String,
     /// For browsers and people.
-    pub(crate) public_url: String,
+    pub(crate) url: String,
     pub(crate) metrics: Option<Metrics>,
 }
 
@@ -125,13 +125,13 @@ impl Forgejo {
             // A redirect would carry the token to another place.
             .redirect(Policy::none())
             .build()?;
-        Ok(Self { client, url: url.to_owned(), public_url: url.to_owned(), metrics: None })
+        Ok(Self { client, api_url: url.to_owned(), url: url.to_owned(), metrics: None })
     }
 
     /// Browsers find the instance there, without a trailing slash, and not where the broker does.
     #[must_use]
     pub(crate) fn with_public_url(self, public_url: &str) -> Self {
-        Self { public_url: public_url.to_owned(), ..self }
+        Self { url: public_url.to_owned(), ..self }
     }
 
     /// Counts and times what is asked.
@@ -182,7 +182,7 @@ impl Forgejo {
 
     /// What the API answers to GET with this token.
     pub(crate) async fn api(&self, path: &str, token: &UpstreamToken) -> Result<Zeroizing<Vec<u8>>, UpstreamError> {
-        let request = self.client.get(format!("{}{path}", self.url)).bearer_auth(token.expose());
+        let request = self.client.get(format!("{}{path}", self.api_url)).bearer_auth(token.expose());
         let response = self.send(Upstream::Api, request).await.map_err(|_| UpstreamError::Unreachable)?;
         match response.status() {
             StatusCode::OK => body(response).await.ok_or(UpstreamError::Unreachable),
@@ -203,7 +203,7 @@ impl Forgejo {
     /// Whether it answers at all now. Any answer that is no server's error will do: an instance may ask everybody to
     /// sign in before it tells even its version.
     pub(crate) async fn answers(&self) -> bool {
-        let request = self.client.get(format!("{}/api/v1/version", self.url)).timeout(PROBE_TIMEOUT);
+        let request = self.client.get(format!("{}/api/v1/version", self.api_url)).timeout(PROBE_TIMEOUT);
         self.send(Upstream::Api, request).await.is_ok_and(|response| !response.status().is_server_error())
     }
 
@@ -213,7 +213,7 @@ impl Forgejo {
         struct Version {
             version: String,
         }
-        let request = self.client.get(format!("{}/api/v1/version", self.url)).timeout(PROBE_TIMEOUT);
+        let request = self.client.get(format!("{}/api/v1/version", self.api_url)).timeout(PROBE_TIMEOUT);
         let response = match self.send(Upstream::Api, request).await {
             Ok(response) => response,
             Err(e) => return (UpstreamLook::Unreachable(chain(&e.without_url())), None),
@@ -237,24 +237,24 @@ impl Forgejo {
 
     /// The public keys that it signs tokens with, as JSON (RFC 7517); open to all. `None` where it does not tell.
     pub(crate) async fn signing_keys(&self) -> Option<Zeroizing<Vec<u8>>> {
-        let request = self.client.get(format!("{}/login/oauth/keys", self.url)).timeout(PROBE_TIMEOUT);
+        let request = self.client.get(format!("{}/login/oauth/keys", self.api_url)).timeout(PROBE_TIMEOUT);
         body(request.send().await.ok().filter(|response| response.status() == StatusCode::OK)?).await
     }
 
     /// Where a browser goes to log in.
     pub(crate) fn authorize_url(&self, query: &[(&str, &str)]) -> String {
         let query: String = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
-        format!("{}/login/oauth/authorize?{query}", self.public_url)
+        format!("{}/login/oauth/authorize?{query}", self.url)
     }
 
     /// The instance's address for people and their browsers.
     pub(crate) fn url(&self) -> &str {
-        &self.public_url
+        &self.url
     }
 
     /// The address under which the broker asks it.
     pub(crate) fn api_url(&self) -> &str {
-        &self.url
+        &self.api_url
     }
 }
 

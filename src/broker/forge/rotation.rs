@@ -7,10 +7,12 @@
 //!
 //! No token leaves this room before Forgejo has said that it is the user's own ([`ownership`]).
 
+mod barred;
 mod login;
 mod offboarding;
 mod ownership;
 mod recheck;
+mod registration;
 mod reseal;
 
 use std::collections::HashMap;
@@ -51,6 +53,8 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_REFRESHES: usize = 8;
 /// How often a write is tried again that must not fail, with growing pauses: for two and a half minutes.
 const MAX_WRITES: u32 = 5;
+/// How often Forgejo is asked whether it knows the broker's application, until it says so.
+const ASK_REGISTRATION: Duration = Duration::from_mins(1);
 /// Changes that wait to be followed.
 const CHANGE_QUEUE: usize = 256;
 
@@ -61,6 +65,8 @@ pub(crate) enum Change {
     Rotated(Vec<GrantId>),
     /// These grants are revoked: their user must log in again.
     Lost(Vec<GrantId>),
+    /// Forgejo does not let the user in for now: nothing of theirs runs, and nothing is over.
+    Barred(Vec<GrantId>),
 }
 
 /// A token that is good now.
@@ -78,6 +84,9 @@ pub(crate) enum RotationError {
     /// The user must log in again; their grants are revoked.
     #[error("the user must log in at Forgejo again")]
     LoginAgain,
+    /// Forgejo does not let the account in for now; nothing is lost.
+    #[error("Forgejo does not let the account in now")]
+    Barred,
     /// Not now; nothing is lost.
     #[error("Forgejo gives no fresh token now")]
     NotNow,
@@ -113,6 +122,10 @@ struct Inner {
     storing: RwLock<()>,
     /// Held while the key is being replaced.
     resealing: TurnMutex<()>,
+    /// Whether Forgejo has said that it knows the application.
+    registered: TurnMutex<Registered>,
+    /// When Forgejo was last asked about a credential because a child had said that its token is refused.
+    doubted: Mutex<HashMap<String, UnixTime>>,
     /// When the forge itself was last compared with the one that the database belongs to.
     forge_seen: TurnMutex<Option<UnixTime>>,
     /// One refresh a credential at a time.
@@ -127,6 +140,15 @@ struct Pause {
     /// Not before then is Forgejo asked again whose the token is: it was away.
     look_at: Option<UnixTime>,
     is_away: bool,
+    /// The last look found the account barred, which the store may not have taken.
+    is_barred: bool,
+}
+
+/// What Forgejo has said of the broker's own application.
+#[derive(Debug, Default)]
+struct Registered {
+    is_so: bool,
+    ask_at: Option<UnixTime>,
 }
 
 /// What came of a look at a credential.
@@ -168,6 +190,8 @@ impl Rotation {
             tasks: TaskTracker::new(),
             storing: RwLock::default(),
             resealing: TurnMutex::default(),
+            registered: TurnMutex::default(),
+            doubted: Mutex::default(),
             forge_seen: TurnMutex::default(),
             turns,
         };
@@ -291,12 +315,16 @@ impl Rotation {
             return not_now();
         }
         let Some(application) = &inner.application else { return not_now() };
+        if Self::is_of_another(application, credential) {
+            let is_over = !still_good && self.is_registered(application).await;
+            return if is_over { Err(RotationError::LoginAgain) } else { not_now() };
+        }
         let refresh = inner.vault.open_sealed(sealed, &vault::refresh_place(&credential.id))?;
         match self.refreshed(application, credential, &refresh, change).await {
             Ok(fresh) => {
                 // Tokens may live shorter than the lead: half of their life passes before the next refresh.
                 let life = fresh.ends.map(|end| end.since(now)).unwrap_or_default();
-                *pause = Pause { failures: 0, until: Some(now.plus(life / 2)), look_at: None, is_away: false };
+                *pause = Pause { until: Some(now.plus(life / 2)), is_barred: pause.is_barred, ..Pause::default() };
                 Ok(fresh)
             }
             Err(RotationError::NotNow) => {
@@ -394,6 +422,8 @@ impl Rotation {
             expires_at: Some(inner.clock.now().plus(pair.expires_in)),
             id,
             tenant,
+            application: inner.application.as_ref().map(|application| application.client_id.clone()),
+            barred_since: None,
         })
     }
 

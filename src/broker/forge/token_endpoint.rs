@@ -105,12 +105,21 @@ impl Forgejo {
             scope: Option<String>,
         }
         let Application { client_id, client_secret, .. } = application;
-        let request = self.client.post(format!("{}/login/oauth/introspect", self.url));
+        let request = self.client.post(format!("{}/login/oauth/introspect", self.api_url));
         let request = request.basic_auth(client_id, Some(client_secret.expose())).header(CONTENT_TYPE, FORM);
         let request = request.body(api::form(&[("token", access.expose())]));
         let response = request.send().await.ok().filter(|response| response.status() == StatusCode::OK)?;
         let told: Introspected = serde_json::from_slice(&body(response).await?).ok()?;
         told.scope.filter(|_| told.active).map(|scope| effective(&scope))
+    }
+
+    /// Whether Forgejo knows this application and its secret. Introspection is what it answers to nobody else.
+    pub(crate) async fn knows(&self, application: &Application) -> bool {
+        let Application { client_id, client_secret, .. } = application;
+        let request = self.client.post(format!("{}/login/oauth/introspect", self.api_url));
+        let request = request.basic_auth(client_id, Some(client_secret.expose())).header(CONTENT_TYPE, FORM);
+        let answered = self.send(Upstream::Token, request.body(api::form(&[("token", "none")]))).await;
+        answered.is_ok_and(|response| response.status() == StatusCode::OK)
     }
 
     async fn pair(&self, application: &Application, form: &[(&str, &str)]) -> Result<Pair, PairError> {
@@ -127,7 +136,7 @@ impl Forgejo {
             error_description: String,
         }
         let client = [("client_id", &*application.client_id), ("client_secret", application.client_secret.expose())];
-        let request = self.client.post(format!("{}/login/oauth/access_token", self.url));
+        let request = self.client.post(format!("{}/login/oauth/access_token", self.api_url));
         let request = request.header(CONTENT_TYPE, FORM).body(api::form(form.iter().chain(&client)));
         let response = self.send(Upstream::Token, request).await.map_err(|_| PairError::NotNow)?;
         let status = response.status();

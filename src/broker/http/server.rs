@@ -316,6 +316,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     admin::serve(operators, &config.admin, &admin::router(admin), &stop)?;
     tokio::spawn(lifecycle::watchdog());
     tokio::spawn(follow(changes, revocation));
+    rotation.begin().await?;
     // Before anybody is served: who was put on the lists while the broker was down is out.
     rotation.apply_lists().await?;
     let reloader = Reloader {
@@ -434,6 +435,11 @@ async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation) {
                     if let Some(principal) = revocation.principals.behind(&grant).await {
                         revocation.registry.rotate(&principal, revocation.registry.config().drain);
                     }
+                }
+            }
+            Change::Barred(grants) => {
+                for grant in grants {
+                    revocation.suspend(&grant);
                 }
             }
             Change::Lost(grants) => {

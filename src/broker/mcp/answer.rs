@@ -21,9 +21,10 @@ use tokio::time::timeout;
 
 use crate::budget::{Budget, counted};
 use crate::child::bridge::Pending;
-use crate::child::calls::Event;
+use crate::child::calls::{Ending, Event};
 use crate::jsonrpc;
 use crate::jsonrpc::{RawId, Spliced, code};
+use crate::mcp::doubt::Doubt;
 use crate::mcp::headers::Accept;
 use crate::mcp::observed::Observed;
 use crate::mcp::refusal::Refusal;
@@ -67,6 +68,8 @@ pub(crate) struct Asked {
     pub(crate) budget: Budget,
     /// Hears what the request comes to.
     pub(crate) observed: Option<Observed>,
+    /// Looks into what a child says of its token.
+    pub(crate) doubt: Option<Doubt>,
 }
 
 impl Asked {
@@ -99,6 +102,13 @@ impl Asked {
         if let Some(observed) = &mut self.observed {
             observed.does(sent.effect);
         }
+    }
+
+    /// Where a child says that its token is refused and that is so: the refusal in the place of its answer.
+    async fn settled(&mut self, answer: &Spliced, ending: Ending) -> Option<Refusal> {
+        let refusal = self.doubt.as_ref()?.settle(answer, ending).await?;
+        self.refused(&refusal);
+        Some(refusal)
     }
 
     /// The answer as its caller may see it. What is made anew is held against their budget, like what it was made of.
@@ -136,6 +146,9 @@ where
     loop {
         match sent.pending.events.recv().await {
             Some(Event::Answer(text, ending)) => {
+                if let Some(refusal) = asked.settled(&text, ending).await {
+                    return Err(refusal);
+                }
                 asked.came_to(ending);
                 return Ok(json(asked.seen(text, sent.view.as_ref())));
             }
@@ -205,6 +218,8 @@ impl Phase {
             Self::Sent(sent) => match sent.pending.events.recv().await {
                 Some(Event::Note(text)) => Next::Note(text),
                 Some(Event::Answer(text, ending)) => {
+                    // The status is sent already: what it came to shows with the client's next request.
+                    let _ = asked.settled(&text, ending).await;
                     asked.came_to(ending);
                     Next::Last(asked.seen(text, sent.view.as_ref()))
                 }

@@ -22,6 +22,7 @@ use crate::jsonrpc::{Kind, Message, RawId, Spliced, empty_result};
 use crate::live::Live;
 use crate::mcp::answer::{self, Asked, Sent};
 use crate::mcp::body;
+use crate::mcp::doubt::Doubt;
 use crate::mcp::headers::{Accept, Revision, is_json};
 use crate::mcp::observed::{Observed, Observer};
 use crate::mcp::refusal::{Refusal, UnknownSession};
@@ -192,7 +193,13 @@ async fn dispatch(
             let limit = endpoint.0.registry.config().request_timeout;
             let budget = endpoint.0.registry.budgets().of(said.caller.tenant);
             let tool = observed.as_ref().and_then(|observed| observed.tool().map(str::to_owned));
-            let (asked, accept) = (Asked { id: id.clone(), limit, budget, observed: observed.take() }, said.accept);
+            let doubt = |principals: &Principals| Doubt {
+                principals: principals.clone(),
+                caller: said.caller.clone(),
+                deadline: said.deadline,
+            };
+            let (doubt, observed) = (endpoint.0.principals.as_ref().map(doubt), observed.take());
+            let (asked, accept) = (Asked { id: id.clone(), limit, budget, observed, doubt }, said.accept);
             let endpoint = endpoint.clone();
             let sending = async move { send(&endpoint, &session, &said, &id, tool.as_deref()).await };
             answer::respond(sending, asked, accept).await

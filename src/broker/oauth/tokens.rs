@@ -250,6 +250,12 @@ async fn refresh(context: &Context, params: &Params, caller: &Caller, network: &
     if let Some(reason) = &row.revoked {
         return Err(OAuthError::invalid_grant(why_ended(reason)));
     }
+    if context.rotation.needs_login(&row.grant).await? {
+        // Nothing is ended by that: a login with any client brings all of the user's connections a token again.
+        return Err(OAuthError::invalid_grant(
+            "this service has a new registration at Forgejo, and Forgejo's tokens of the old one have ended; log in again",
+        ));
+    }
     if row.used == Used::LongAgo {
         return Err(end_family(context, &row, NoPair::Reused).await);
     }

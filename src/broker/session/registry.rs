@@ -244,6 +244,21 @@ impl Registry {
         of_grant.len()
     }
 
+    /// Stops the children of a grant's sessions at once, with what they have in flight; how many. The sessions go on.
+    pub(crate) fn suspend_grant(&self, grant: &GrantId) -> usize {
+        let mut stopped = 0_usize;
+        for session in self.of_grant(grant) {
+            if let Some((number, _)) = session.child()
+                && let Effect::Stop(bridge) = session.step(Event::Stopped(number))
+            {
+                lines::stopped(&session, &bridge, "account-barred");
+                bridge.stop();
+                stopped = stopped.saturating_add(1);
+            }
+        }
+        stopped
+    }
+
     /// Gives the running children of a grant's sessions a new token, by giving the sessions new children: each is
     /// started and led through the recorded handshake, then takes over; the old one finishes what it has, for at most
     /// `drain`, and is stopped. Its token stays good until it ends by itself. A child that is only being started is

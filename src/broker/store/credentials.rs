@@ -22,6 +22,10 @@ pub(crate) struct Credential {
     pub(crate) refresh: Option<Sealed>,
     /// When the access token ends; unknown for personal tokens.
     pub(crate) expires_at: Option<UnixTime>,
+    /// The client id of the application that the tokens are of; none for personal tokens.
+    pub(crate) application: Option<String>,
+    /// Since when Forgejo does not let the account in, while it may do so again.
+    pub(crate) barred_since: Option<UnixTime>,
 }
 
 const READING: &str = "reading a credential";
@@ -30,8 +34,8 @@ const READING: &str = "reading a credential";
 macro_rules! credential_rows {
     ($which:literal) => {
         concat!(
-            "SELECT c.id, c.tenant, c.key_id, c.access_sealed, c.refresh_sealed, c.access_expires_at \
-             FROM upstream_credentials c ",
+            "SELECT c.id, c.tenant, c.key_id, c.access_sealed, c.refresh_sealed, c.access_expires_at, \
+             c.application, c.barred_since FROM upstream_credentials c ",
             $which
         )
     };
@@ -59,10 +63,10 @@ impl Store {
             .bind(now.secs()),
             sqlx::query(
                 "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, refresh_sealed, \
-                 access_expires_at, updated_at) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7) \
+                 access_expires_at, updated_at, application) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7, $8) \
                  ON CONFLICT (id) DO UPDATE SET key_id = excluded.key_id, access_sealed = excluded.access_sealed, \
                  refresh_sealed = excluded.refresh_sealed, access_expires_at = excluded.access_expires_at, \
-                 updated_at = excluded.updated_at",
+                 updated_at = excluded.updated_at, application = excluded.application",
             )
             .bind(&credential.id)
             .bind(tenant)
@@ -70,7 +74,8 @@ impl Store {
             .bind(&credential.access.bytes)
             .bind(credential.refresh.as_ref().map(|refresh| &refresh.bytes))
             .bind(credential.expires_at.map(UnixTime::secs))
-            .bind(now.secs()),
+            .bind(now.secs())
+            .bind(&credential.application),
         ];
         self.writer().execute_all("storing a credential", statements).await
     }
@@ -199,11 +204,14 @@ pub(super) fn credential(row: &SqliteRow) -> Result<Credential, StoreError> {
     let key_id: String = row.try_get("key_id").map_err(failed())?;
     let refresh: Option<Vec<u8>> = row.try_get("refresh_sealed").map_err(failed())?;
     let expires_at: Option<i64> = row.try_get("access_expires_at").map_err(failed())?;
+    let barred: Option<i64> = row.try_get("barred_since").map_err(failed())?;
     Ok(Credential {
         id: row.try_get("id").map_err(failed())?,
         tenant: tenant_of(row, READING)?,
         access: Sealed { key_id: key_id.clone(), bytes: row.try_get("access_sealed").map_err(failed())? },
         refresh: refresh.map(|bytes| Sealed { key_id, bytes }),
         expires_at: expires_at.map(UnixTime::from_secs),
+        application: row.try_get("application").map_err(failed())?,
+        barred_since: barred.map(UnixTime::from_secs),
     })
 }

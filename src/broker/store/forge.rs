@@ -75,13 +75,14 @@ impl Store {
         Ok(token.zip(at.map(UnixTime::from_secs)).map(|(token, at)| OwnerCheck { token, at }))
     }
 
-    /// Notes that a token was found to be its user's.
+    /// Notes that a token was found to be its user's, and that Forgejo lets them in.
     pub(crate) async fn note_owner_check(&self, credential: &str, check: OwnerCheck) -> Result<(), StoreError> {
-        let statement =
-            sqlx::query("UPDATE upstream_credentials SET checked_token = $1, checked_at = $2 WHERE id = $3")
-                .bind(check.token.0.as_slice())
-                .bind(check.at.secs())
-                .bind(credential);
+        let statement = sqlx::query(
+            "UPDATE upstream_credentials SET checked_token = $1, checked_at = $2, barred_since = NULL WHERE id = $3",
+        )
+        .bind(check.token.0.as_slice())
+        .bind(check.at.secs())
+        .bind(credential);
         self.writer().execute("noting a check", statement).await?;
         Ok(())
     }

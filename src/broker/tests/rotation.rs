@@ -1,8 +1,10 @@
 //! Upstream tokens are refreshed ahead of their end, once a user, and what goes wrong costs no more than it must.
 
+mod barred;
 mod forge_identity;
 mod offboarding;
 mod ownership;
+mod registration;
 mod reseal;
 
 use std::sync::Arc;
@@ -122,6 +124,8 @@ impl Scene {
             access,
             refresh: Some(vault.seal(&refresh, &vault::refresh_place(CREDENTIAL), &mut SysRng).expect("sealed")),
             expires_at: Some(now.plus(Duration::from_hours(1))),
+            application: None,
+            barred_since: None,
         };
         let login = Label::parse("alice").expect("a label");
         store.put_oauth_credential(&credential, &login, now).await.expect("stored");

@@ -142,6 +142,12 @@ impl Rotation {
         let verdict = timeout(LOGIN_TIMEOUT, access_lists.verify(&inner.forgejo, user, access)).await;
         let verdict = match verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable))) {
             Err(AccessError::NotAdmitted(why)) => {
+                // What bars an account for now ends nothing; the next look notes it.
+                if why == NotAdmitted::Locked {
+                    inner.store.age_owner_check(&credential.id).await?;
+                    let grants = inner.store.grants_on(&credential.id).await?;
+                    return Ok((Err(LogInError::NotAdmitted(why)), Change::Barred(grants)));
+                }
                 warn!(
                     MESSAGE_ID = message_id::LOGIN_DENIED, tenant = %user.id, login = %user.login,
                     reason = "not-admitted", error = %why, "login refused: {}, because {why}", user.login

@@ -21,7 +21,7 @@ use wire::telemetry::message_id;
 
 use crate::auth::principal::GrantId;
 use crate::chain::chain;
-use crate::forge::access::AccessError;
+use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{ForgejoUser, UpstreamError};
 use crate::forge::rotation::{Change, Pause, Rotation, RotationError};
 use crate::store::{Credential, Fingerprint, OwnerCheck, StoreError};
@@ -30,6 +30,8 @@ use crate::store::{Credential, Fingerprint, OwnerCheck, StoreError};
 pub(super) const GOOD_FOR: Duration = Duration::from_hours(1);
 /// While Forgejo is away, or does not give an answer that can be used, it is asked no more often than this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// A child may say this often that its token is refused before Forgejo is asked again.
+const DOUBT_EVERY: Duration = Duration::from_mins(1);
 /// How long whoever has a token that was good before waits for Forgejo's word.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -42,6 +44,8 @@ pub(super) enum Verdict {
         is_away: bool,
     },
     ShutOut,
+    /// Forgejo does not let the account in for now.
+    Barred,
     /// The token is that of another number.
     Foreign,
     /// The number is another account's now.
@@ -59,6 +63,8 @@ pub(crate) enum Standing {
     Good,
     /// The grant is over: its user must log in again.
     Ended,
+    /// Forgejo does not let the account in for now.
+    Barred,
     /// Forgejo does not say now.
     Unknown,
 }
@@ -76,7 +82,8 @@ impl Rotation {
         let (inner, now) = (&self.0, self.0.clock.now());
         let before = inner.store.owner_check(&credential.id).await?;
         let known = before.filter(|check| check.token == fingerprint(token));
-        if known.is_some_and(|check| check.at > now.minus(GOOD_FOR)) {
+        let was_barred = credential.barred_since.is_some() || pause.is_barred;
+        if !was_barred && known.is_some_and(|check| check.at > now.minus(GOOD_FOR)) {
             return Ok(());
         }
         let verdict = if pause.look_at.is_some_and(|at| at > now) {
@@ -92,6 +99,7 @@ impl Rotation {
             Verdict::LetIn | Verdict::Owned { .. } => {
                 // Lists that cannot be applied throw nobody out, but Forgejo is asked again.
                 let at = if verdict == Verdict::LetIn { now } else { UnixTime::from_secs(0) };
+                Self::unbar(credential, pause);
                 pause.look_at = (verdict != Verdict::LetIn).then(|| now.plus(ASK_AGAIN));
                 let check = OwnerCheck { token: fingerprint(token), at };
                 match inner.store.note_owner_check(&credential.id, check).await {
@@ -108,13 +116,18 @@ impl Rotation {
             }
             Verdict::Away => {
                 pause.look_at = Some(pause.look_at.filter(|at| *at > now).unwrap_or(now.plus(ASK_AGAIN)));
-                if known.is_some() { Ok(()) } else { Err(RotationError::NotNow) }
+                match () {
+                    () if was_barred => Err(RotationError::Barred),
+                    () if known.is_some() => Ok(()),
+                    () => Err(RotationError::NotNow),
+                }
             }
             Verdict::None => {
                 pause.look_at = Some(now.plus(ASK_AGAIN));
                 warn!(tenant = %credential.tenant, "Forgejo's answer about an account cannot be used");
                 Err(RotationError::NotNow)
             }
+            Verdict::Barred => Err(self.bar(credential, pause, change).await?),
             out @ (Verdict::ShutOut | Verdict::Foreign | Verdict::Succeeded(_)) => {
                 *change = Some(self.shut_out(credential, token, &out).await?);
                 Err(RotationError::LoginAgain)
@@ -143,8 +156,25 @@ impl Rotation {
                 _ => Standing::Unknown,
             },
             Err(RotationError::LoginAgain) => Standing::Ended,
+            Err(RotationError::Barred) => Standing::Barred,
             Err(_) => Standing::Unknown,
         }
+    }
+
+    /// The same because a child has said that Forgejo refuses its token: asked once a credential and minute, so that no
+    /// child can have Forgejo asked as often as it likes. `None` where that was just done.
+    pub(crate) async fn look_at_doubted(&self, grant: &GrantId) -> Option<Standing> {
+        let row = self.0.store.find_grant(grant).await.ok().flatten()?;
+        let now = self.0.clock.now();
+        {
+            let mut doubted = self.0.doubted.lock();
+            doubted.retain(|_, at| now.age_of(*at).is_some_and(|age| age < DOUBT_EVERY));
+            if doubted.contains_key(&row.credential_id) {
+                return None;
+            }
+            doubted.insert(row.credential_id, now);
+        }
+        Some(self.look_again(grant).await)
     }
 
     /// Whether Forgejo's user is the account that this number was until now, as far as that is known. Where it is not,
@@ -171,7 +201,8 @@ impl Rotation {
         let inner = &self.0;
         let user = match inner.forgejo.whoami(access).await {
             Ok(user) => user,
-            Err(UpstreamError::BadToken | UpstreamError::Forbidden) => return Ok(Verdict::ShutOut),
+            Err(UpstreamError::BadToken) => return Ok(Verdict::ShutOut),
+            Err(UpstreamError::Forbidden) => return Ok(Verdict::Barred),
             Err(e) if e.is_an_outage() => return Ok(Verdict::Away),
             Err(_) => return Ok(Verdict::None),
         };
@@ -184,6 +215,7 @@ impl Rotation {
         self.note_known(&user).await?;
         Ok(match inner.access.now().verify(&inner.forgejo, &user, access).await {
             Ok(()) => Verdict::LetIn,
+            Err(AccessError::NotAdmitted(NotAdmitted::Locked)) => Verdict::Barred,
             Err(AccessError::NotAdmitted(_)) => Verdict::ShutOut,
             Err(AccessError::Memberships(e)) => Verdict::Owned { is_away: e.is_an_outage() },
         })
@@ -223,7 +255,9 @@ impl Rotation {
                 inner.store.end_visits_of(tenant).await?;
                 Ok(change)
             }
-            Verdict::LetIn | Verdict::Owned { .. } | Verdict::None | Verdict::Away => Ok(Change::Lost(Vec::new())),
+            Verdict::LetIn | Verdict::Owned { .. } | Verdict::Barred | Verdict::None | Verdict::Away => {
+                Ok(Change::Lost(Vec::new()))
+            }
         }
     }
 

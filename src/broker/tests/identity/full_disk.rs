@@ -78,6 +78,8 @@ fn credential(round: u8, filling: u8) -> Credential {
         access: sealed(filling),
         refresh: Some(sealed(filling)),
         expires_at: Some(START.plus(Duration::from_hours(1))),
+        application: None,
+        barred_since: None,
     }
 }
 

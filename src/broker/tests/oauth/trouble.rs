@@ -81,7 +81,7 @@ fn is_in(page: &Page) -> bool {
 
 async fn world_for(allow: &[&str], deny: &[&str]) -> Fixture {
     let list = |entries: &[&str]| entries.iter().map(|entry| entry.parse().expect("a subject")).collect();
-    let access = Access { allow: list(allow), deny: list(deny), restricted: false };
+    let access = Access { allow: list(allow), deny: list(deny), ..Access::default() };
     let fixture = Fixture::with(Terms { access, ..Terms::default() }).await;
     fixture.forge.with(|state| {
         let alice = state.users.iter_mut().find(|user| user.login == "alice").expect("there");
