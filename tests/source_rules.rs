@@ -94,6 +94,34 @@ fn every_file_that_a_page_for_people_names_is_there() {
 }
 
 #[test]
+fn the_pages_of_the_guide_lead_to_each_other_and_name_examples_that_are_installed() {
+    let top = harness::workspace();
+    let guide = top.join("packaging/guide");
+    let mut links = 0;
+    for entry in std::fs::read_dir(&guide).expect("the guide") {
+        let page = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&page).expect("text");
+        assert!(text.lines().count() < 200, "{} is too long for a page", page.display());
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            links += 1;
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let there = std::fs::read_to_string(guide.join(file));
+            let there = there.unwrap_or_else(|e| panic!("{} leads to {link}: {e}", page.display()));
+            let anchor = |line: &str| line.trim_start_matches(['#', ' ']).to_lowercase().replace(' ', "-");
+            let known = there.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == heading);
+            assert!(heading.is_empty() || known, "{} leads to {link}", page.display());
+        }
+        for example in text.split("examples/").skip(1) {
+            let file = example.split(|c: char| !c.is_ascii_alphanumeric() && !"/.-".contains(c)).next();
+            let file = file.unwrap_or_default().trim_end_matches('.');
+            let at = if file.starts_with("systemd/") { "systemd/examples" } else { "packaging" };
+            assert!(top.join(at).join(file.trim_start_matches("systemd/")).exists(), "{}: {file}", page.display());
+        }
+    }
+    assert!(links > 6, "only {links} links were found: the pages are not read right");
+}
+
+#[test]
 fn every_file_that_a_comment_names_is_there() {
     let top = harness::workspace();
     let settings = [".cargo/deny.toml", "Cargo.toml", ".ci/run", "tests/run"]
