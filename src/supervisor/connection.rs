@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::core::{ConnId, Event};
-use crate::executor::{Executor, Outbox};
+use crate::executor::Executor;
+use crate::executor::outbox::{Outbox, Outgoing};
 use wire::codec;
 use wire::message::{HELLO_DEADLINE, MAX_SUPERVISOR_CONNECTIONS};
 use wire::socket::{ReceiveError, Socket};
@@ -100,7 +101,7 @@ async fn send_first(socket: &Socket, outbox: &Outbox) -> bool {
 /// Puts a packet back when its sending is cancelled: it is sent whole or not at all.
 struct PutBack<'a> {
     outbox: &'a Outbox,
-    packet: Option<super::executor::Outgoing>,
+    packet: Option<Outgoing>,
 }
 
 impl Drop for PutBack<'_> {
