@@ -86,6 +86,7 @@ pub(crate) const DENIED: &[libc::c_long] = &[
     libc::SYS_set_mempolicy_home_node,
     // the machine
     libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
     libc::SYS_init_module,
     libc::SYS_finit_module,
     libc::SYS_delete_module,
@@ -112,8 +113,6 @@ pub(crate) const DENIED: &[libc::c_long] = &[
     libc::SYS_ioperm,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_modify_ldt,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_kexec_file_load,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_uselib,
     #[cfg(target_arch = "x86_64")]
@@ -175,7 +174,7 @@ pub(crate) const ALLOWED: &[libc::c_long] = &[
     libc::SYS_symlinkat,
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
-    libc::SYS_fchmodat2,
+    452, // fchmodat2, of which libc knows the name on some architectures only
     libc::SYS_fchown,
     libc::SYS_fchownat,
     libc::SYS_utimensat,
