@@ -123,6 +123,41 @@ async fn the_ceiling_holds_for_all_users_together() {
 }
 
 #[tokio::test]
+async fn sighup_moves_the_ceiling_of_those_that_run_and_a_bad_policy_leaves_it() {
+    let Some(own) = limits_hold("sighup_moves_the_ceiling_of_those_that_run_and_a_bad_policy_leaves_it") else {
+        return;
+    };
+    let total = "[limits]\nmemory_max = 0\n[limits.total]\nmemory_max = \"256MiB\"\npids_max = 64\ncpu_weight = 100\n";
+    let supervised = Supervised::start(OBEY, &format!("{}{total}", own.policy()));
+    let mut client = Client::connect(&supervised).await;
+    let (mut hog, mut other) = (client.spawn(1).await, client.spawn(2).await);
+    let policy = std::fs::read_to_string(supervised.policy()).expect("the policy");
+    // What it is after the supervisor has read the policy again, which it says in this line.
+    let reread = async |client: &mut Client, policy: &str, says: &str| {
+        let times = supervised.logged().matches(says).count();
+        std::fs::write(supervised.policy(), policy).expect("written");
+        supervised.signal(nix::sys::signal::Signal::SIGHUP);
+        while supervised.logged().matches(says).count() == times {
+            harness::look_again().await;
+        }
+        let all = client.status().await.all.expect("a cgroup");
+        (all.memory_max, all.pids_max, all.cpu_weight)
+    };
+    let smaller = policy.replace("256MiB", "48MiB").replace("pids_max = 64", "pids_max = 0").replace("= 100", "= 50");
+    let now = reread(&mut client, &smaller, "the policy was read again").await;
+    assert_eq!(now, (Bound::At(48 * MIB), Bound::Unlimited, Bound::At(50)));
+    let read = |file: &str| own.read(&format!("children/{file}"));
+    assert_eq!((read("memory.max"), read("pids.max")), ((48 * MIB).to_string(), "max".to_owned()));
+    let bad = policy.replace("256MiB", "1KiB");
+    assert_eq!(reread(&mut client, &bad, "the policy stays as it was").await, now);
+    // It holds for the child that was started before.
+    hog.tell(HOG).await;
+    let ending = client.ending_of(&hog).await;
+    assert_eq!(ending.to_string(), "killed: memory limit 48 MiB of all users together reached");
+    answers(&mut other).await;
+}
+
+#[tokio::test]
 async fn what_is_in_force_is_the_policys_and_is_read_back_from_the_kernel() {
     let Some(own) = limits_hold("what_is_in_force_is_the_policys_and_is_read_back_from_the_kernel") else { return };
     let limits = "[limits]\nmemory_max = \"64MiB\"\nmemory_high = \"48MiB\"\nswap_max = \"1MiB\"\npids_max = 40\n\

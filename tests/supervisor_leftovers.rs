@@ -157,6 +157,38 @@ async fn a_hopping_process_is_gone_before_its_uid_is_leased_again_a_hundred_time
     assert_eq!(zombies(supervised.pid()), 0);
 }
 
+#[tokio::test]
+async fn a_bomb_that_forks_for_ever_while_it_is_killed_is_gone_before_its_uid_is_leased_again() {
+    if !root_or_skip("a_bomb_that_forks_for_ever_while_it_is_killed_is_gone_before_its_uid_is_leased_again") {
+        return;
+    }
+    let supervised = supervised(Surroundings::default(), &format!("[limits]\nprocesses = 48\n{}", uids(1)));
+    let mut client = Client::connect(&supervised).await;
+    let mut kid = client.spawn(1).await;
+    for round in 0..10 {
+        assert_eq!(ask(&mut kid, "bomb").await, "burning");
+        client.stop(&mut kid).await;
+        let next = spawn_when_clean(&mut client, round + 2).await;
+        assert!(nobody_is_left(&kid), "in round {round} it burns on beside the next tenant");
+        kid = next;
+    }
+    assert_eq!(zombies(supervised.pid()), 0);
+}
+
+#[tokio::test]
+async fn a_child_that_takes_all_the_descriptors_it_can_takes_its_own_and_no_more() {
+    if !root_or_skip("a_child_that_takes_all_the_descriptors_it_can_takes_its_own_and_no_more") {
+        return;
+    }
+    let supervised = supervised(Surroundings::default(), &uids(8));
+    let mut client = Client::connect(&supervised).await;
+    let (mut kid, mut other) = (client.spawn(1).await, client.spawn(2).await);
+    assert_eq!(ask(&mut kid, "descriptors").await, "253", "[limits] open_files, without the pipes");
+    assert_eq!(ask(&mut other, "descriptors").await, "253");
+    let mut third = client.spawn(3).await;
+    assert_eq!(ask(&mut third, "herd 1").await, "1", "the machine has more, for everybody else");
+}
+
 async fn herds_are_killed(policy: &str) {
     let surroundings = Surroundings { descriptors: Some((256, 256)), ..Surroundings::default() };
     let supervised = supervised(surroundings, &format!("{policy}{}", uids(8)));

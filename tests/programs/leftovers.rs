@@ -4,9 +4,12 @@
 //! ```text
 //! leaderless      a process whose first thread has ended and whose second runs; answers its pid
 //! hop             a process that is another one each moment: setsid, fork, the parent exits, for ever
+//! descriptors     opens until it may not any more; answers how many it got
 //! herd N          up to N processes in sessions of their own; answers how many there are
 //! orphan          a process whose parent has ended; answers its pid
 //! orphans N       N processes whose parents and which themselves have ended; answers when all have
+//! call            waits 20 ms, as a tool does for Forgejo, and answers
+//! bomb            a process that forks for ever, and so does each that it makes
 //! storm           a process that stops everything that it may signal, for ever
 //! poke PID        everything that one may do to another process; answers what was not refused, or `nothing`
 //! ```
@@ -34,6 +37,9 @@ fn main() -> std::io::Result<()> {
             "herd" => (0..number).map_while(|_| leave(sleep)).count().to_string(),
             "orphan" => orphan(),
             "orphans" => orphans(number),
+            "call" => call(),
+            "descriptors" => descriptors(),
+            "bomb" => leave(bomb).map_or("no process".to_owned(), |_| "burning".to_owned()),
             "storm" => leave(storm).map_or("no process".to_owned(), |_| "storming".to_owned()),
             "poke" => poke(Pid::from_raw(number)),
             other => format!("unknown command {other}"),
@@ -82,6 +88,26 @@ fn hop() {
         if let Ok(ForkResult::Parent { .. }) = unsafe { fork() } {
             end();
         }
+    }
+}
+
+fn call() -> String {
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    "done".to_owned()
+}
+
+fn descriptors() -> String {
+    let mut held = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        held.push(file);
+    }
+    held.len().to_string()
+}
+
+fn bomb() {
+    loop {
+        // SAFETY: as in `leave`.
+        let _ = unsafe { fork() };
     }
 }
 
