@@ -3,7 +3,11 @@
 //! A process that a debugger holds at its end (`PTRACE_O_TRACEEXIT`, ptrace(2)) is as good as one that hangs in the kernel:
 //! no signal ends it, and it keeps its uid, its cgroup and its place among the processes.
 
+#![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
+
+#[cfg(test)]
 use harness::cgroups::OwnCgroup;
+use harness::look_again;
 use harness::supervised::{Client, Kid, Supervised, root_or_skip, runs};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
@@ -41,7 +45,7 @@ async fn status_when(client: &mut Client, fits: impl Fn(Status) -> bool) -> Stat
             return status;
         }
         assert!(begun.elapsed().as_secs() < 30, "{status:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        look_again().await;
     }
 }
 

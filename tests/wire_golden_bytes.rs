@@ -30,7 +30,7 @@ fn spawn() -> Request {
 
 fn requests() -> Vec<(Request, &'static str)> {
     vec![
-        (Request::Hello { protocol: PROTOCOL }, "00000000 03000000"),
+        (Request::Hello { protocol: PROTOCOL }, "00000000 04000000"),
         (
             spawn(),
             "01000000 0700000000000000 2a00000000000000 0500000000000000 616c696365 0600000000000000 733363726574",
@@ -120,11 +120,13 @@ fn replies() -> Vec<(Reply, &'static str)> {
         enforced: Enforced { memory: true, pids: true, cpu: false, io: true },
         all: None,
         landlock_abi: 7,
+        proc_hidden: true,
+        undumpable: false,
     };
     let full = Reply::Status { ticket: Ticket(1), status: Box::new(Status { all: Some(GROUP), ..status }) };
     let usage = Usage { memory_peak: Some(1), cpu_usec: 2, throttled_usec: Some(3) };
     vec![
-        (Reply::Welcome { protocol: PROTOCOL, isolation: ISOLATION }, "00000000 03000000 01000100"),
+        (Reply::Welcome { protocol: PROTOCOL, isolation: ISOLATION }, "00000000 04000000 01000100"),
         (
             Reply::Spawned { ticket: Ticket(1), child: ChildId(2), pid: 3, uid: 73_728 },
             "01000000 0100000000000000 0200000000000000 03000000 00200100",
@@ -167,14 +169,14 @@ fn replies() -> Vec<(Reply, &'static str)> {
         ),
         (
             Reply::Status { ticket: Ticket(1), status: Box::new(status) },
-            "05000000 0100000000000000 01000100 01000000 02000000 03000000 04000000 05000000 01010001 00 07000000",
+            "05000000 0100000000000000 01000100 01000000 02000000 03000000 04000000 05000000 01010001 00 07000000 0100",
         ),
         (
             full,
             concat!(
                 "05000000 0100000000000000 01000100 01000000 02000000 03000000 04000000 05000000 01010001 01 ",
                 group!(),
-                "07000000"
+                "07000000 0100"
             ),
         ),
         (
@@ -198,6 +200,7 @@ fn replies() -> Vec<(Reply, &'static str)> {
         (goodbye(Farewell::NotReading), "06000000 07000000"),
         (goodbye(Farewell::ShuttingDown), "06000000 08000000"),
         (Reply::Draining, "07000000"),
+        (Reply::ProgramReplaced { below: ChildId(4) }, "09000000 0400000000000000"),
     ]
 }
 
@@ -221,10 +224,10 @@ fn the_golden_list_has_every_variant() {
     let discriminants = |frames: Vec<Vec<u8>>| frames.iter().map(|f| f[0]).collect::<BTreeSet<_>>();
     let requests = discriminants(requests().iter().map(|(m, _)| encode(m).expect("fits").to_vec()).collect());
     let replies = discriminants(replies().iter().map(|(m, _)| encode(m).expect("fits").to_vec()).collect());
-    assert_eq!((requests.len(), replies.len()), (5, 9));
+    assert_eq!((requests.len(), replies.len()), (5, 10));
     let next = [5_u8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(decode::<Request>(&next), Err(CodecError::Undecodable));
-    let next = [9_u8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+    let next = [10_u8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(decode::<Reply>(&next), Err(CodecError::Undecodable));
 }
 

@@ -266,7 +266,7 @@ async fn end_user(State(admin): State<Admin>, Path(login): Path<String>) -> Resu
 async fn status(State(admin): State<Admin>) -> Json<StatusView> {
     let (sessions, children) = admin.revocation.registry.counts();
     let supervisor = match admin.supervisor.status().await {
-        Ok(status) => Some(SupervisorView::new(status, admin.supervisor.inspect_all().await)),
+        Ok(status) => Some(SupervisorView::new(&status, admin.supervisor.inspect_all().await)),
         Err(_) => None,
     };
     Json(StatusView { sessions, children, supervisor })

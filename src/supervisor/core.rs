@@ -69,6 +69,8 @@ pub(crate) enum Event {
     Ended(ChildId, Ending),
     /// Nothing is left under the uid of [`Effect::Clean`]; with `false`, that takes too long, and is tried on.
     Cleaned(ChildUid, bool),
+    /// Children with a smaller number run a program that is not the policy's any more.
+    ProgramReplaced(ChildId),
     /// The supervisor is to stop: say so, and let what runs go on for the grace.
     Drain,
     /// The grace is over.
@@ -193,6 +195,7 @@ impl Core {
                 }
                 self.when_drained()
             }
+            Event::ProgramReplaced(below) => self.program_replaced(below),
             Event::Drain => self.drain(),
             Event::GraceOver => {
                 let mut effects = self.stop_all(StopStep::Term, |_| true);
@@ -235,6 +238,8 @@ impl Core {
             enforced: Enforced::default(),
             all: None,
             landlock_abi: 0,
+            proc_hidden: false,
+            undumpable: false,
         }
     }
 
@@ -254,6 +259,13 @@ impl Core {
         }
         self.conns.insert(conn, Phase::Greeting);
         Vec::new()
+    }
+
+    /// Tells it to each connection that has such a child: only the broker knows when nobody has a call.
+    fn program_replaced(&self, below: ChildId) -> Vec<Effect> {
+        let old: BTreeSet<_> = self.children.range(..below).map(|(_, child)| child.conn).collect();
+        let ready = old.into_iter().filter(|conn| self.conns.get(conn) == Some(&Phase::Ready));
+        ready.map(|conn| Effect::Send(conn, Reply::ProgramReplaced { below })).collect()
     }
 
     /// Announces the end to every connection before anything is stopped, so that no exit that follows is taken for the

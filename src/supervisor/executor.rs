@@ -5,6 +5,7 @@
 
 pub(crate) mod life;
 pub(crate) mod outbox;
+pub(crate) mod replacement;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -21,6 +22,7 @@ use crate::core::{ConnId, Core, Effect, Event};
 use crate::inspect;
 use crate::log_limit::{Line, LogLimit};
 use crate::policy::InForce;
+use crate::proc_view;
 use crate::reaper::Reaper;
 use crate::stuck;
 use crate::stuck::Stuck;
@@ -60,6 +62,8 @@ pub(crate) struct Executor {
     stuck: Stuck,
     idle: Rc<Notify>,
     changed: Rc<Notify>,
+    /// The program, or the policy that names it, is another: whoever watches it looks at once.
+    look_again: Rc<Notify>,
 }
 
 impl Executor {
@@ -77,6 +81,7 @@ impl Executor {
             stuck: Stuck::default(),
             idle: Rc::default(),
             changed: Rc::default(),
+            look_again: Rc::default(),
         }
     }
 
@@ -90,6 +95,7 @@ impl Executor {
         let mut state = self.state.borrow_mut();
         state.core.change_policy(policy.config.caps, policy.config.limits.children(), isolation);
         state.policy = Rc::new(policy);
+        self.look_again.notify_one();
     }
 
     /// The cgroups of the machine, if it has any.
@@ -105,6 +111,8 @@ impl Executor {
             enforced: cgroups.map(Cgroups::enforced).unwrap_or_default(),
             all: cgroups.map(Cgroups::look),
             landlock_abi: state.policy.sandbox.landlock_abi(),
+            proc_hidden: proc_view::is_small(),
+            undumpable: state.policy.makes_undumpable(),
             ..state.core.status()
         }
     }
@@ -147,6 +155,7 @@ impl Executor {
         self.carry_out(effects.into());
         let left = self.setup.cgroups.as_ref().map(Cgroups::leftovers).unwrap_or_default();
         tokio::task::spawn_local(stuck::remove_leftovers(left));
+        tokio::task::spawn_local(self.clone().tell_of_replacements());
         Ok(())
     }
 

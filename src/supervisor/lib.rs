@@ -17,6 +17,7 @@ pub(crate) mod log_limit;
 pub(crate) mod ownership;
 pub(crate) mod policy;
 pub(crate) mod privileges;
+pub(crate) mod proc_view;
 pub(crate) mod profile;
 pub(crate) mod program;
 pub(crate) mod reaper;
@@ -166,7 +167,7 @@ async fn serve(args: Args, config: Config, inherited: Inherited) -> Result<(), (
     let accepting: Vec<_> =
         listeners.into_iter().map(|listener| tokio::task::spawn_local(accept(listener, executor.clone()))).collect();
     tokio::task::spawn_local(lifecycle::watchdog());
-    lifecycle::ready(&line(executor.status()));
+    lifecycle::ready(&line(&executor.status()));
     tokio::task::spawn_local(tell_numbers(executor.clone()));
     let reloading = tokio::task::spawn_local(reload_when_asked(reload, args, executor.clone()));
     let ended_first = accepting.into_iter().chain([reloading]).collect();
@@ -256,7 +257,7 @@ async fn reload_when_asked(mut reload: Reload, args: Args, executor: Executor) {
                 );
             }
         }
-        lifecycle::ready(&line(executor.status()));
+        lifecycle::ready(&line(&executor.status()));
     }
 }
 
@@ -265,7 +266,7 @@ async fn tell_numbers(executor: Executor) {
     let mut told = String::new();
     loop {
         executor.changed().await;
-        let line = line(executor.status());
+        let line = line(&executor.status());
         if line != told {
             lifecycle::status(&line);
             told = line;
@@ -277,9 +278,9 @@ async fn tell_numbers(executor: Executor) {
 }
 
 /// For `systemctl status`.
-fn line(status: Status) -> String {
+fn line(status: &Status) -> String {
     let Status { children, max_children, tenants, uids_unclean, .. } = status;
-    let unclean = if uids_unclean == 0 { String::new() } else { format!(", {uids_unclean} uids not clean") };
+    let unclean = if *uids_unclean == 0 { String::new() } else { format!(", {uids_unclean} uids not clean") };
     format!("{children} of at most {max_children} children, of {tenants} users{unclean}")
 }
 

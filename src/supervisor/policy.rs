@@ -106,22 +106,31 @@ impl InForce {
         );
     }
 
-    fn look_at_program(&self) -> Result<(), NotReady> {
+    /// Looks at the program; says once in the log that it is another than it was.
+    pub(crate) fn look_at_program(&self) -> Result<Identity, NotReady> {
         let found = self.config.look_at_program().map_err(|source| {
             let program = self.config.profile.program.clone();
             NotReady::Program { program, source }
         })?;
         if self.program.replace(Some(found)).is_some_and(|before| before != found) {
             let program = self.config.profile.program.display();
-            tracing::info!(%program, "the child program was replaced; children that run already are of the old one");
+            tracing::info!(
+                %program,
+                "the child program was replaced; who runs the old one gets the new one when nobody has a call"
+            );
         }
-        Ok(())
+        Ok(found)
     }
 
-    /// Sees whether a child can be started now, and makes Landlock's rules for it; `None`: not done.
-    pub(crate) fn prepare(&self) -> Result<Option<OwnedFd>, NotReady> {
-        self.look_at_program()?;
-        Ok(self.sandbox.ruleset()?)
+    /// Whether the mode of the program, as it was last seen, makes children not dumpable. Only with uids of their own:
+    /// another may be that of the program's owner, who can read it.
+    pub(crate) fn makes_undumpable(&self) -> bool {
+        self.config.uids.is_some() && self.program.get().is_some_and(|program| !program.is_readable())
+    }
+
+    /// Sees whether a child can be started now, and of which program, and makes Landlock's rules for it; `None`: not done.
+    pub(crate) fn prepare(&self) -> Result<(Identity, Option<OwnedFd>), NotReady> {
+        Ok((self.look_at_program()?, self.sandbox.ruleset()?))
     }
 
     /// Reads the files again. What cannot change in a running supervisor stays as it is, and is said.

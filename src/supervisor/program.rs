@@ -3,6 +3,8 @@
 //! Looked at before each start and not once, because packages are removed, replaced and installed while the supervisor
 //! runs; so a missing program keeps nobody but its own children from starting, and is found again when it is back.
 
+pub(crate) mod watch;
+
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -363,10 +363,10 @@ pub(crate) fn next_ended() -> Result<Option<(Pid, u32)>, Errno> {
     }
 }
 
-/// A file whose changes the kernel tells by POLLPRI (poll(2)); [`AsyncFd::ready`] waits for one.
-pub(crate) fn watch(file: File) -> io::Result<AsyncFd<File>> {
+/// A file of which the kernel tells when it can be read, or by POLLPRI (poll(2)) that it has changed.
+pub(crate) fn watch(file: File, interest: Interest) -> io::Result<AsyncFd<File>> {
     // SAFETY: a File stays open and the same until dropped; the AsyncFd owns it, and it is never replaced.
-    unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(io::Error::from)
+    unsafe { AsyncFd::register_with_interest(file, interest) }.map_err(io::Error::from)
 }
 
 /// The version of the kernel's Landlock interface (`landlock_create_ruleset(2)`); 0 where it is not there or not enabled.

@@ -361,6 +361,27 @@ fn the_end_is_announced_before_anything_is_stopped_and_once() {
 }
 
 #[test]
+fn a_replaced_program_is_told_to_those_connections_that_have_a_child_of_the_old_one() {
+    let now = Instant::now();
+    let mut core = core(now);
+    let greeting = Event::Connected(C, BROKER);
+    last(&mut core, now, and(and(ready(A), ready(B)), vec![spawn(A, 1), greeting, spawn(B, 2), started(2)]));
+    let told = |core: &mut Core, below| core.step(Event::ProgramReplaced(ChildId(below)), now);
+    let effects = told(&mut core, 2);
+    let below = ChildId(2);
+    assert!(
+        matches!(effects.as_slice(), [Effect::Send(A, Reply::ProgramReplaced { below: said })] if *said == below),
+        "half made, it may run the old one: {effects:?}"
+    );
+    assert_eq!(told(&mut core, 3).len(), 2);
+    core.step(ended(1), now);
+    assert!(matches!(told(&mut core, 3).as_slice(), [Effect::Send(B, _)]));
+    core.step(Event::Garbled(B), now);
+    assert!(told(&mut core, 3).is_empty(), "it was told goodbye");
+    assert_eq!(core.status().children, 1, "nothing is stopped");
+}
+
+#[test]
 fn when_the_broker_has_stopped_its_children_itself_the_grace_is_not_waited_for() {
     let now = Instant::now();
     let mut core = core(now);

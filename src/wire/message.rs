@@ -18,6 +18,7 @@
 //!                                <──   Status { ticket, status }
 //!   Inspect { ticket, child }    ──>
 //!                                <──   Inspected { ticket, … }          or Refused
+//!                                <──   ProgramReplaced { below }        older children run what is not installed any more
 //!                                <──   Draining                         the supervisor stops; Goodbye follows
 //! ```
 //!
@@ -48,7 +49,7 @@ pub const MAX_LABEL: usize = 64;
 
 /// The version of this contract. Both sides must name exactly this number; there is no negotiation, because
 /// both binaries come out of one package.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// A Forgejo user, by the number that Forgejo gave them (`id` in `GET /api/v1/user`): logins change, ids do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -253,6 +254,12 @@ pub enum Reply {
         /// What the kernel says.
         inspection: Box<Inspection>,
     },
+    /// Another child program is installed than the one that this connection's older children run. They run on; the broker
+    /// stops each when nobody has a call. Said again at each further replacement.
+    ProgramReplaced {
+        /// Children with smaller numbers, also such whose `Spawned` is still to come.
+        below: ChildId,
+    },
 }
 
 /// Why a request was refused. Each has a stable code for the log, see [`Refusal::code`].
@@ -445,6 +452,11 @@ pub struct Status {
     pub all: Option<Group>,
     /// The version of Landlock that holds the children; 0 is none.
     pub landlock_abi: u32,
+    /// Children find none but their own processes in `/proc` (proc(5), `hidepid`).
+    pub proc_hidden: bool,
+    /// Children are not dumpable, because their program may be run and not read: nobody of the same uid looks into their
+    /// memory either (`PR_SET_DUMPABLE(2const)`).
+    pub undumpable: bool,
 }
 
 /// The controllers that are switched on, as the kernel says, for each child. `false`: the limits of that kind do not

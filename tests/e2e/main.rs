@@ -16,6 +16,7 @@ mod failing_children;
 mod forgejo_says_no;
 mod hostile_children;
 mod isolation;
+mod limits;
 mod log_lines;
 mod login;
 mod monitoring;
@@ -26,6 +27,7 @@ mod second_broker;
 mod secrets;
 mod sessions;
 mod stops;
+mod upgrades;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -256,8 +256,8 @@ pub struct EnforcedView {
 
 impl SupervisorView {
     /// From what the supervisor answers.
-    pub(crate) fn new(status: Status, running: Vec<Inspection>) -> Self {
-        let Status { isolation, enforced, .. } = status;
+    pub(crate) fn new(status: &Status, running: Vec<Inspection>) -> Self {
+        let Status { isolation, enforced, .. } = *status;
         Self {
             own_uid: isolation.own_uid,
             cgroup: isolation.cgroup,

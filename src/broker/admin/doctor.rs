@@ -3,6 +3,8 @@
 //! What only the operator's own rights can see (configuration files, units, the child program) the tool looks at itself.
 //! Nothing is changed. Every look has a deadline.
 
+mod visibility;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -235,6 +237,7 @@ async fn supervisor(admin: &Admin) -> Vec<Finding> {
         all.push(if on { good(&check, "in force") } else { finding(&check, otherwise, "missing", Some(advice)) });
     }
     all.push(limits(status.enforced));
+    all.extend(visibility::look(&status));
     let (ours, theirs) = (admin.revocation.registry.load_now().children_max, status.max_children);
     if usize::try_from(theirs).is_ok_and(|theirs| ours > theirs) {
         let found = format!("[sessions] children_total is {ours}, and the supervisor starts at most {theirs}");

@@ -133,6 +133,8 @@ pub(crate) struct Shared {
     pub(crate) stopper: Box<dyn Stopper>,
     /// Cancelled when the supervisor has said that it stops: an end of the child from then on is its doing.
     pub(crate) leaving: CancellationToken,
+    /// Cancelled when another program than the child's is installed.
+    pub(crate) outdated: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) stdin: StdinWriter,
     pub(crate) tail: stderr::Tail,
@@ -156,7 +158,7 @@ impl Bridge {
         get_stream: Arc<GetStream>,
         config: &BridgeConfig,
     ) -> Self {
-        let Backend { stdin, stdout, stderr, ended, leaving, stopper, pid, uid } = backend;
+        let Backend { stdin, stdout, stderr, ended, leaving, outdated, stopper, pid, uid } = backend;
         let (tell, outcome) = watch::channel(None);
         let shared = Arc::new(Shared {
             calls: Mutex::new(Calls::new(
@@ -169,6 +171,7 @@ impl Bridge {
             redactor: Redactor::new(token),
             stopper,
             leaving,
+            outdated,
             stop: CancellationToken::new(),
             stdin: StdinWriter::new(stdin),
             tail: stderr::Tail::default(),
@@ -338,6 +341,16 @@ impl Bridge {
     /// Resolves when the supervisor has said that it stops.
     pub(crate) async fn leaving(&self) {
         self.shared.leaving.cancelled().await;
+    }
+
+    /// Resolves when another program than the child's is installed.
+    pub(crate) async fn outdated(&self) {
+        self.shared.outdated.cancelled().await;
+    }
+
+    /// Whether another program than the child's is installed.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.shared.outdated.is_cancelled()
     }
 
     /// Closes the child's standard input and begins its stop ladder.

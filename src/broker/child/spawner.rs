@@ -71,6 +71,8 @@ pub(crate) struct Backend {
     pub(crate) ended: oneshot::Receiver<Ended>,
     /// Cancelled when the supervisor has said that it stops: the child goes then in any case.
     pub(crate) leaving: CancellationToken,
+    /// Cancelled when another program than this child's is installed: it should go when nobody has a call.
+    pub(crate) outdated: CancellationToken,
     /// Stops it.
     pub(crate) stopper: Box<dyn Stopper>,
     /// For the log only.

@@ -199,7 +199,15 @@ struct Link {
 #[derive(Debug, Default)]
 struct Table {
     answers: HashMap<Ticket, oneshot::Sender<Result<Granted, Refusal>>>,
-    children: HashMap<ChildId, oneshot::Sender<Ended>>,
+    children: HashMap<ChildId, Running>,
+    /// Children with smaller numbers run a program that was replaced.
+    outdated_below: Option<ChildId>,
+}
+
+#[derive(Debug)]
+struct Running {
+    ended: oneshot::Sender<Ended>,
+    outdated: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -288,9 +296,15 @@ impl Link {
             let pipes = <[OwnedFd; 3]>::try_from(fds).map_err(|fds| format!("Spawned with {} pipes", fds.len()))?;
             let (sender, ended) = oneshot::channel();
             let stopper = ChildStopper { link: Arc::clone(self), child, asked: AtomicBool::new(false) };
-            let arrival = Arrival { pipes: Some(pipes), ended: Some(ended), stopper: Some(stopper), pid, uid };
+            let outdated = CancellationToken::new();
+            let running = Running { ended: sender, outdated: outdated.clone() };
+            let arrival =
+                Arrival { pipes: Some(pipes), ended: Some(ended), stopper: Some(stopper), outdated, pid, uid };
             let waiting = locked(&self.table).as_mut().and_then(|table| {
-                table.children.insert(child, sender);
+                if table.outdated_below.is_some_and(|below| child < below) {
+                    running.outdated.cancel();
+                }
+                table.children.insert(child, running);
                 table.answers.remove(&ticket)
             });
             // Whoever asked has given up: dropping the arrival stops the child.
@@ -309,8 +323,8 @@ impl Link {
             Reply::Inspected { ticket, inspection } => (ticket, Ok(Granted::Inspected(inspection))),
             Reply::Exited { child, ending } => {
                 let ended = if self.leaving.is_cancelled() { Ended::SupervisorLost } else { Ended::Exit(ending) };
-                if let Some(sender) = table.children.remove(&child) {
-                    let _ = sender.send(ended);
+                if let Some(running) = table.children.remove(&child) {
+                    let _ = running.ended.send(ended);
                 }
                 return Ok(());
             }
@@ -323,6 +337,13 @@ impl Link {
                     "the supervisor stops; its {children} children end after a grace, and their sessions go on"
                 );
                 self.leaving.cancel();
+                return Ok(());
+            }
+            Reply::ProgramReplaced { below } => {
+                table.outdated_below = table.outdated_below.max(Some(below));
+                for (_, running) in table.children.iter().filter(|(child, _)| **child < below) {
+                    running.outdated.cancel();
+                }
                 return Ok(());
             }
             Reply::Stopping { .. } => return Ok(()),
@@ -360,6 +381,7 @@ struct Arrival {
     pipes: Option<[OwnedFd; 3]>,
     ended: Option<oneshot::Receiver<Ended>>,
     stopper: Option<ChildStopper>,
+    outdated: CancellationToken,
     pid: u32,
     uid: u32,
 }
@@ -381,6 +403,7 @@ impl Arrival {
                     stderr: Box::pin(stderr),
                     ended,
                     leaving: stopper.link.leaving.clone(),
+                    outdated: self.outdated.clone(),
                     stopper: Box::new(stopper),
                     pid: self.pid,
                     uid: self.uid,

@@ -20,3 +20,4 @@ mod scopes;
 mod starts;
 mod streams;
 mod trouble;
+mod upgrading;

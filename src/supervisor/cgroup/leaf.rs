@@ -233,7 +233,7 @@ pub(crate) async fn empty(dir: &Dir) -> Result<(), CgroupError> {
     if !populated(&events).map_err(&failed)? {
         return Ok(());
     }
-    let events = spawn::watch(events).map_err(&failed)?;
+    let events = spawn::watch(events, Interest::PRIORITY).map_err(&failed)?;
     let by = Instant::now() + GONE_TIMEOUT;
     while Instant::now() < by {
         kill(dir)?;

@@ -16,6 +16,7 @@ use crate::children::{End, StopOrder, attend, await_exec};
 use crate::core::{Effect, Event, StartOrder};
 use crate::executor::Executor;
 use crate::log_limit::Line;
+use crate::program::Identity;
 use crate::rlimit::ChildLimits;
 use crate::spawn;
 use crate::spawn::{HalfMade, Launch, Pipes, StartError};
@@ -33,6 +34,8 @@ pub(super) struct Running {
     since: Instant,
     pub(super) leaf: Option<Rc<Leaf>>,
     limits: ChildLimits,
+    /// As it was just before its start.
+    pub(super) program: Identity,
 }
 
 impl Executor {
@@ -49,8 +52,8 @@ impl Executor {
         let policy = self.policy();
         let config = &policy.config;
         let limits = config.limits_of(tenant);
-        let ruleset = match policy.prepare() {
-            Ok(ruleset) => ruleset,
+        let (program, ruleset) = match policy.prepare() {
+            Ok(prepared) => prepared,
             Err(error) => {
                 let start_error = error.start_error();
                 return self.step(self.not_started(id, tenant, &label, start_error, &error));
@@ -90,8 +93,17 @@ impl Executor {
             since: Instant::now(),
             leaf: leaf.clone(),
             limits: limits.clone(),
+            program,
         };
-        self.state.borrow_mut().children.insert(id, running);
+        let replaced = {
+            let children = &mut self.state.borrow_mut().children;
+            children.insert(id, running);
+            children.values().any(|running| running.program != program)
+        };
+        if replaced {
+            // By something that inotify does not tell, or in this moment.
+            self.look_again.notify_one();
+        }
         let (executor, ladder) = (self.clone(), config.stop);
         tokio::task::spawn_local(async move {
             if let Err(error) = await_exec(&mut news, &mut child, &mut stop_orders).await {

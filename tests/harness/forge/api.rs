@@ -31,6 +31,7 @@ pub(crate) fn routes() -> Router<Forge> {
         .route("/api/v1/repos/{owner}/{repo}", get(repo))
         .route("/api/v1/repos/{owner}/{repo}/issues", get(issues).post(open_issue))
         .route("/api/v1/repos/{owner}/{repo}/contents/{*path}", get(contents))
+        .route("/api/v1/repos/{owner}/{repo}/raw/{*path}", get(raw))
 }
 
 /// Who asks, and with which effective scopes.
@@ -309,13 +310,30 @@ async fn contents(
 ) -> Response {
     signed_in(&forge, &headers, &uri, &["read:repository"], |state, user| {
         find_repo(state, user, &owner, &name)?;
-        let size = path.strip_prefix("big-").and_then(|size| size.parse().ok());
-        let text = size.map_or_else(|| format!("{owner}/{name}/{path}\n"), |size| "x".repeat(size));
+        let text = text_of(&owner, &name, &path);
         let sha = hex(sha_of(&text).as_slice());
         Ok(Json(json!({"name": path, "path": path, "type": "file", "encoding": "base64", "size": text.len(),
             "sha": sha, "content": STANDARD.encode(text)}))
         .into_response())
     })
+}
+
+/// The same as it is.
+async fn raw(
+    Extract(forge): Extract<Forge>,
+    headers: HeaderMap,
+    uri: Uri,
+    Path((owner, name, path)): Path<(String, String, String)>,
+) -> Response {
+    signed_in(&forge, &headers, &uri, &["read:repository"], |state, user| {
+        find_repo(state, user, &owner, &name)?;
+        Ok(text_of(&owner, &name, &path).into_response())
+    })
+}
+
+fn text_of(owner: &str, name: &str, path: &str) -> String {
+    let size = path.strip_prefix("big-").and_then(|size| size.parse().ok());
+    size.map_or_else(|| format!("{owner}/{name}/{path}\n"), |size| "x".repeat(size))
 }
 
 fn sha_of(text: &str) -> Vec<u8> {

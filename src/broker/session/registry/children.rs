@@ -176,8 +176,9 @@ impl Registry {
         });
         match effect {
             Effect::Serve(bridge) => {
-                if principal.upstream_ends > bridge.token_ends() {
-                    // It was being started when the token changed. What it has is good for a while yet.
+                if principal.upstream_ends > bridge.token_ends() || bridge.is_outdated() {
+                    // It was being started when the token changed, and what it has is good for a while yet; or it has
+                    // calls without a pause since its program was replaced.
                     self.renew(session, principal, self.config().request_timeout);
                 }
                 return Ok(bridge);
@@ -232,11 +233,12 @@ impl Registry {
         }
     }
 
-    /// Gives the session a child with the caller's token in a task of its own, unless the running one has that token or
-    /// this is being done.
+    /// Gives the session a child with the caller's token in a task of its own, unless the running one has that token and is
+    /// of the program that is installed, or this is being done.
     pub(crate) fn renew(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
-        let newer =
-            |bridge: Arc<Bridge>| principal.upstream_ends.is_none() || principal.upstream_ends > bridge.token_ends();
+        let newer = |bridge: Arc<Bridge>| {
+            bridge.is_outdated() || principal.upstream_ends.is_none() || principal.upstream_ends > bridge.token_ends()
+        };
         if !session.live().is_some_and(newer) || !matches!(session.step(Event::RenewalWanted), Effect::Renew(_)) {
             return;
         }
@@ -254,14 +256,14 @@ impl Registry {
                 effect
             }
             Err(error) => {
-                lines::no_child(session, "no child with the new token", &error);
-                // The next request tries again; meanwhile nobody works with a token that ends.
+                lines::no_child(session, "no child in the place of the running one", &error);
+                // The next request tries again; meanwhile nobody works with a token that ends, or an old program.
                 session.step(Event::NotRenewed)
             }
         };
         match effect {
             Effect::Drain(old) => {
-                lines::stopped(session, &old, "token-rotated");
+                lines::stopped(session, &old, if old.is_outdated() { "program-replaced" } else { "token-rotated" });
                 old.close();
                 tokio::select! {
                     _ = timeout(drain, old.quiet()) => {}
@@ -331,10 +333,13 @@ impl Registry {
     }
 }
 
-/// Stops a child whose supervisor has said that it stops, as soon as it is idle: it would go anyway, and the supervisor
-/// need not wait for its grace to be over if nobody has a call.
+/// Stops a child as soon as it is idle whose supervisor has said that it stops (it would go anyway, and the supervisor
+/// need not wait for its grace to be over if nobody has a call), or whose program was replaced.
 async fn given_back(session: &Session, number: ChildNumber, bridge: &Bridge) {
-    bridge.leaving().await;
+    let reason = tokio::select! {
+        () = bridge.leaving() => "supervisor-stops",
+        () = bridge.outdated() => "program-replaced",
+    };
     loop {
         bridge.quiet().await;
         if bridge.close_if_idle(Instant::now()) {
@@ -342,7 +347,7 @@ async fn given_back(session: &Session, number: ChildNumber, bridge: &Bridge) {
         }
     }
     if let Effect::Stop(bridge) = session.step(Event::Stopped(number)) {
-        lines::stopped(session, &bridge, "supervisor-stops");
+        lines::stopped(session, &bridge, reason);
         bridge.stop();
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct FakeSpawner {
     delay: Mutex<Duration>,
     /// Of the supervisor that starts the next child; cancelled when it says that it stops.
     leaving: Mutex<CancellationToken>,
+    /// Of the program that the next child is of; cancelled when another is installed.
+    outdated: Mutex<CancellationToken>,
     pub(crate) spawned: AtomicUsize,
 }
 
@@ -56,6 +58,7 @@ impl FakeSpawner {
                 hangs: AtomicBool::new(false),
                 delay: Mutex::default(),
                 leaving: Mutex::default(),
+                outdated: Mutex::default(),
                 spawned: AtomicUsize::new(0),
             }),
             children,
@@ -65,6 +68,11 @@ impl FakeSpawner {
     /// The supervisor says that it stops; what is started from now on is another's.
     pub(crate) fn leave(&self) {
         std::mem::take(&mut *self.leaving.lock()).cancel();
+    }
+
+    /// Another program is installed; what is started from now on is of that.
+    pub(crate) fn replace_program(&self) {
+        std::mem::take(&mut *self.outdated.lock()).cancel();
     }
 
     /// Every spawn from now on takes so long.
@@ -112,6 +120,7 @@ impl Spawner for FakeSpawner {
                 stderr: Box::pin(stderr),
                 ended,
                 leaving: self.leaving.lock().clone(),
+                outdated: self.outdated.lock().clone(),
                 stopper: Box::new(Stop(stop_asked)),
                 pid: 1,
                 uid: 1,
