@@ -69,10 +69,13 @@ pub(crate) struct Executor {
 impl Executor {
     /// Nothing is connected, nothing runs. Must be used within a `LocalSet`.
     pub(crate) fn new(setup: Setup, policy: InForce, core: Core) -> Self {
+        let sweeper = setup.uids.map(Sweeper::new);
+        if let Some(sweeper) = sweeper.as_ref().filter(|_| policy.sandbox.allows_sysv_ipc()) {
+            sweeper.expect_ipc();
+        }
         let policy = Rc::new(policy);
         let log_limit = LogLimit::default();
         let state = State { core, policy, conns: HashMap::new(), next_conn: 1, children: HashMap::new(), log_limit };
-        let sweeper = setup.uids.map(Sweeper::new);
         Self {
             setup: Rc::new(setup),
             state: Rc::new(RefCell::new(state)),
@@ -93,6 +96,9 @@ impl Executor {
     /// Goes on with another policy.
     pub(crate) fn change_policy(&self, policy: InForce, isolation: Isolation) {
         let mut state = self.state.borrow_mut();
+        if let Some(sweeper) = self.sweeper.as_ref().filter(|_| policy.sandbox.allows_sysv_ipc()) {
+            sweeper.expect_ipc();
+        }
         state.core.change_policy(policy.config.caps, policy.config.limits.children(), isolation);
         state.policy = Rc::new(policy);
         self.look_again.notify_one();
@@ -150,6 +156,25 @@ impl Executor {
         let dirty = self.sweeper.as_ref().map(Sweeper::dirty).unwrap_or_default();
         if !dirty.is_empty() {
             tracing::warn!(uids = dirty.len(), "something still runs under uids of the range; it is killed");
+        }
+        if let Some(sweeper) = &self.sweeper {
+            if !dirty.is_empty() {
+                // Their policy is not known.
+                sweeper.expect_ipc();
+            }
+            match sweeper.remove_old_ipc() {
+                Ok(0) => {}
+                Ok(objects) => {
+                    tracing::warn!(objects, "objects of System V IPC of uids of the range were there and are removed");
+                }
+                Err(error) => {
+                    sweeper.expect_ipc();
+                    tracing::error!(
+                        reason = "ipc-stays", %error,
+                        "objects of System V IPC that earlier children left cannot be removed: {error}"
+                    );
+                }
+            }
         }
         let effects = self.state.borrow_mut().core.found_dirty(&dirty);
         self.carry_out(effects.into());

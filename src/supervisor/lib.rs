@@ -13,6 +13,7 @@ pub(crate) mod core;
 pub(crate) mod executor;
 pub(crate) mod forge_url;
 pub(crate) mod inspect;
+pub(crate) mod ipc;
 pub(crate) mod log_limit;
 pub(crate) mod ownership;
 pub(crate) mod policy;

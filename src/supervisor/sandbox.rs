@@ -49,6 +49,7 @@ pub(crate) struct Sandbox {
     /// Wanted and there: the version of Landlock's interface that is used.
     landlock_abi: u32,
     rules: Rules,
+    sysv_ipc: bool,
     /// For `seccomp(2)`, in this order; empty: not done.
     pub(crate) filters: Arc<[BpfProgram]>,
 }
@@ -60,7 +61,8 @@ impl Sandbox {
         let works = policy.landlock && kernel.landlock_abi > 0 && rules.ruleset()?.is_some();
         let landlock_abi = if works { kernel.landlock_abi.min(ruleset::NEWEST) } else { 0 };
         let filters = if kernel.seccomp { filters::filters(policy)? } else { Vec::new() };
-        Ok(Self { landlock_abi, rules, filters: filters.into() })
+        let sysv_ipc = policy.sysv_ipc || filters.is_empty();
+        Ok(Self { landlock_abi, rules, sysv_ipc, filters: filters.into() })
     }
 
     /// Whether Landlock restricts what children can open.
@@ -71,6 +73,11 @@ impl Sandbox {
     /// The version of Landlock's interface that is used: the kernel's, at most [`ruleset::NEWEST`]; 0 for none.
     pub(crate) fn landlock_abi(&self) -> u32 {
         self.landlock_abi
+    }
+
+    /// Whether a child can make objects of System V IPC.
+    pub(crate) fn allows_sysv_ipc(&self) -> bool {
+        self.sysv_ipc
     }
 
     /// For `landlock_restrict_self(2)` in the next child; `None`: not done.

@@ -35,6 +35,7 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::unix::pipe;
 use zeroize::Zeroizing;
 
+use crate::ipc::Kind;
 use crate::profile::Profile;
 use crate::uid::ChildUid;
 use wire::message::StartStep;
@@ -400,6 +401,19 @@ pub(crate) fn is_delegated(cgroup: &Path) -> bool {
     let length =
         unsafe { libc::getxattr(path.as_ptr(), c"user.delegate".as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     length == 1 && value == *b"1"
+}
+
+/// Removes an object of System V IPC. Refused where it is not the effective uid's.
+pub(crate) fn remove_ipc(kind: Kind, id: i32) -> Result<(), Errno> {
+    // SAFETY: with IPC_RMID the three calls (shmctl(2), semctl(2), msgctl(2)) take numbers and read nothing else.
+    let removed = unsafe {
+        match kind {
+            Kind::Shm => libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()),
+            Kind::Sem => libc::semctl(id, 0, libc::IPC_RMID),
+            Kind::Msg => libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()),
+        }
+    };
+    Errno::result(removed).map(drop)
 }
 
 /// Closes every descriptor from this number on. For the very beginning of the program.

@@ -5,7 +5,7 @@
 //! whether anything is left. Neither needs a descriptor, a free process slot or `/proc`, which a child could use up, and
 //! neither waits. An answer other than "there is nobody" counts as somebody.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use rustix::process::getpriority_user;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use crate::ipc;
 use crate::uid::{ChildUid, UidRange};
 use wire::telemetry::message_id;
 
@@ -36,12 +37,42 @@ const QUARANTINE_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duratio
 pub(crate) struct Sweeper {
     range: UidRange,
     under_way: Rc<RefCell<HashMap<u32, Rc<Notify>>>>,
+    /// Whether a child may have made objects of System V IPC.
+    ipc: Rc<Cell<bool>>,
 }
 
 impl Sweeper {
     /// Of this range, whose last uid is its own.
     pub(crate) fn new(range: UidRange) -> Self {
-        Self { range, under_way: Rc::default() }
+        Self { range, under_way: Rc::default(), ipc: Rc::default() }
+    }
+
+    /// From now on children can make objects of System V IPC, which are removed before the next lease. For good, because
+    /// a child outlives the policy that it was started with.
+    pub(crate) fn expect_ipc(&self) {
+        self.ipc.set(true);
+    }
+
+    /// Removes all objects of System V IPC that belong to uids of the range, at start: none is anybody's then.
+    pub(crate) fn remove_old_ipc(&self) -> io::Result<usize> {
+        let left = ipc::objects(|uid| self.range.get(uid).is_some())?;
+        for object in &left {
+            if let Some(uid) = self.range.get(object.uid) {
+                as_uid(uid, self.range.sweeper(), || object.remove())??;
+            }
+        }
+        Ok(left.len())
+    }
+
+    /// Removes what the uid has of System V IPC, where it can have any; whether none is left.
+    fn has_no_ipc(&self, uid: ChildUid) -> io::Result<bool> {
+        if !self.ipc.get() {
+            return Ok(true);
+        }
+        for object in ipc::objects(|of| of == uid.get())? {
+            as_uid(uid, self.range.sweeper(), || object.remove())??;
+        }
+        Ok(ipc::objects(|of| of == uid.get())?.is_empty())
     }
 
     /// The uids of the range under which something runs. One system call each, together some milliseconds.
@@ -67,16 +98,22 @@ impl Sweeper {
         let (mut pause, mut longest) = PAUSES;
         loop {
             let killed = kill_all_of(uid, self.range.sweeper());
-            if !somebody_under(uid) {
-                break;
-            }
+            let killed = if somebody_under(uid) {
+                killed
+            } else {
+                // When nobody is left who could make another.
+                match self.has_no_ipc(uid) {
+                    Ok(true) => break,
+                    other => other.map(drop),
+                }
+            };
             if !in_quarantine && begun.elapsed() >= GONE_TIMEOUT {
                 let error = killed.err().map(tracing::field::display);
                 tracing::error!(
                     MESSAGE_ID = message_id::UID_QUARANTINED,
                     child_uid = uid.get(),
                     error,
-                    "processes do not go away; the uid is not used until they have"
+                    "processes, or objects of System V IPC, do not go away; the uid is not used until they have"
                 );
                 in_quarantine = true;
                 (pause, longest) = QUARANTINE_PAUSES;
@@ -105,17 +142,22 @@ fn somebody_under(uid: ChildUid) -> bool {
 /// sweeper's, whom no child is, and its saved one stays root's, so that nobody may signal it meanwhile and it finds back.
 /// That changes the whole process, because it has one thread.
 fn kill_all_of(uid: ChildUid, sweeper: ChildUid) -> io::Result<()> {
+    match as_uid(uid, sweeper, || kill(Pid::from_raw(-1), Signal::SIGKILL))? {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Does one thing with `uid` as effective uid.
+fn as_uid<T>(uid: ChildUid, sweeper: ChildUid, act: impl FnOnce() -> T) -> io::Result<T> {
     let root = Uid::from_raw(0);
     setresuid(Uid::from_raw(sweeper.get()), Uid::from_raw(uid.get()), root)?;
-    let killed = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    let done = act();
     // The kernel makes a process dumpable again that changes its uid, where fs.suid_dumpable says so.
     if setresuid(root, root, root).and_then(|()| prctl::set_dumpable(false)).is_err() {
         // Neither root nor a child: nothing that it is for can be done any more. The service manager starts another,
         // and PDEATHSIG ends the children.
         std::process::abort();
     }
-    match killed {
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
+    Ok(done)
 }

@@ -2,6 +2,7 @@
 //! command a line on its standard input, answers each in one line, and ends with its input; its arguments mean nothing.
 //!
 //! ```text
+//! ipc             one object of each kind of SysV IPC, the memory given away to uid 1; answers how many it got
 //! leaderless      a process whose first thread has ended and whose second runs; answers its pid
 //! hop             a process that is another one each moment: setsid, fork, the parent exits, for ever
 //! descriptors     opens until it may not any more; answers how many it got
@@ -32,6 +33,7 @@ fn main() -> std::io::Result<()> {
         let (command, number) = line.split_once(' ').unwrap_or((&line, "0"));
         let number: i32 = number.parse().unwrap_or(0);
         let said = match command {
+            "ipc" => ipc(),
             "leaderless" => leaderless(),
             "hop" => leave(hop).map_or("no process".to_owned(), |_| "hopping".to_owned()),
             "herd" => (0..number).map_while(|_| leave(sleep)).count().to_string(),
@@ -89,6 +91,19 @@ fn hop() {
             end();
         }
     }
+}
+
+fn ipc() -> String {
+    // SAFETY: all take numbers; shmctl(2) fills in and reads a structure that may start as zeros.
+    let made = unsafe {
+        let shm = libc::shmget(libc::IPC_PRIVATE, 4096, 0o600);
+        let mut seen: libc::shmid_ds = std::mem::zeroed();
+        libc::shmctl(shm, libc::IPC_STAT, &raw mut seen);
+        seen.shm_perm.uid = 1;
+        let given = libc::shmctl(shm, libc::IPC_SET, &raw mut seen);
+        [libc::semget(libc::IPC_PRIVATE, 1, 0o600), libc::msgget(libc::IPC_PRIVATE, 0o600), given]
+    };
+    made.iter().filter(|id| **id >= 0).count().to_string()
 }
 
 fn call() -> String {

@@ -14,7 +14,7 @@ use seccompiler::{
     SeccompRule, TargetArch, sock_filter,
 };
 
-use super::calls::{ALLOWED, DENIED, NEWEST_CALL};
+use super::calls::{ALLOWED, DENIED, NEWEST_CALL, SYSV_IPC};
 use super::policy::{SandboxPolicy, Seccomp};
 
 /// clone(2) with any of these makes a namespace.
@@ -91,12 +91,14 @@ pub(crate) fn filters(policy: &SandboxPolicy) -> Result<Vec<BpfProgram>, Backend
         Seccomp::Off => return Ok(filters),
         Seccomp::DenyList => {}
         Seccomp::AllowList => {
-            let allowed = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
+            let ipc = if policy.sysv_ipc { SYSV_IPC } else { &[] };
+            let allowed = ALLOWED.iter().chain(ipc).map(|&call| (call, Vec::new())).collect();
             let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
             filters.push(SeccompFilter::new(allowed, denied, SeccompAction::Allow, arch)?.try_into()?);
         }
     }
-    let mut rules: BTreeMap<_, _> = DENIED.iter().map(|&call| (call, Vec::new())).collect();
+    let ipc = if policy.sysv_ipc { &[] } else { SYSV_IPC };
+    let mut rules: BTreeMap<_, _> = DENIED.iter().chain(ipc).map(|&call| (call, Vec::new())).collect();
     rules.extend(with_arguments(policy.unix_sockets)?);
     filters.push(filter(rules, libc::EPERM, arch)?);
     filters.push(filter(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS, arch)?);

@@ -30,6 +30,8 @@ pub(crate) struct SandboxPolicy {
     pub(crate) connect_ports: BTreeSet<u16>,
     /// Whether it may make Unix sockets, and so talk to every service of the machine that lets everybody.
     pub(crate) unix_sockets: bool,
+    /// Whether it may make objects of System V IPC, which the supervisor removes before the next lease of its uid.
+    pub(crate) sysv_ipc: bool,
 }
 
 impl SandboxPolicy {
@@ -42,6 +44,7 @@ impl SandboxPolicy {
             read: existing_paths(&mut sandbox, "read"),
             connect_ports: sandbox.value("connect_ports", ports).unwrap_or_default(),
             unix_sockets: sandbox.flag("unix_sockets", false),
+            sysv_ipc: sandbox.flag("sysv_ipc", false),
         };
         sandbox.close();
         policy
