@@ -4,7 +4,7 @@
 //! trusted, every header and every byte of the body is not. [`endpoint`] has the rules, [`body`] reads within them, [`answer`] turns what a
 //! child says into JSON or an event stream, [`headers`] reads what the client said about itself, [`scope`] keeps a grant
 //! to what it allows, [`refusal`] says no. [`observed`] counts what a request came to, [`audit`] tells who called which
-//! tool.
+//! tool, and [`writes`] keeps the last ones for the caller's user.
 
 pub(crate) mod answer;
 pub(crate) mod audit;
@@ -16,3 +16,4 @@ pub(crate) mod observed;
 pub(crate) mod refusal;
 pub(crate) mod scope;
 pub(crate) mod tools;
+pub(crate) mod writes;

@@ -50,6 +50,7 @@ use crate::chain::chain;
 use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::Rotation;
+use crate::mcp::writes::RecentWrites;
 use crate::oauth::browser::Cookies;
 use crate::oauth::clients::Clients;
 use crate::oauth::config::OAuthConfig;
@@ -90,6 +91,8 @@ pub(crate) struct Dependencies {
     pub(crate) limits: Arc<RateLimits>,
     /// The time.
     pub(crate) clock: Clock,
+    /// The last writes, which wait to be kept.
+    pub(crate) writes: RecentWrites,
 }
 
 /// Everything the handlers share.
@@ -110,6 +113,7 @@ struct Context {
     revocation: Revocation,
     limits: Arc<RateLimits>,
     clock: Clock,
+    writes: RecentWrites,
 }
 
 /// The authorization server and the pages. Cheap to clone.
@@ -119,8 +123,19 @@ pub(crate) struct OAuth(Arc<Context>);
 impl OAuth {
     /// Puts it together; nothing is asked of anybody yet.
     pub(crate) fn new(setup: Dependencies) -> Result<Self, DocumentCacheError> {
-        let Dependencies { public_url, policy, site, application, store, forgejo, rotation, revocation, limits, clock } =
-            setup;
+        let Dependencies {
+            public_url,
+            policy,
+            site,
+            application,
+            store,
+            forgejo,
+            rotation,
+            revocation,
+            limits,
+            clock,
+            writes,
+        } = setup;
         let documents = DocumentCache::new(policy.documents.clone(), Arc::clone(&limits), clock.clone())?;
         Ok(Self(Arc::new(Context {
             resource: format!("{public_url}/mcp"),
@@ -137,6 +152,7 @@ impl OAuth {
             revocation,
             limits,
             clock,
+            writes,
         })))
     }
 
@@ -164,7 +180,8 @@ impl OAuth {
                 .route("/account", get(account::show))
                 .route("/account/login", post(account::log_in))
                 .route("/account/logout", post(account::log_out))
-                .route("/account/disconnect", post(account::disconnect));
+                .route("/account/disconnect", post(account::disconnect))
+                .route("/account/reduce", post(account::reduce));
         }
         let cors = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET, Method::POST]).allow_headers([
             AUTHORIZATION,

@@ -23,6 +23,7 @@ mod tidy;
 mod upkeep;
 mod users;
 mod writer;
+mod writes;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -45,11 +46,12 @@ pub(crate) use crate::store::codes::{Code, Redeemed};
 pub(crate) use crate::store::consents::Consent;
 pub(crate) use crate::store::credentials::Credential;
 pub(crate) use crate::store::forge::{Fingerprint, KnownForge, OwnerCheck};
-pub(crate) use crate::store::grants::{FoundToken, GrantRow, NewGrant};
+pub(crate) use crate::store::grants::{FoundToken, GrantRow, GrantUse, NewGrant};
 pub(crate) use crate::store::logins::{Login, Visit, Visitor};
 pub(crate) use crate::store::refresh_tokens::{Exchange, NewPair, NoPair, RefreshRow, Seen, Used, Verdict};
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
 pub(crate) use crate::store::upkeep::Sizes;
+pub(crate) use crate::store::writes::{WRITES_KEPT, WriteCall};
 
 use crate::auth::principal::GrantId;
 use crate::chain::chain;

@@ -105,7 +105,7 @@ async function accessible(page, name, colorScheme) {
 
 /** All that can be done is reached with the tab key, in the order of the text, and seen when it is. */
 async function byKeyboard(page, name) {
-  const all = await page.evaluate(() => [...document.querySelectorAll('a[href], button, input:not([type=hidden])')]
+  const all = await page.evaluate(() => [...document.querySelectorAll('a[href], button, summary, input:not([type=hidden])')]
     .filter((e) => e.type !== 'radio' || e.checked).length);
   const reached = [];
   for (let n = 0; n < all; n += 1) {
@@ -191,6 +191,8 @@ seen('login and consent');
 await page.goto(`${broker}/account`);
 assert.match(await page.textContent('main'), new RegExp(`${login}[\\s\\S]*Browser test[\\s\\S]*Only reads`));
 await look(page, 'account');
+await page.goto(`${broker}/account`);
+await byKeyboard(page, 'account');
 await page.click('text=Disconnect');
 assert.match(await page.textContent('main'), /No client is connected/);
 const refused = await fetch(`${broker}/mcp`, { headers: { authorization: `Bearer ${tokens.access_token}` } });

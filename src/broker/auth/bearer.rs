@@ -21,14 +21,14 @@ use parking_lot::Mutex;
 use tracing::{debug, error, warn};
 
 use crate::auth::principal::{GrantId, Principal, PrincipalParts};
-use crate::auth::rates::RateLimits;
+use crate::auth::rates::{RateLimits, Source};
 use crate::auth::token::{AccessToken, TokenHash};
 use crate::chain::chain;
 use crate::forge::rotation::{Rotation, RotationError, Standing};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
 use crate::metrics::Metrics;
-use crate::store::{FoundToken, GrantRow, Store, StoreError};
+use crate::store::{FoundToken, GrantRow, GrantUse, Store, StoreError};
 use wire::clock::{Clock, UnixTime};
 use wire::telemetry::message_id;
 
@@ -125,6 +125,8 @@ struct Known {
     /// Counts revocations; a look-up that began before one must not be kept.
     generation: u64,
     used: HashSet<GrantId>,
+    /// Where they were last used from, as the layer saw it.
+    networks: HashMap<GrantId, Source>,
     /// The refresh tokens that tokens were given for which were used for the first time.
     succeeded: HashSet<TokenHash>,
 }
@@ -278,6 +280,14 @@ impl Principals {
         known.tokens.retain(|_, entry| entry.principal.grant != *grant);
     }
 
+    /// A grant is used from there.
+    fn came_from(&self, grant: &GrantId, source: Source) {
+        let mut known = self.0.known.lock();
+        if known.networks.get(grant) != Some(&source) {
+            known.networks.insert(grant.clone(), source);
+        }
+    }
+
     /// Writes which refresh tokens have had their answer used since the last time. What cannot be written stays for the
     /// next time.
     pub(crate) async fn flush_succeeded(&self) -> Result<(), StoreError> {
@@ -294,11 +304,19 @@ impl Principals {
         if let Err(error) = self.flush_succeeded().await {
             error!(error = %error, "the first use of tokens could not be stored: {}", chain(&error));
         }
-        let (grants, now) = (std::mem::take(&mut self.0.known.lock().used), self.0.clock.now());
+        let (grants, mut networks) = {
+            let mut known = self.0.known.lock();
+            (std::mem::take(&mut known.used), std::mem::take(&mut known.networks))
+        };
         if grants.is_empty() {
             return;
         }
-        let uses: Vec<_> = grants.into_iter().map(|grant| (grant, now)).collect();
+        let now = self.0.clock.now();
+        let seen = |grant: GrantId| {
+            let network = networks.remove(&grant).map(|source| source.network());
+            GrantUse { grant, at: now, network }
+        };
+        let uses: Vec<_> = grants.into_iter().map(seen).collect();
         if let Err(error) = self.0.store.touch_grants(&uses).await {
             error!(error = %error, "the last use of grants could not be stored: {}", chain(&error));
         }
@@ -409,6 +427,7 @@ pub(crate) async fn require_bearer(State(layer): State<BearerLayer>, mut request
         Ok(principal) => {
             // Nothing behind this layer has a use for the token.
             request.headers_mut().remove(AUTHORIZATION);
+            layer.principals.came_from(&principal.grant, layer.limits.unseen_source(&request));
             request.extensions_mut().insert(principal);
             next.run(request).await
         }

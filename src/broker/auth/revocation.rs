@@ -61,6 +61,17 @@ impl Revocation {
         task.await.unwrap_or(Err(StoreError::Interrupted("ending what a user has")))
     }
 
+    /// Takes writing away from a grant; whether it had it. Its tokens only read from here on, in its sessions too.
+    pub(crate) async fn reduce(&self, grant: &GrantId) -> Result<bool, StoreError> {
+        let (all, grant) = (self.clone(), grant.clone());
+        let task = tokio::spawn(async move {
+            let is_less = all.store.reduce_grant(&grant, all.clock.now()).await?;
+            all.forget_tokens(&grant);
+            Ok(is_less)
+        });
+        task.await.unwrap_or(Err(StoreError::Interrupted("reducing a grant")))
+    }
+
     /// Ends one access token of a grant.
     pub(crate) async fn revoke_token(&self, token: TokenHash, grant: &GrantId) -> Result<(), StoreError> {
         let (all, grant) = (self.clone(), grant.clone());

@@ -43,6 +43,7 @@ use crate::live::Live;
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::observed::Observer;
 use crate::mcp::scope::Scope;
+use crate::mcp::writes::RecentWrites;
 use crate::metrics::{Metrics, MetricsError};
 use crate::oauth::document::DocumentCacheError;
 use crate::oauth::{Dependencies, OAuth};
@@ -244,7 +245,8 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     let (tables, unknown) = (Live::new(config.tools.clone()), Live::new(config.unknown_session));
     let scope = Scope::new(tables.clone(), &challenge, offers(&config));
     let asked = Some(principals.clone());
-    let observer = Observer::new(metrics.clone(), config.audit);
+    let writes = RecentWrites::default();
+    let observer = Observer::new(metrics.clone(), config.audit, writes.clone(), clock.clone());
     let endpoint = Endpoint::new(
         registry.clone(),
         config.max_body,
@@ -272,6 +274,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
         revocation: revocation.clone(),
         limits: Arc::clone(&limits),
         clock: clock.clone(),
+        writes: writes.clone(),
     })?;
     let bearer = BearerLayer { principals: principals.clone(), limits: Arc::clone(&limits), metrics: metrics.clone() };
     let router = Router::new()
@@ -332,8 +335,10 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     let asking = tokio::spawn(tick_upstream(rotation.clone()));
     let replacing = rotation.clone();
     tokio::spawn(async move { replacing.go_on_replacing_key().await });
-    let ticking =
-        [tokio::spawn(tick(registry.clone(), principals.clone())), tokio::spawn(tidy(oauth, store.clone(), clock))];
+    let ticking = [
+        tokio::spawn(tick(registry.clone(), principals.clone(), writes.clone(), store.clone())),
+        tokio::spawn(tidy(oauth, store.clone(), clock)),
+    ];
     let addresses = listeners.iter().map(Listener::name).collect::<Vec<_>>().join(" ");
     let connections =
         accept::Connections::new(config.connections.clone().within_descriptors(config.sessions.children.total));
@@ -363,6 +368,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
         rotation.finish(EXCHANGES_TIMEOUT).await;
         ticking.iter().for_each(JoinHandle::abort);
         principals.flush_uses().await;
+        writes.flush(&store).await;
         store.close().await;
     };
     tokio::select! {
@@ -452,13 +458,14 @@ async fn follow(mut changes: mpsc::Receiver<Change>, revocation: Revocation) {
 }
 
 /// What happens every [`REAP_EVERY`].
-async fn tick(registry: Registry, principals: Principals) {
+async fn tick(registry: Registry, principals: Principals, writes: RecentWrites, store: Store) {
     let mut ticks = interval(REAP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         registry.sweep().await;
         principals.flush_uses().await;
+        writes.flush(&store).await;
     }
 }
 

@@ -22,7 +22,8 @@ use crate::mcp::tools::Effect;
 use crate::mcp::tools::call::Ask;
 use crate::metrics::CallOutcome;
 use crate::session::id;
-use crate::store::SessionDigest;
+use crate::store::{SessionDigest, WriteCall};
+use wire::clock::UnixTime;
 use wire::config_file::Section;
 use wire::telemetry::{AUDIT, message_id};
 
@@ -106,6 +107,15 @@ impl AuditedCall {
     /// The tool's name.
     pub(crate) fn tool(&self) -> &str {
         &self.tool
+    }
+
+    /// The call, where it may have changed something, for its user.
+    pub(crate) fn write(&self, effect: Option<Effect>, outcome: CallOutcome, at: UnixTime) -> Option<WriteCall> {
+        let changed = (self.is_ambiguous || effect != Some(Effect::Reads)) && outcome != CallOutcome::Refused;
+        let Target { owner, repo, .. } = &self.target;
+        let target = [owner, repo].into_iter().flatten().map(|name| &**name).collect::<Vec<_>>().join("/");
+        let grant = self.caller.grant.clone();
+        changed.then(|| WriteCall { grant, at, tool: self.tool.to_string(), target, outcome: outcome.as_str().into() })
     }
 
     /// The call has ended. `effect` is unknown where no child was there to ask about the tool.

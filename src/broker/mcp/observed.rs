@@ -16,9 +16,11 @@ use crate::jsonrpc::{Kind, Message};
 use crate::mcp::audit::{AuditedCall, AuditedCalls};
 use crate::mcp::refusal::Refusal;
 use crate::mcp::tools::Effect;
+use crate::mcp::writes::RecentWrites;
 use crate::metrics::{CallOutcome, Method, Metrics};
 use crate::session::id;
 use crate::store::SessionDigest;
+use wire::clock::Clock;
 use wire::message::TenantId;
 use wire::telemetry::message_id;
 
@@ -34,12 +36,14 @@ pub(crate) struct Observer {
     audit: AuditedCalls,
     /// Lines about refusals, by user: who is refused asks again and again.
     lines: Arc<Limiter<TenantId>>,
+    /// The last writes, for their users, and the time.
+    writes: (RecentWrites, Clock),
 }
 
 impl Observer {
     /// Counts with these metrics and tells these calls.
-    pub(crate) fn new(metrics: Metrics, audit: AuditedCalls) -> Self {
-        Self { metrics, audit, lines: Arc::new(Limiter::new(REFUSALS_A_MINUTE)) }
+    pub(crate) fn new(metrics: Metrics, audit: AuditedCalls, writes: RecentWrites, clock: Clock) -> Self {
+        Self { metrics, audit, lines: Arc::new(Limiter::new(REFUSALS_A_MINUTE)), writes: (writes, clock) }
     }
 
     /// A request that could not even be read as one is not carried out.
@@ -63,6 +67,7 @@ impl Observer {
         Some(Observed {
             metrics: self.metrics.clone(),
             lines: Arc::clone(&self.lines),
+            writes: self.writes.clone(),
             caller: caller.clone(),
             method,
             received,
@@ -80,6 +85,7 @@ impl Observer {
 pub(crate) struct Observed {
     metrics: Metrics,
     lines: Arc<Limiter<TenantId>>,
+    writes: (RecentWrites, Clock),
     caller: Principal,
     method: Method,
     received: Instant,
@@ -146,6 +152,10 @@ impl Drop for Observed {
             self.metrics.refused(reason);
         }
         if let Some(call) = &self.call {
+            let (writes, clock) = &self.writes;
+            if let Some(write) = call.write(self.effect, self.outcome, clock.now()) {
+                writes.note(write);
+            }
             call.ended(self.session.as_ref(), self.effect, self.outcome, self.reason, took);
         }
     }

@@ -1,18 +1,21 @@
 //! `/account`: what a user's clients are, and how to be rid of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use askama::Template;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use tracing::{error, info};
+use wire::clock::UnixTime;
+use wire::message::TenantId;
 
 use crate::auth::principal::GrantId;
 use crate::auth::token::TokenHash;
 use crate::chain::chain;
 use crate::forge::scopes::difference;
+use crate::metrics::CallOutcome;
 use crate::oauth::browser::Browser;
 use crate::oauth::client_name::ClientName;
 use crate::oauth::page;
@@ -21,7 +24,7 @@ use crate::oauth::params::Params;
 use crate::oauth::site::Site;
 use crate::oauth::tokens::why_ended;
 use crate::oauth::{Context, body, login};
-use crate::store::{StoreError, Visitor};
+use crate::store::{StoreError, Visitor, WRITES_KEPT, WriteCall};
 
 /// How long the page tells of what looked like a theft.
 const REMEMBERED: Duration = Duration::from_hours(30 * 24);
@@ -57,11 +60,28 @@ struct ConnectionView {
     client: ClientName,
     client_id: String,
     writes: bool,
+    /// Whether the user sees it for the first time.
+    is_new: bool,
     since: String,
+    /// To the second: what tells two connections of one client apart.
+    since_exactly: String,
     used: String,
+    /// Address family and network of the last use.
+    network: Option<String>,
     sessions: usize,
+    /// The last calls that may have changed something.
+    calls: Vec<CallView>,
     /// Further programs that came to use it.
     forks: Vec<ForkView>,
+}
+
+#[derive(Debug)]
+struct CallView {
+    tool: String,
+    target: String,
+    when: String,
+    /// What it came to, where it was not carried out well.
+    outcome: Option<String>,
 }
 
 #[derive(Debug)]
@@ -100,10 +120,31 @@ pub(crate) async fn show(State(context): State<Arc<Context>>, request: Request) 
             let page = LogInPage { site: &context.site, token: browser.form_token(FORM) };
             return Ok(page::respond(StatusCode::OK, &page));
         };
-        overview(&context, &visitor, &browser).await
+        let page = overview(&context, &visitor, &browser).await?;
+        // A browser that fetches ahead shows nobody anything.
+        if page.shows_new && !headers.contains_key("sec-purpose") {
+            note_seen(&context, visitor.tenant);
+        }
+        Ok(page.response)
     };
     let response = shown.await.unwrap_or_else(|e: StoreError| failed(&e));
     page::with_cookies(response, browser.set)
+}
+
+/// The page, and whether there is a connection on it that its user has not been shown before.
+struct Overview {
+    response: Response,
+    shows_new: bool,
+}
+
+/// Writes that all was shown. The page does not wait for it: who is shown a connection as new twice loses nothing.
+fn note_seen(context: &Arc<Context>, tenant: TenantId) {
+    let context = Arc::clone(context);
+    tokio::spawn(async move {
+        if let Err(e) = context.store.note_seen(tenant, context.clock.now()).await {
+            error!(error = %e, tenant = %tenant, "what a user was shown could not be noted: {}", chain(&e));
+        }
+    });
 }
 
 fn failed(e: &StoreError) -> Response {
@@ -116,7 +157,7 @@ async fn visitor(context: &Context, headers: &HeaderMap) -> Result<Option<(Visit
     Ok(context.store.find_visit(&visit, context.clock.now()).await?.map(|visitor| (visitor, visit)))
 }
 
-async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Result<Response, StoreError> {
+async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Result<Overview, StoreError> {
     context.revocation.principals.flush_uses().await;
     let now = context.clock.now();
     let connections = context.store.connections_of(visitor.tenant).await?;
@@ -142,6 +183,7 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
         when: ago(now.since(one.at)),
         why: why_ended(&one.reason),
     });
+    let calls = context.store.writes_of(visitor.tenant).await?;
     let granted = context.store.granted_scopes_of(visitor.tenant).await?;
     let differ = granted.and_then(|granted| difference(context.scopes_at_forgejo(), &granted));
     let page = AccountPage {
@@ -156,6 +198,7 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
             .into_iter()
             .map(|one| ConnectionView {
                 sessions: context.revocation.registry.sessions_of(&one.grant),
+                calls: last_calls(context, &one.grant, &calls, now),
                 forks: forks
                     .iter()
                     .filter(|fork| fork.grant == one.grant)
@@ -165,7 +208,10 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
                 client: ClientName::of(&one.client_name),
                 client_id: one.client_id,
                 writes: one.scopes.write,
+                is_new: one.is_new,
                 since: ago(now.since(one.created_at)),
+                since_exactly: exactly(one.created_at),
+                network: one.network.as_deref().map(with_family),
                 used: match one.last_used_at {
                     Some(used) => format!("last used {}", ago(now.since(used))),
                     None => "never used".to_owned(),
@@ -173,7 +219,32 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
             })
             .collect(),
     };
-    Ok(page::respond(StatusCode::OK, &page))
+    let shows_new = page.connections.iter().any(|one| one.is_new);
+    Ok(Overview { response: page::respond(StatusCode::OK, &page), shows_new })
+}
+
+/// The last calls of a grant that may have changed something: those that are not kept yet, then those that are.
+fn last_calls(context: &Context, grant: &GrantId, kept: &[WriteCall], now: UnixTime) -> Vec<CallView> {
+    let waiting = context.writes.waiting(grant);
+    let all = waiting.iter().chain(kept.iter().filter(|call| call.grant == *grant));
+    let view = |call: &WriteCall| CallView {
+        tool: call.tool.clone(),
+        target: call.target.clone(),
+        when: ago(now.since(call.at)),
+        outcome: (call.outcome != CallOutcome::Ok.as_str()).then(|| call.outcome.replace('-', " ")),
+    };
+    all.take(usize::try_from(WRITES_KEPT).unwrap_or(usize::MAX)).map(view).collect()
+}
+
+/// A time as people write it down.
+fn exactly(time: UnixTime) -> String {
+    let secs = u64::try_from(time.secs()).unwrap_or_default();
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(secs))
+}
+
+/// A network as [`Source::network`](crate::auth::rates::Source::network) writes it, with its family.
+fn with_family(network: &str) -> String {
+    format!("{}, {network}", if network.contains(':') { "IPv6" } else { "IPv4" })
 }
 
 /// How long ago, as a person says it.
@@ -233,7 +304,34 @@ pub(crate) async fn log_out(State(context): State<Arc<Context>>, request: Reques
     page::with_cookies(page::redirect("/account"), context.cookies.end_visit())
 }
 
-/// POST `/account/disconnect`: one connection (`grant`), or all of a client and what was agreed to (`client`).
+/// POST `/account/reduce`: one connection (`grant`) may only read from here on.
+pub(crate) async fn reduce(State(context): State<Arc<Context>>, request: Request) -> Response {
+    let (form, headers) = match form(&context, request).await {
+        Ok((form, headers, _)) => (form, headers),
+        Err(response) => return response,
+    };
+    let done = async {
+        let Some((visitor, _)) = visitor(&context, &headers).await? else { return Ok(()) };
+        let connections = context.store.connections_of(visitor.tenant).await?;
+        let grant = form.get("grant").map(GrantId::new);
+        if let Some(one) = connections.iter().find(|one| Some(&one.grant) == grant.as_ref())
+            && context.revocation.reduce(&one.grant).await?
+        {
+            info!(
+                tenant = %visitor.tenant, login = %visitor.login, grant = %one.grant, client = %one.client_id,
+                "{} took writing away from {}", visitor.login, one.client_id
+            );
+        }
+        Ok(())
+    };
+    match done.await {
+        Ok(()) => page::redirect("/account"),
+        Err(e) => failed(&e),
+    }
+}
+
+/// POST `/account/disconnect`: one connection (`grant`), all of a client and what was agreed to (`client`), or all that there
+/// is (`all`).
 pub(crate) async fn disconnect(State(context): State<Arc<Context>>, request: Request) -> Response {
     let (form, headers) = match form(&context, request).await {
         Ok((form, headers, _)) => (form, headers),
@@ -243,15 +341,19 @@ pub(crate) async fn disconnect(State(context): State<Arc<Context>>, request: Req
         let Some((visitor, _)) = visitor(&context, &headers).await? else { return Ok(()) };
         let connections = context.store.connections_of(visitor.tenant).await?;
         let (grant, client) = (form.get("grant").map(GrantId::new), form.get("client"));
+        let all = form.get("all").is_some();
         // Only what is the visitor's own is looked at, so another's grant is simply not there.
         for one in &connections {
-            if Some(&one.grant) == grant.as_ref() || Some(one.client_id.as_str()) == client {
+            if all || Some(&one.grant) == grant.as_ref() || Some(one.client_id.as_str()) == client {
                 context.revocation.revoke(&one.grant, "user-disconnected").await?;
                 info!(
                     tenant = %visitor.tenant, login = %visitor.login, grant = %one.grant, client = %one.client_id,
                     "{} disconnected {}", visitor.login, one.client_id
                 );
             }
+        }
+        if all {
+            return context.store.forget_all_consents(visitor.tenant).await;
         }
         // Who disconnects a client's last connection does not want it to come back without being asked.
         let ended = connections.iter().find(|one| Some(&one.grant) == grant.as_ref()).map(|one| one.client_id.as_str());
@@ -271,7 +373,6 @@ pub(crate) async fn disconnect(State(context): State<Arc<Context>>, request: Req
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::clock::UnixTime;
 
     #[test]
     fn times_are_said_as_people_say_them() {

@@ -267,7 +267,7 @@ async fn refresh(context: &Context, params: &Params, caller: &Caller, network: &
         // Whether its answer was lost is decided by what was used, so nothing of that may wait to be written.
         context.revocation.principals.flush_succeeded().await?;
     }
-    let narrowed = params.get("scope").map(|asked| narrowed(asked, row.scopes)).transpose()?.flatten();
+    let narrowed = params.get("scope").map(|asked| narrowed(asked, row.scopes, row.is_reduced)).transpose()?.flatten();
     let (pair, granted) = mint(context, &token.family(), row.scopes, narrowed)?;
     let reuse = context.policy.reuse;
     let exchange = Exchange {
@@ -326,12 +326,13 @@ pub(crate) fn why_ended(reason: &str) -> &'static str {
 
 /// The scopes of an access token for which fewer are asked than the grant allows. More is refused, and so is what is not
 /// known here (RFC 6749 section 6): a client that needs more asks its user.
-fn narrowed(asked: &str, granted: Scopes) -> Result<Option<Scopes>, OAuthError> {
+fn narrowed(asked: &str, granted: Scopes, is_reduced: bool) -> Result<Option<Scopes>, OAuthError> {
     if asked.split(' ').any(|scope| !["", Scopes::READ, Scopes::WRITE].contains(&scope)) {
         return Err(OAuthError::Bad("invalid_scope", "the scopes are forgejo:read and forgejo:write"));
     }
     let asked = Scopes::parse(asked);
-    if asked.write && !granted.write {
+    // Who was given writing at first may go on asking for it, and is told what is left (section 3.3).
+    if asked.write && !granted.write && !is_reduced {
         return Err(OAuthError::Bad("invalid_scope", "the user has not given forgejo:write to this client"));
     }
     Ok((granted.write && !asked.write).then_some(asked))
@@ -405,14 +406,15 @@ mod tests {
     #[test]
     fn a_refresh_may_ask_for_less_and_never_for_more() {
         let (read, write) = (Scopes { write: false }, Scopes { write: true });
-        assert_eq!(narrowed("forgejo:read", write), Ok(Some(read)));
-        assert_eq!(narrowed("forgejo:read forgejo:write", write), Ok(None));
-        assert_eq!(narrowed("forgejo:write", write), Ok(None));
-        assert_eq!(narrowed("forgejo:read", read), Ok(None));
+        assert_eq!(narrowed("forgejo:read", write, false), Ok(Some(read)));
+        assert_eq!(narrowed("forgejo:read forgejo:write", write, false), Ok(None));
+        assert_eq!(narrowed("forgejo:write", write, false), Ok(None));
+        assert_eq!(narrowed("forgejo:read", read, false), Ok(None));
         for (asked, granted) in
             [("forgejo:read forgejo:write", read), ("forgejo:write", read), ("openid", write), ("forgejo:READ", write)]
         {
-            let refused = narrowed(asked, granted).expect_err(asked);
+            assert_eq!(narrowed("forgejo:write", read, true), Ok(None), "its user has taken writing away");
+            let refused = narrowed(asked, granted, false).expect_err(asked);
             assert!(matches!(refused, OAuthError::Bad("invalid_scope", _)), "{asked}");
         }
     }

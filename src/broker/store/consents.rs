@@ -37,6 +37,10 @@ pub(crate) struct Connection {
     pub(crate) created_at: UnixTime,
     /// When it was last used, as far as that was written.
     pub(crate) last_used_at: Option<UnixTime>,
+    /// From which network, then.
+    pub(crate) network: Option<String>,
+    /// Whether its user has not been shown it.
+    pub(crate) is_new: bool,
 }
 
 const READING: &str = "reading consents";
@@ -121,6 +125,13 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets all that a user has agreed to.
+    pub(crate) async fn forget_all_consents(&self, tenant: TenantId) -> Result<(), StoreError> {
+        let statement = sqlx::query("DELETE FROM consents WHERE tenant = $1").bind(tenant_value(tenant)?);
+        self.writer().execute("forgetting all consents", statement).await?;
+        Ok(())
+    }
+
     /// The grants of a user that were revoked for one of `reasons` since `since`, the last one first.
     pub(crate) async fn ended_connections_of(
         &self,
@@ -152,10 +163,38 @@ impl Store {
         rows.iter().map(ended).collect()
     }
 
+    /// The user has been shown all of their connections.
+    pub(crate) async fn note_seen(&self, tenant: TenantId, now: UnixTime) -> Result<(), StoreError> {
+        let statement = sqlx::query("UPDATE grants SET seen_at = $1 WHERE tenant = $2 AND seen_at IS NULL")
+            .bind(now.secs())
+            .bind(tenant_value(tenant)?);
+        self.writer().execute("noting what a user was shown", statement).await?;
+        Ok(())
+    }
+
+    /// Takes writing away from a live grant, and forgets what its user agreed to for its client, so that it does not come
+    /// back unasked; whether there was something to take.
+    pub(crate) async fn reduce_grant(&self, grant: &GrantId, now: UnixTime) -> Result<bool, StoreError> {
+        let mut write = self.writer().begin("reducing a grant").await?;
+        let reduce = sqlx::query(
+            "UPDATE grants SET scopes = $1, reduced_at = $2 WHERE id = $3 AND scopes <> $1 AND revoked_at IS NULL",
+        );
+        let reduce = reduce.bind(Scopes { write: false }.as_str()).bind(now.secs()).bind(grant.as_str());
+        let is_less = write.execute(reduce).await?.rows_affected() > 0;
+        let forget = sqlx::query(
+            "DELETE FROM consents WHERE EXISTS (SELECT 1 FROM grants g WHERE g.id = $1 AND g.tenant = consents.tenant \
+             AND g.client_id = consents.client_id)",
+        );
+        write.execute(forget.bind(grant.as_str())).await?;
+        write.commit().await?;
+        Ok(is_less)
+    }
+
     /// The live grants of a user, the newest first.
     pub(crate) async fn connections_of(&self, tenant: TenantId) -> Result<Vec<Connection>, StoreError> {
         let rows = sqlx::query(
-            "SELECT g.id, g.client_id, c.name, g.scopes, g.created_at, g.last_used_at FROM grants g \
+            "SELECT g.id, g.client_id, c.name, g.scopes, g.created_at, g.last_used_at, \
+             g.network, g.seen_at FROM grants g \
              JOIN clients c ON c.client_id = g.client_id WHERE g.tenant = $1 AND g.revoked_at IS NULL \
              ORDER BY g.created_at DESC, g.id",
         )
@@ -173,6 +212,8 @@ impl Store {
                 scopes: Scopes::parse(&text("scopes")?),
                 created_at: UnixTime::from_secs(time("created_at")?.ok_or(StoreError::Damaged(CONNECTIONS))?),
                 last_used_at: time("last_used_at")?.map(UnixTime::from_secs),
+                network: row.try_get("network").map_err(StoreError::query(CONNECTIONS))?,
+                is_new: time("seen_at")?.is_none(),
             })
         };
         rows.iter().map(connection).collect()

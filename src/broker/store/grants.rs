@@ -61,6 +61,17 @@ pub(crate) struct GrantRow {
     pub(crate) revoked: bool,
 }
 
+/// That a grant was used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GrantUse {
+    /// Which.
+    pub(crate) grant: GrantId,
+    /// When, last.
+    pub(crate) at: UnixTime,
+    /// From where, if that was seen.
+    pub(crate) network: Option<String>,
+}
+
 /// An access token.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FoundToken {
@@ -245,10 +256,13 @@ impl Store {
     }
 
     /// Writes when grants were last used, a batch at a time: after a failure, the same may be written once more.
-    pub(crate) async fn touch_grants(&self, uses: &[(GrantId, UnixTime)]) -> Result<(), StoreError> {
+    pub(crate) async fn touch_grants(&self, uses: &[GrantUse]) -> Result<(), StoreError> {
         for uses in uses.chunks(BATCH) {
-            let statements = uses.iter().map(|(grant, at)| {
-                sqlx::query("UPDATE grants SET last_used_at = $1 WHERE id = $2").bind(at.secs()).bind(grant.as_str())
+            let statements = uses.iter().map(|GrantUse { grant, at, network }| {
+                sqlx::query("UPDATE grants SET last_used_at = $1, network = COALESCE($3, network) WHERE id = $2")
+                    .bind(at.secs())
+                    .bind(grant.as_str())
+                    .bind(network)
             });
             let statements: Vec<_> = statements.collect();
             self.writer().execute_all("storing the last use of grants", statements).await?;

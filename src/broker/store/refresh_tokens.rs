@@ -42,6 +42,8 @@ pub(crate) struct RefreshRow {
     pub(crate) tenant: TenantId,
     /// What the family allows.
     pub(crate) scopes: Scopes,
+    /// Whether its user has taken writing away from it.
+    pub(crate) is_reduced: bool,
     /// Why the family was revoked, if it was.
     pub(crate) revoked: Option<String>,
     /// Its end.
@@ -166,8 +168,8 @@ impl Store {
         now: UnixTime,
     ) -> Result<Option<RefreshRow>, StoreError> {
         let row = sqlx::query(
-            "SELECT r.grant_id, r.expires_at, r.used_at, g.client_id, g.tenant, g.scopes, g.revoked_at, g.revoked_reason \
-             FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
+            "SELECT r.grant_id, r.expires_at, r.used_at, g.client_id, g.tenant, g.scopes, g.reduced_at, g.revoked_at, \
+             g.revoked_reason FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
         )
         .bind(token.hash.0.as_slice())
         .fetch_optional(self.readers())
@@ -183,7 +185,7 @@ impl Store {
             return Ok(None);
         }
         let row = sqlx::query(
-            "SELECT g.id AS grant_id, g.client_id, g.tenant, g.scopes, g.revoked_at, g.revoked_reason FROM grants g \
+            "SELECT g.id AS grant_id, g.client_id, g.tenant, g.scopes, g.reduced_at, g.revoked_at, g.revoked_reason FROM grants g \
              WHERE g.family_hash = $1",
         )
         .bind(token.family.0.as_slice())
@@ -367,11 +369,13 @@ fn refresh_row(row: &SqliteRow, expires_at: UnixTime, used: Used) -> Result<Refr
     let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(REFRESH));
     let revoked: Option<i64> = row.try_get("revoked_at").map_err(StoreError::query(REFRESH))?;
     let reason: Option<String> = row.try_get("revoked_reason").map_err(StoreError::query(REFRESH))?;
+    let reduced: Option<i64> = row.try_get("reduced_at").map_err(StoreError::query(REFRESH))?;
     Ok(RefreshRow {
         grant: GrantId::new(text("grant_id")?),
         client_id: text("client_id")?,
         tenant: tenant_of(row, REFRESH)?,
         scopes: Scopes::parse(&text("scopes")?),
+        is_reduced: reduced.is_some(),
         revoked: revoked.map(|_| reason.unwrap_or_default()),
         expires_at,
         used,

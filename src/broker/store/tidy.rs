@@ -149,11 +149,13 @@ impl Store {
             };
             self.remove::<Vec<u8>>(WHAT, found, &format!("DELETE FROM {table} WHERE {key} IN (")).await?;
         }
-        let found = || {
-            sqlx::query("SELECT DISTINCT grant_id FROM refresh_forks WHERE grant_id IN (SELECT id FROM grants WHERE revoked_at < $1)")
-                .bind(before)
-        };
-        self.remove::<String>(WHAT, found, "DELETE FROM refresh_forks WHERE grant_id IN (").await?;
+        for table in ["refresh_forks", "grant_writes"] {
+            let found = || {
+                let of = "grant_id IN (SELECT id FROM grants WHERE revoked_at < $1)";
+                sqlx::query(AssertSqlSafe(format!("SELECT DISTINCT grant_id FROM {table} WHERE {of}"))).bind(before)
+            };
+            self.remove::<String>(WHAT, found, &format!("DELETE FROM {table} WHERE grant_id IN (")).await?;
+        }
         let found = || sqlx::query("SELECT id FROM grants WHERE revoked_at < $1").bind(before);
         self.remove::<String>(WHAT, found, "DELETE FROM grants WHERE id IN (").await?;
         Ok(())

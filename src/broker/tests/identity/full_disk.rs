@@ -9,8 +9,8 @@ use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::token::{RefreshName, TokenHash};
 use crate::forge::vault::Sealed;
 use crate::store::{
-    Code, Consent, Credential, Exchange, Login, NewGrant, NewPair, RegisteredClient, SessionDigest, SessionRecord,
-    Store, StoreError, Used, Verdict, Visit,
+    Code, Consent, Credential, Exchange, GrantUse, Login, NewGrant, NewPair, RegisteredClient, SessionDigest,
+    SessionRecord, Store, StoreError, Used, Verdict, Visit,
 };
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -55,6 +55,10 @@ fn hash(round: u8, what: &str) -> TokenHash {
 
 fn digest(round: u8, what: &str) -> SessionDigest {
     SessionDigest(hash(round, what).0)
+}
+
+fn used(round: u8) -> GrantUse {
+    GrantUse { grant: grant(round, "live"), at: LATER, network: None }
 }
 
 fn visit(round: u8) -> Visit {
@@ -207,7 +211,7 @@ async fn write_all(store: &Store, round: u8) -> (Vec<Answered>, usize) {
         (store.end_session(&digest(round, "ends"), "test", LATER).await, Answered::Ended(digest(round, "ends"))),
         (store.touch_sessions(&[(digest(round, "used"), LATER)]).await, Answered::Touched(digest(round, "used"))),
         (store.keep_session_settings(&set).await, Answered::Settings(digest(round, "set"))),
-        (store.touch_grants(&[(grant(round, "live"), LATER)]).await, Answered::GrantUsed(grant(round, "live"))),
+        (store.touch_grants(&[used(round)]).await, Answered::GrantUsed(grant(round, "live"))),
         (
             store.replace_credential(&credential(round, 1), &fresh, LATER).await.map(drop),
             Answered::Credential(fresh.id.clone()),

@@ -13,6 +13,7 @@ use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::vault_in;
+use crate::mcp::writes::RecentWrites;
 use crate::metrics::Metrics;
 use crate::oauth::client::Client;
 use crate::oauth::config::{DocumentConfig, OAuthConfig};
@@ -70,6 +71,7 @@ pub(crate) struct Fixture {
     pub(crate) revocation: Revocation,
     pub(crate) changes: mpsc::Receiver<Change>,
     pub(crate) limits: Arc<RateLimits>,
+    pub(crate) writes: RecentWrites,
     pub(crate) http: reqwest::Client,
     _dir: tempfile::TempDir,
 }
@@ -174,6 +176,7 @@ impl Fixture {
         let limits = Arc::new(RateLimits::new(terms.rates, terms.proxies));
         let metrics = Metrics::new().expect("metrics");
         let layer = BearerLayer { principals, limits: Arc::clone(&limits), metrics };
+        let writes = RecentWrites::default();
         let oauth = OAuth::new(Dependencies {
             public_url,
             policy: OAuthConfig { clients: terms.clients, reuse: terms.reuse, ..policy(terms.documents) },
@@ -185,6 +188,7 @@ impl Fixture {
             revocation: revocation.clone(),
             limits: Arc::clone(&limits),
             clock: clock.clone(),
+            writes: writes.clone(),
         });
         let oauth = oauth.expect("an authorization server");
         let who = get(|Extension(caller): Extension<Principal>| async move {
@@ -199,7 +203,21 @@ impl Fixture {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build();
         let http = http.expect("a client");
-        Self { forge, forgejo, url, clock, store, oauth, rotation, revocation, changes, http, limits, _dir: dir }
+        Self {
+            forge,
+            forgejo,
+            url,
+            clock,
+            store,
+            oauth,
+            rotation,
+            revocation,
+            changes,
+            http,
+            limits,
+            writes,
+            _dir: dir,
+        }
     }
 
     /// The hosts that a browser stays with until the client gets its answer.

@@ -13,6 +13,7 @@ use crate::mcp::observed::Observer;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::scope::Scope;
 use crate::mcp::tools::Tables;
+use crate::mcp::writes::RecentWrites;
 use crate::metrics::Metrics;
 use crate::session::config::SessionConfig;
 use crate::session::quota::Caps;
@@ -42,6 +43,7 @@ pub(crate) struct Fixture {
     pub(crate) records: FakeRecords,
     pub(crate) metrics: Metrics,
     endpoint: Endpoint,
+    pub(crate) writes: RecentWrites,
 }
 
 /// A caller through the one client of tests; callers with the same `grant` are the same login.
@@ -142,11 +144,12 @@ impl Fixture {
             scope: "forgejo:read forgejo:write",
             is_bare: false,
         };
+        let writes = RecentWrites::default();
         let scope = Scope::new(Live::new(tables), &challenge, offered);
-        let observer = Observer::new(metrics.clone(), audit);
+        let observer = Observer::new(metrics.clone(), audit, writes.clone(), clock.clone());
         let unknown = Live::new(UnknownSession::Auto);
         let endpoint = Endpoint::new(registry.clone(), 64 * 1024, unknown, origins, scope, observer, None);
-        Self { registry, spawner, children, clock, records, metrics, endpoint }
+        Self { registry, spawner, children, clock, records, metrics, endpoint, writes }
     }
 
     /// Sends one request as `caller`.

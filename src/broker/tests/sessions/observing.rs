@@ -48,6 +48,9 @@ async fn a_write_is_told_in_one_line_and_nothing_of_its_text_or_its_answer() {
     body(reading.await.expect("no panic")).await;
     let lines = log.of(TOOL_CALLED);
     assert_eq!(lines.len(), 1, "reads are not told: {lines:?}");
+    let kept = fixture.writes.waiting(&alice.grant);
+    let kept: Vec<_> = kept.iter().map(|call| (call.tool.as_str(), call.target.as_str(), &*call.outcome)).collect();
+    assert_eq!(kept, [("create_issue", "acme/site", "ok")], "the user is shown the same");
     for part in [
         "user1 called create_issue on acme/site #12 with test: ok, after ",
         "owner=\"acme\" repo=\"site\" number=12",
@@ -246,4 +249,5 @@ async fn a_reader_that_tries_to_write_is_told_of() {
     assert_eq!(fixture.post(&reader, Some(&id), call(7, "create_issue")).await.status(), StatusCode::FORBIDDEN);
     let lines = log.of(TOOL_CALLED);
     assert!(lines.len() == 1 && lines[0].contains("refused (insufficient-scope)"), "{lines:?}");
+    assert!(fixture.writes.waiting(&reader.grant).is_empty(), "nothing was changed");
 }
