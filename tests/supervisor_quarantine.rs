@@ -32,7 +32,8 @@ impl Undying {
     /// Lets it go.
     fn release(self) {
         let flags = Some(WaitPidFlag::__WALL);
-        while !matches!(waitpid(self.0, flags), Ok(WaitStatus::PtraceEvent(..))) {}
+        let held = waitpid(self.0, flags);
+        assert!(matches!(held, Ok(WaitStatus::PtraceEvent(..))), "{held:?}");
         ptrace::detach(self.0, None).expect("it is held");
     }
 }
