@@ -444,4 +444,5 @@ fn a_credential_is_read_where_systemd_puts_it_and_missed_where_it_does_not() {
     assert!(code == 0 && !said.contains("cannot be looked at"), "{said}");
     let (code, said) = run(false, None);
     assert!(code == 78 && said.contains("`client-secret` is a credential's name, and there is no"), "{said}");
+    assert!(!said.contains("needed together"), "it is there, and wrong: {said}");
 }

@@ -4,12 +4,13 @@
 //! [`bridge`] is the running child; below it are its [`stdin`], its output ([`stdout`], [`lines`], [`stderr`]), the requests in
 //! flight ([`calls`]) and the session's [`get_stream`]. [`handshake`] opens MCP with it, [`redact`] takes the token out
 //! of what it says. [`spawner`] is all that is known of the world that makes children, [`supervisor_client`] the one
-//! implementation of it.
+//! implementation of it, which begins with the wire's [`greeting`].
 
 pub(crate) mod activity;
 pub(crate) mod bridge;
 pub(crate) mod calls;
 pub(crate) mod get_stream;
+mod greeting;
 pub(crate) mod handshake;
 pub(crate) mod lines;
 pub(crate) mod redact;

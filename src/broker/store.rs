@@ -56,7 +56,7 @@ pub(crate) use crate::store::writes::{WRITES_KEPT, WriteCall};
 use crate::auth::principal::GrantId;
 use crate::chain::chain;
 use crate::store::lock::StoreLock;
-use crate::store::writer::Writer;
+use crate::store::writer::{Writer, is_full};
 use wire::message::TenantId;
 
 /// Connections that read. None of them can write, or wait for the one that does.
@@ -211,7 +211,8 @@ impl Store {
 
 impl Inner {
     async fn open(path: &Path, synchronous: SqliteSynchronous) -> Result<Self, StoreError> {
-        let failed = |e| StoreError::Open(path.to_owned(), e);
+        let failed =
+            |e| if is_full(&e) { StoreError::Full(path.to_owned()) } else { StoreError::Open(path.to_owned(), e) };
         let lock = StoreLock::take(path)?;
         // Made here and not by SQLite, so that it never exists with another mode; its WAL takes the mode over.
         let created = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);

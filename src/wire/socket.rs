@@ -65,7 +65,7 @@ impl Socket {
         UnixSeqpacket::pair().map(|(a, b)| (Self(a), Self(b)))
     }
 
-    /// The uid of the process that connected, as the kernel noted it then (`SO_PEERCRED`, unix(7)).
+    /// The uid of the process that connected, or that listens, as the kernel noted it then (`SO_PEERCRED`, unix(7)).
     pub fn peer_uid(&self) -> io::Result<Uid> {
         Ok(Uid::from_raw(getsockopt(&self.0, sockopt::PeerCredentials)?.uid()))
     }

@@ -212,6 +212,12 @@ impl Supervised {
         self.policy.path().join("supervisor.toml")
     }
 
+    /// Whom it runs as.
+    pub fn uid(&self) -> Uid {
+        let proc = std::fs::metadata(format!("/proc/{}", self.process.id())).expect("it runs");
+        Uid::from_raw(std::os::unix::fs::MetadataExt::uid(&proc))
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
     }

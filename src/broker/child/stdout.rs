@@ -72,7 +72,7 @@ impl Reader {
                     break Some("it wrote a message beyond the size limit");
                 }
                 Err(LineError::OverBudget(over)) => {
-                    warn!(error = %over, reason = "over-budget", "the child writes what nobody reads and is stopped");
+                    warn!(error = %over, reason = "over-budget", "the child writes what nobody reads and is stopped: {over}");
                     break Some("what it wrote waited for so long that its user's memory was used up");
                 }
                 Err(error) => {
@@ -140,7 +140,7 @@ impl Reader {
         match self.shared.budget.hold(clean.len()) {
             Ok(held) => Some(counted(clean, held)),
             Err(over) => {
-                warn!(error = %over, reason = "over-budget", "a message that repeats the token was dropped");
+                warn!(error = %over, reason = "over-budget", "a message that repeats the token was dropped: {over}");
                 None
             }
         }

@@ -14,21 +14,21 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
+use nix::unistd::Uid;
 use tokio::net::unix::pipe;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::child::greeting::greet;
 use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner, Stopper};
 use wire::codec;
 use wire::inspection::Inspection;
-use wire::message::{ChildId, Isolation, PROTOCOL, Refusal, Reply, Request, Status, Ticket};
+use wire::message::{ChildId, Refusal, Reply, Request, Status, Ticket};
 use wire::socket::{Packet, Socket};
 use wire::telemetry::message_id;
 
-/// How long the supervisor may take for the handshake.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long it may take for any other answer before the connection counts as lost: a start takes milliseconds.
+/// How long the supervisor may take for an answer before the connection counts as lost: a start takes milliseconds.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Requests without an answer at once; the supervisor reads no faster than it answers.
 const MAX_REQUESTS: usize = 256;
@@ -54,17 +54,19 @@ pub(crate) enum Contact {
 struct Shared {
     contact: watch::Sender<Contact>,
     path: PathBuf,
+    served_by: Uid,
     /// Held while connecting, so that one connection is made however many ask.
     link: tokio::sync::Mutex<Option<Arc<Link>>>,
     in_flight: Semaphore,
 }
 
 impl SupervisorSpawner {
-    /// Does nothing yet: the connection is made by the first request.
-    pub(crate) fn new(path: PathBuf) -> Self {
+    /// Does nothing yet: the connection is made by the first request. Nobody but root and `served_by` is spoken to.
+    pub(crate) fn new(path: PathBuf, served_by: Uid) -> Self {
         Self(Arc::new(Shared {
             contact: watch::Sender::new(Contact::NotYet),
             path,
+            served_by,
             link: tokio::sync::Mutex::new(None),
             in_flight: Semaphore::new(MAX_REQUESTS),
         }))
@@ -134,19 +136,15 @@ impl Shared {
         if let Some(link) = slot.as_ref().filter(|link| link.is_open()) {
             return Ok(Arc::clone(link));
         }
-        let greeted = match timeout(HELLO_TIMEOUT, self.greet()).await {
-            Ok(greeted) => greeted,
-            Err(_) => Err("no answer to Hello".to_owned()),
-        };
-        match greeted {
+        match greet(&self.path, self.served_by).await {
             Ok((socket, isolation)) => {
                 tracing::info!(MESSAGE_ID = message_id::SUPERVISOR_BACK, ?isolation, "connected to the supervisor");
                 let link = Link::start(socket, self.contact.clone());
                 *slot = Some(Arc::clone(&link));
                 Ok(link)
             }
-            Err(reason) => {
-                let path = self.path.display();
+            Err(error) => {
+                let (path, reason) = (self.path.display(), error.to_string());
                 tracing::warn!(
                     MESSAGE_ID = message_id::SUPERVISOR_LOST,
                     %path,
@@ -156,20 +154,6 @@ impl Shared {
                 note(&self.contact, Contact::Away);
                 Err(SpawnError::Unreachable)
             }
-        }
-    }
-
-    async fn greet(&self) -> Result<(Socket, Isolation), String> {
-        let socket = Socket::connect(&self.path).await.map_err(|e| format!("connecting: {e}"))?;
-        let hello = codec::encode(&Request::Hello { protocol: PROTOCOL }).map_err(|e| e.to_string())?;
-        // A supervisor that refuses at once says why before it closes, so the answer is read even if this fails.
-        let sent = socket.send(&hello, &[]).await;
-        let packet = socket.receive().await.map_err(|e| e.to_string())?;
-        let packet = packet.ok_or_else(|| format!("closed without a word ({sent:?})"))?;
-        match codec::decode(&packet.frame).map_err(|e| e.to_string())? {
-            Reply::Welcome { protocol: PROTOCOL, isolation } => Ok((socket, isolation)),
-            Reply::Goodbye { reason } => Err(reason.code().to_owned()),
-            other => Err(format!("unexpected answer to Hello: {other:?}")),
         }
     }
 }

@@ -35,8 +35,10 @@ impl Application {
     /// can be read by anybody.
     pub(crate) fn read(forgejo: &mut Section, access: &Access) -> Option<Self> {
         let scopes = scopes(forgejo, access);
+        // Asked before they are read: one that is there and wrong has a problem of its own already.
+        let alone = forgejo.has("client_id") != forgejo.has("client_secret_file");
         let (id, file) = (forgejo.parsed::<String>("client_id"), forgejo.file("client_secret_file"));
-        if id.is_some() != file.is_some() {
+        if alone {
             forgejo.complain("client_id", "and client_secret_file are needed together");
         }
         let (client_id, file) = (id?, file?.path()?);

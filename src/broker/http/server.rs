@@ -226,7 +226,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     let forgejo =
         Forgejo::new(&config.forgejo_url)?.with_public_url(&config.forgejo_public_url).measured(metrics.clone());
     identity::settle(&store, &forgejo, clock.now()).await?;
-    let supervisor = SupervisorSpawner::new(config.supervisor.clone());
+    let supervisor = SupervisorSpawner::new(config.supervisor.clone(), nix::unistd::Uid::effective());
     let challenge = challenge(&config);
     let (rotation, changes) = Rotation::new(
         store.clone(),

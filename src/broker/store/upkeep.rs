@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::chain::chain;
 use crate::store::copy::snapshot;
+use crate::store::writer::is_full;
 use crate::store::{Store, StoreError, beside};
 
 /// Below so much room the database counts as full: small writes may go on for a while in what the WAL has of the disk
@@ -91,12 +92,13 @@ impl Store {
     /// Whether the database can be read and written, and why not.
     pub(crate) async fn probe(&self) -> Result<(), StoreError> {
         const WHAT: &str = "looking whether the database can be written";
+        let full = || StoreError::Full(self.0.path.clone());
         sqlx::query("SELECT 1").execute(self.readers()).await.map_err(StoreError::query(WHAT))?;
-        self.writer().execute(WHAT, sqlx::query("UPDATE probe SET writes = writes + 1")).await?;
-        if self.room()? < SPARE {
-            return Err(StoreError::Full(self.0.path.clone()));
-        }
-        Ok(())
+        match self.writer().execute(WHAT, sqlx::query("UPDATE probe SET writes = writes + 1")).await {
+            Err(StoreError::Query(_, error)) if is_full(&error) => return Err(full()),
+            written => written?,
+        };
+        if self.room()? < SPARE { Err(full()) } else { Ok(()) }
     }
 
     /// Gives pages that nothing is in any more back to the file system, a few at a time.

@@ -190,10 +190,20 @@ fn noted<T>(good: &watch::Sender<bool>, outcome: Result<T, StoreError>) -> Resul
     outcome
 }
 
-/// Whether a statement only broke a rule of a table: `SQLITE_CONSTRAINT`, the low byte of the code (sqlite.org/rescode.html).
+/// Whether a statement only broke a rule of a table: `SQLITE_CONSTRAINT`.
 fn is_constraint(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
-    code.is_some_and(|code| code % 256 == 19)
+    primary_code(error) == Some(19)
+}
+
+/// Whether there was no room for what had to be written: `SQLITE_FULL`.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    primary_code(error) == Some(13)
+}
+
+/// SQLite's result code without what an extended one adds: its low byte (sqlite.org/rescode.html).
+fn primary_code(error: &sqlx::Error) -> Option<u32> {
+    let code = error.as_database_error()?.code()?.parse::<u32>().ok()?;
+    Some(code % 256)
 }
 
 async fn within<T>(

@@ -8,6 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
+use nix::unistd::Uid;
 use serde::de::DeserializeOwned;
 use tower::ServiceExt;
 
@@ -33,7 +34,7 @@ fn door_to(fixture: &Fixture, dir: &tempfile::TempDir, forgejo: &str) -> Router 
         forgejo: Forgejo::new(forgejo).expect("a client"),
         rotation: fixture.rotation.clone(),
         revocation: fixture.revocation.clone(),
-        supervisor: SupervisorSpawner::new(PathBuf::from("/nonexistent")),
+        supervisor: SupervisorSpawner::new(PathBuf::from("/nonexistent"), Uid::effective()),
         clock: fixture.clock.clone(),
         surroundings: Surroundings {
             public_url: fixture.url.clone(),

@@ -5,6 +5,7 @@ use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner};
 use crate::child::supervisor_client::SupervisorSpawner;
 use harness::supervised::{Supervised, TOKEN};
 use nix::sys::signal::Signal;
+use nix::unistd::Uid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use wire::message::{Exit, Label, Refusal, TenantId};
 use wire::secret::UpstreamToken;
@@ -17,6 +18,11 @@ fn order(tenant: u64) -> SpawnRequest {
         label: Label::parse("alice").expect("a label"),
         token: UpstreamToken::parse(TOKEN).expect("a token"),
     }
+}
+
+/// Without root the supervisor runs as who runs the test, or as nobody.
+fn spawner_of(supervised: &Supervised) -> SupervisorSpawner {
+    SupervisorSpawner::new(supervised.socket(), supervised.uid())
 }
 
 async fn echo(backend: &mut Backend, line: &str) {
@@ -43,7 +49,7 @@ fn exit<E>(ended: &Result<Ended, E>) -> Option<Exit> {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_at_once_start_answer_and_end_with_their_status() {
     let supervised = Supervised::start_unprivileged(CAT, "[caps]\nchildren_per_tenant = 30\n");
-    let spawner = SupervisorSpawner::new(supervised.socket());
+    let spawner = spawner_of(&supervised);
     let tasks: Vec<_> = (1..=20)
         .map(|n| {
             let spawner = spawner.clone();
@@ -69,7 +75,7 @@ async fn many_at_once_start_answer_and_end_with_their_status() {
 #[tokio::test]
 async fn a_refusal_comes_back_typed() {
     let supervised = Supervised::start_unprivileged(CAT, "[caps]\nchildren_per_tenant = 1\n");
-    let spawner = SupervisorSpawner::new(supervised.socket());
+    let spawner = spawner_of(&supervised);
     let _first = spawner.spawn(order(1)).await.expect("a backend");
     let refused = spawner.spawn(order(1)).await.expect_err("a refusal");
     assert_eq!(refused, SpawnError::Refused(Refusal::ChildrenOfTenant { retry_after_ms: 1000 }));
@@ -78,7 +84,7 @@ async fn a_refusal_comes_back_typed() {
 #[tokio::test]
 async fn a_lost_supervisor_ends_its_children_and_the_next_one_is_found() {
     let mut supervised = Supervised::start_unprivileged(CAT, "");
-    let spawner = SupervisorSpawner::new(supervised.socket());
+    let spawner = spawner_of(&supervised);
     let backend = spawner.spawn(order(1)).await.expect("a backend");
     supervised.kill(Signal::SIGKILL);
     assert!(!matches!(backend.ended.await, Ok(Ended::Exit(_))), "not the child's own end");
@@ -93,7 +99,7 @@ async fn a_lost_supervisor_ends_its_children_and_the_next_one_is_found() {
 #[tokio::test]
 async fn a_start_that_nobody_waits_for_leaves_no_child() {
     let supervised = Supervised::start_unprivileged(CAT, "");
-    let spawner = SupervisorSpawner::new(supervised.socket());
+    let spawner = spawner_of(&supervised);
     spawner.status().await.expect("connected");
     {
         let mut spawning = spawner.spawn(order(1));
@@ -112,7 +118,7 @@ async fn a_start_that_nobody_waits_for_leaves_no_child() {
 async fn an_end_is_the_childs_own_before_the_supervisor_says_that_it_stops_and_never_after() {
     let policy = "[stop]\ndrain = \"30s\"\n";
     let mut supervised = Supervised::start_unprivileged("echo ready; read line; exit 3", policy);
-    let spawner = SupervisorSpawner::new(supervised.socket());
+    let spawner = spawner_of(&supervised);
     let (first, mut second) = (spawner.spawn(order(1)).await, spawner.spawn(order(1)).await.expect("a backend"));
     let mut first = first.expect("a backend");
     let end = async |backend: &mut Backend| {
@@ -128,4 +134,20 @@ async fn an_end_is_the_childs_own_before_the_supervisor_says_that_it_stops_and_n
     }
     assert!(!matches!(end(&mut second).await, Ok(Ended::Exit(_))), "the same end, and not its own");
     assert!(supervised.wait().success(), "the grace ends with the last child");
+}
+
+#[tokio::test]
+async fn whoever_serves_the_socket_and_may_not_hears_nothing() {
+    if !Uid::effective().is_root() {
+        eprintln!("SKIPPED: a stranger in the supervisor's place: needs root");
+        return;
+    }
+    let supervised = Supervised::start_unprivileged(CAT, "");
+    assert!(!supervised.uid().is_root());
+    let spawner = SupervisorSpawner::new(supervised.socket(), Uid::effective());
+    assert_eq!(spawner.spawn(order(1)).await.expect_err("not to it"), SpawnError::Unreachable);
+    assert!(!supervised.logged().contains(" started for "), "{}", supervised.logged());
+    let spawner = spawner_of(&supervised);
+    spawner.spawn(order(1)).await.expect("the right one is spoken to");
+    assert!(supervised.logged().contains(" started for "), "{}", supervised.logged());
 }

@@ -105,7 +105,7 @@ impl Rotation {
                 match inner.store.note_owner_check(&credential.id, check).await {
                     // It was the user's before, and Forgejo has just said so again: it is asked once more next time.
                     Err(e) if known.is_some() => {
-                        warn!(tenant = %credential.tenant, error = %e, "Forgejo's word is not kept");
+                        warn!(tenant = %credential.tenant, error = %e, "Forgejo's word on an account is not kept: {}", chain(&e));
                     }
                     noted => noted?,
                 }
@@ -267,7 +267,7 @@ impl Rotation {
         let store = &self.0.store;
         match store.note_account(user.id, &user.login, user.created, self.0.clock.now()).await {
             Err(e) if store.account(user.id).await?.is_some_and(|account| account.created.is_some()) => {
-                warn!(tenant = %user.id, error = %e, "what Forgejo says of an account is not kept");
+                warn!(tenant = %user.id, error = %e, "what Forgejo says of an account is not kept: {}", chain(&e));
                 Ok(())
             }
             noted => noted,

@@ -292,7 +292,7 @@ async fn on_a_small_disk(dir: &Path) {
     }
     println!("on a full disk {} writes were answered and {refused} refused", answered.len());
     assert!(!answered.is_empty() && refused > 0, "the disk fills in the middle");
-    assert!(store.probe().await.is_err(), "and the store says so");
+    assert!(matches!(store.probe().await, Err(StoreError::Full(_))), "and the store says so");
     std::fs::remove_file(ballast).expect("room");
     store.probe().await.expect("it goes on by itself");
     let (good, bad) = write_all(&store, ROUNDS - 1).await;
