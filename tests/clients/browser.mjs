@@ -144,6 +144,15 @@ async function look(page, name) {
   seen(`${name} in both schemes, on a desk and on a phone`);
 }
 
+/** What the client is told, or an error that says where the person got stuck instead. */
+async function told(answered, page) {
+  let timer;
+  const late = new Promise((_, no) => {
+    timer = setTimeout(() => page.textContent('body').then((text) => no(new Error(`no answer, but ${page.url()}: ${text}`)), no), 20000);
+  });
+  return Promise.race([answered, late]).finally(() => clearTimeout(timer));
+}
+
 async function atForgejo(page) {
   await page.fill('[name=user_name]', login);
   await page.fill('[name=password]', password);
@@ -211,6 +220,42 @@ await look(page, 'error');
 await page.click('text=Start page');
 await page.waitForURL(`${broker}/`);
 seen('the way on from an error');
+
+// Two requests at once, answered in the other order.
+const tabs = [];
+for (const name of ['First tab', 'Second tab']) {
+  const answer = await callback();
+  const tab = await context.newPage();
+  await tab.goto(authorize(await register(answer.url, name), answer.url));
+  tabs.unshift({ answer, tab });
+}
+for (const { answer, tab } of tabs) {
+  // A page that nobody sees is not drawn, so that nothing on it can be clicked.
+  await tab.bringToFront();
+  await tab.click('button[value=approve]');
+  assert((await told(answer.answered, tab)).get('code'), 'each client gets its code');
+  answer.close();
+}
+seen('two requests in one browser');
+
+// A window that keeps no cookies.
+const embedding = await browser.newContext({ javaScriptEnabled: false });
+const embedded = await embedding.newPage();
+back = await callback();
+await embedded.goto(authorize(await register(back.url, 'Embedded'), back.url));
+await embedding.clearCookies();
+await embedded.bringToFront();
+await embedded.click('button[value=approve]');
+assert.match(await embedded.textContent('h1'), /keeps no cookies/);
+await embedded.setViewportSize({ width: 360, height: 800 });
+await fits(embedded, 'no-cookies');
+await embedded.screenshot({ path: `${screenshots}/no-cookies.png`, fullPage: true });
+await page.goto(await embedded.getAttribute('main a.button', 'href'));
+await page.bringToFront();
+await page.click('button[value=approve]');
+assert((await told(back.answered, page)).get('code'), 'the request goes on in a browser that keeps them');
+back.close();
+seen('the way out of a window without cookies');
 
 // Names that would reach out of their place.
 await page.setViewportSize({ width: 390, height: 800 });

@@ -14,6 +14,7 @@ mod conformance;
 mod descriptors;
 mod failing_children;
 mod forgejo_says_no;
+mod front_page;
 mod hostile_children;
 mod isolation;
 mod limits;
