@@ -73,6 +73,13 @@ fn nonsense_in_the_brokers_file_is_refused_and_explained() {
         ("http.allowed_origins = [\"https://a.example/\"]", "that would be \"https://a.example\""),
         ("http.allowed_origins = [\"https://A.example:443\"]", "that would be \"https://a.example\""),
         ("http.allowed_origins = [\"app://host/x\"]", "that would be \"app://host\""),
+        ("http.hosts = [\"*\"]", "http.hosts: `*` would let in every name"),
+        ("http.hosts = [\"https://a.example\"]", "http.hosts: `https://a.example` is no name as it stands in Host"),
+        (
+            "http.hosts = [\"a.example:8080\"]",
+            "`a.example:8080` has a port; a name counts with every port: \"a.example\"",
+        ),
+        ("http.hosts = [\"fd00::7\"]", "`fd00::7` must be in brackets: \"[fd00::7]\""),
         (
             "oauth.access_token_ttl = \"2h\"\noauth.refresh_token_ttl = \"1h\"",
             "oauth.access_token_ttl: must not be above",

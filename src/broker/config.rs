@@ -12,6 +12,7 @@ use crate::auth::rates::{self, Rates};
 use crate::forge::access::Access;
 use crate::forge::application::Application;
 use crate::forge::vault::KeyFile;
+use crate::http::names::Names;
 use crate::http::shares::ConnectionCaps;
 use crate::mcp::audit::AuditedCalls;
 use crate::mcp::endpoint::DEFAULT_MAX_BODY;
@@ -70,8 +71,8 @@ pub(crate) struct Config {
     pub(crate) log: Option<LogFilter>,
     /// The form of lines on standard error.
     pub(crate) log_format: Option<LogFormat>,
-    /// Pages of these origins may use the endpoint.
-    pub(crate) origins: Vec<String>,
+    /// What the broker is called, and which pages may use the endpoint.
+    pub(crate) names: Names,
     /// Sessions and children.
     pub(crate) sessions: SessionConfig,
     /// What an unknown session is answered with.
@@ -116,12 +117,7 @@ impl Config {
         let max_body = http.size("max_body", bytes(DEFAULT_MAX_BODY), 1024..=1 << 30);
         let total = http.integer("max_connections", 4096, 1..=1_000_000);
         let per_address = http.integer("connections_per_address", 256, 1..=1_000_000);
-        let mut origins = http.texts("allowed_origins", &[]);
-        for text in &origins {
-            if let Err(what) = origin(text) {
-                http.complain("allowed_origins", format!("`{text}` {what}"));
-            }
-        }
+        let names = Names::read(&mut http);
         let proxies = rates::proxies(&mut http);
         let connections = ConnectionCaps { total, per_address, proxies: proxies.clone() };
         let request_timeout = http.duration("request_timeout", Duration::from_mins(5), seconds(1, 86_400));
@@ -140,9 +136,9 @@ impl Config {
         root.finish()?;
         // Without problems both are there; the fallbacks are never used.
         let public_url = public_url.unwrap_or_default();
-        origins.push(public_url.clone());
         let forgejo_url = forgejo_url.unwrap_or_default();
         Ok(Self {
+            names: names.at(&public_url),
             public_url,
             listen: listen_at,
             forgejo_public_url: forgejo_public_url.unwrap_or_else(|| forgejo_url.clone()),
@@ -165,7 +161,6 @@ impl Config {
             connections,
             log,
             log_format,
-            origins,
             sessions: session_config,
             unknown_session: unknown_session.unwrap_or_default(),
             out_of_sight,
@@ -194,14 +189,8 @@ impl Config {
             ("[http] max_connections", self.connections.total != new.connections.total),
             ("[http] connections_per_address", self.connections.per_address != new.connections.per_address),
             ("[http] trusted_proxies", self.proxies != new.proxies),
-            // The last one is the broker's own, which is told by its own key.
-            ("[http] allowed_origins", self.operators_origins() != new.operators_origins()),
         ];
         all.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
-    }
-
-    fn operators_origins(&self) -> &[String] {
-        self.origins.split_last().map_or(&[], |(_, rest)| rest)
     }
 }
 
@@ -233,24 +222,6 @@ fn listen(value: &toml::Value) -> Result<SocketAddr, String> {
         let examples = "\"127.0.0.1:8080\", \"[::1]:8080\", or \"[::]:8080\" for all";
         format!("must be an IP address and a port, such as {examples}; not a name, and not a port alone")
     })
-}
-
-/// What browsers send in `Origin` (RFC 6454 section 6.2): anything else would never match.
-fn origin(text: &str) -> Result<(), String> {
-    if text == "*" {
-        return Err("would let every web page in: name the origins of those that may".to_owned());
-    }
-    let url = Url::parse(text).ok().filter(Url::has_host);
-    let expected = url.map(|url| match url.origin() {
-        origin @ url::Origin::Tuple(..) => origin.ascii_serialization(),
-        // The scheme of a program, such as app://host.
-        url::Origin::Opaque(_) => format!("{}://{}", url.scheme(), url.authority()),
-    });
-    match expected {
-        Some(expected) if expected == text => Ok(()),
-        Some(expected) => Err(format!("is no origin as browsers send it; that would be \"{expected}\"")),
-        None => Err("is no origin, such as \"https://inspector.example.org\" or \"http://localhost:6274\"".to_owned()),
-    }
 }
 
 /// An http or https address without a trailing slash. The broker's own must be a bare origin, and https unless it is

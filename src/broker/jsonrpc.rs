@@ -5,6 +5,8 @@
 //! never heard of, the order of keys and the spelling of numbers survive. A rewrite replaces byte ranges
 //! ([`Spliced`]); the rest is shared, not copied.
 
+mod meta;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
@@ -13,6 +15,8 @@ use bytes::Bytes;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use meta::Insertion;
 
 /// Bytes in a client's request id; one is kept for each request in flight.
 const MAX_ID: usize = 1024;
@@ -93,6 +97,7 @@ pub(crate) struct Message {
     id_at: Option<Range<usize>>,
     params_at: Option<Range<usize>>,
     result_at: Option<Range<usize>>,
+    insertion: Option<Insertion>,
 }
 
 /// What a message is.
@@ -210,7 +215,7 @@ impl Message {
         let id_at = envelope.id.map(|raw| place(json, raw.get()));
         let params_at = envelope.params.map(|raw| place(json, raw.get()));
         let result_at = envelope.result.map(|raw| place(json, raw.get()));
-        Ok(Self { text, kind, id_at, params_at, result_at })
+        Ok(Self { text, kind, id_at, params_at, result_at, insertion: None })
     }
 
     /// What it is.
@@ -276,16 +281,6 @@ impl Message {
         object.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
     }
 
-    /// `params._meta.progressToken` of a request, as spelled.
-    ///
-    /// Most requests have none, and a look for the name is cheaper than a parse. A client that escapes the name in its
-    /// own request only keeps its own progress from finding the way back.
-    pub(crate) fn asked_progress_token(&self) -> Option<Bytes> {
-        memchr::memmem::find(&self.text, b"progressToken")?;
-        let raw = self.params_members().meta?.progress_token?;
-        Some(self.text.slice_ref(raw.get().as_bytes()))
-    }
-
     /// `params.progressToken` of `notifications/progress`, as spelled.
     pub(crate) fn progress_token(&self) -> Option<Bytes> {
         let raw = self.params_members().progress_token?;
@@ -301,7 +296,8 @@ impl Message {
     /// The message with its id and, where `part` is given (a slice that one of the methods above returned), that
     /// part replaced.
     pub(crate) fn rewritten(&self, id: Option<Bytes>, part: Option<(&Bytes, Bytes)>) -> Spliced {
-        let mut edits: [Option<(Range<usize>, Bytes)>; 2] = [None, None];
+        let inserted = self.insertion.as_ref().map(Insertion::edit);
+        let mut edits: [Option<(Range<usize>, Bytes)>; 3] = [None, None, inserted];
         if let (Some(at), Some(id)) = (self.id_at.clone(), id) {
             edits[0] = Some((at, id));
         }
@@ -310,7 +306,7 @@ impl Message {
             edits[1] = Some((start..start.saturating_add(old.len()), new));
         }
         edits.sort_by_key(|edit| edit.as_ref().map(|(at, _)| at.start));
-        let mut parts = Vec::with_capacity(5);
+        let mut parts = Vec::with_capacity(7);
         let mut from = 0;
         for (at, new) in edits.into_iter().flatten() {
             parts.push(self.text.slice(from..at.start));

@@ -8,7 +8,7 @@
 //! [`mcp`] (what is asked, and whether it may be) → [`session`] (whose session, which child) → [`child`] (to the
 //! process and back). Beside them: [`oauth`] (logging in), [`forge`] (Forgejo's API and the users' credentials there),
 //! [`store`] (the database), [`admin`] (the operator's socket). Leaves: [`jsonrpc`], [`metrics`], [`budget`],
-//! [`backoff`], [`chain`], [`hex`], [`live`].
+//! [`backoff`], [`chain`], [`hex`], [`live`], [`trace`].
 
 pub mod admin;
 pub(crate) mod auth;
@@ -27,6 +27,7 @@ pub(crate) mod metrics;
 pub(crate) mod oauth;
 pub(crate) mod session;
 pub(crate) mod store;
+pub(crate) mod trace;
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 //!
 //! Behind the bearer layer: the [`Principal`](crate::auth::principal::Principal) in the request's extensions is
 //! trusted, every header and every byte of the body is not. [`endpoint`] has the rules, [`body`] reads within them, [`answer`] turns what a
-//! child says into JSON or an event stream, [`headers`] reads what the client said about itself, [`scope`] keeps a grant
+//! child says into JSON or an event stream, [`headers`] reads what the client said about itself, [`single`] refuses what it said twice, [`scope`] keeps a grant
 //! to what it allows, [`refusal`] says no. [`observed`] counts what a request came to, [`audit`] tells who called which
 //! tool, and [`writes`] keeps the last ones for the caller's user.
 
@@ -15,5 +15,6 @@ pub(crate) mod headers;
 pub(crate) mod observed;
 pub(crate) mod refusal;
 pub(crate) mod scope;
+mod single;
 pub(crate) mod tools;
 pub(crate) mod writes;

@@ -21,6 +21,7 @@ mod limits;
 mod log_lines;
 mod login;
 mod monitoring;
+mod names;
 mod operator;
 mod quickstart;
 mod restarts;

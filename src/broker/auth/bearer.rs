@@ -29,6 +29,7 @@ use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
 use crate::metrics::Metrics;
 use crate::store::{FoundToken, GrantRow, GrantUse, Store, StoreError};
+use crate::trace::Trace;
 use wire::clock::{Clock, UnixTime};
 use wire::telemetry::message_id;
 
@@ -432,6 +433,8 @@ pub(crate) async fn require_bearer(State(layer): State<BearerLayer>, mut request
             next.run(request).await
         }
         Err(denied) => {
+            // Nobody reads its message.
+            Trace::of(request.extensions(), request.headers()).settle(None);
             layer.refused(denied, &request);
             layer.principals.refuse(denied)
         }

@@ -1,8 +1,10 @@
 //! SIGHUP: the configuration is read again, and what can be put in force while the broker runs is.
 //!
 //! That is who may log in (`[access]`), how often strangers may ask (`[rates]`), sessions and children (`[sessions]` and
-//! `[http] request_timeout`), which tools write (`[tools]`), and what is logged (`log`, `log_format`). What else has changed is told by
-//! its key and is in force from the next start on. A configuration with problems is told completely and changes nothing.
+//! `[http] request_timeout`), under which names and from which pages the broker is called (`[http] hosts` and
+//! `allowed_origins`), which tools write (`[tools]`), and what is logged (`log`, `log_format`). What else
+//! has changed is told by its key and is in force from the next start on. A configuration with problems is told completely
+//! and changes nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::auth::rates::RateLimits;
 use crate::config::Config;
 use crate::forge::rotation::Rotation;
+use crate::http::names::Names;
 use crate::http::status::StatusLine;
 use crate::live::Live;
 use crate::mcp::refusal::UnknownSession;
@@ -65,6 +68,8 @@ pub(crate) struct Reloader {
     pub(crate) tables: Live<Tables>,
     /// What an unknown session is answered with.
     pub(crate) unknown: Live<UnknownSession>,
+    /// Under which names and from which pages the broker is called.
+    pub(crate) names: Live<Names>,
 }
 
 impl Reloader {
@@ -80,6 +85,8 @@ impl Reloader {
         self.registry.reconfigure(config.sessions);
         self.tables.replace(config.tools);
         self.unknown.replace(config.unknown_session);
+        // The address is that of the start.
+        self.names.replace(config.names.at(&self.started.public_url));
         self.rotation.lists().replace(config.access);
         Ok(self.rotation.apply_lists().await?)
     }

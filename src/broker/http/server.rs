@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderName, Method};
-use axum::middleware::from_fn_with_state;
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
 use clap::Parser;
 use rand::rngs::SysRng;
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Duration, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower::ServiceBuilder;
 use tracing::{error, info, warn};
 
 use crate::admin;
@@ -35,10 +35,11 @@ use crate::forge::identity::{Adoption, ForgeError};
 use crate::forge::rotation::{Change, Rotation};
 use crate::forge::vault::{Vault, VaultError};
 use crate::http::listener::Listener;
+use crate::http::names::Gate;
 use crate::http::reload::{Reloader, Sources};
 use crate::http::shares::ConnectionCaps;
 use crate::http::status::StatusLine;
-use crate::http::{accept, health, metrics_page, once};
+use crate::http::{accept, codings, health, host, metrics_page, once, origin, traced};
 use crate::live::Live;
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::observed::Observer;
@@ -247,15 +248,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     let asked = Some(principals.clone());
     let writes = RecentWrites::default();
     let observer = Observer::new(metrics.clone(), config.audit, writes.clone(), clock.clone());
-    let endpoint = Endpoint::new(
-        registry.clone(),
-        config.max_body,
-        unknown.clone(),
-        config.origins.clone(),
-        scope,
-        observer,
-        asked,
-    );
+    let endpoint = Endpoint::new(registry.clone(), config.max_body, unknown.clone(), scope, observer, asked);
     let revocation = Revocation {
         store: store.clone(),
         principals: principals.clone(),
@@ -277,12 +270,24 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
         writes: writes.clone(),
     })?;
     let bearer = BearerLayer { principals: principals.clone(), limits: Arc::clone(&limits), metrics: metrics.clone() };
+    let names = Live::new(config.names.clone());
+    let gate = Gate::new(names.clone(), metrics.clone());
+    let ahead_of_mcp = ServiceBuilder::new()
+        .layer(from_fn_with_state(gate.clone(), origin::require_known_origin))
+        .layer(from_fn(origin::ask_for_known_headers))
+        .layer(origin::cors(names.clone()))
+        .layer(from_fn_with_state(bearer, require_bearer));
     let router = Router::new()
-        .route("/mcp", endpoint.routes().layer(from_fn_with_state(bearer, require_bearer)))
-        .layer(cors(&config.origins))
-        .merge(oauth.routes());
+        .route("/mcp", endpoint.routes().layer(ahead_of_mcp))
+        .merge(oauth.routes())
+        // By name, because the layers would not go with the unnamed one.
+        .fallback(async || StatusCode::NOT_FOUND)
+        .layer(from_fn(codings::require_plain_body))
+        .layer(from_fn_with_state(gate, host::require_own_host))
+        .layer(traced::lines())
+        .layer(from_fn(traced::begin));
     let health = health::routes(store.clone(), supervisor.clone(), forgejo.clone());
-    let router = router.merge(health.clone());
+    let router = router.merge(health.clone().layer(from_fn(host::require_any_host)));
 
     let status = StatusLine::new(&registry, &store, &supervisor);
     let stop = CancellationToken::new();
@@ -330,6 +335,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
         registry: registry.clone(),
         tables,
         unknown,
+        names,
     };
     tokio::spawn(reloader.on_hangup(hangups, status.clone()));
     let asking = tokio::spawn(tick_upstream(rotation.clone()));
@@ -405,25 +411,6 @@ fn challenge(config: &Config) -> Challenge {
         scope: offers(config).as_str(),
         is_bare: config.oauth.bare_challenge,
     }
-}
-
-/// Pages of the operator's origins may read what the endpoint answers; the browser's question beforehand has no token.
-fn cors(origins: &[String]) -> CorsLayer {
-    let named = |names: &[&'static str]| names.iter().map(|&name| HeaderName::from_static(name)).collect::<Vec<_>>();
-    CorsLayer::new()
-        .allow_origin(AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok())))
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers(named(&[
-            "authorization",
-            "content-type",
-            "accept",
-            "mcp-session-id",
-            "mcp-protocol-version",
-            "mcp-method",
-            "mcp-name",
-            "last-event-id",
-        ]))
-        .expose_headers(named(&["www-authenticate", "mcp-session-id", "mcp-protocol-version", "retry-after"]))
 }
 
 pub(super) async fn open_vault(config: &Config, store: &Store) -> Result<Vault, ServerError> {

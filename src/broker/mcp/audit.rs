@@ -8,21 +8,19 @@
 use std::fmt;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
-use rand::Rng;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tracing::info;
 
 use crate::auth::principal::Principal;
-use crate::hex;
 use crate::jsonrpc::Message;
 use crate::mcp::tools::Effect;
 use crate::mcp::tools::call::Ask;
 use crate::metrics::CallOutcome;
 use crate::session::id;
 use crate::store::{SessionDigest, WriteCall};
+use crate::trace::Trace;
 use wire::clock::UnixTime;
 use wire::config_file::Section;
 use wire::telemetry::{AUDIT, message_id};
@@ -73,13 +71,12 @@ pub(crate) struct AuditedCall {
     /// Whether readers could disagree on what is called.
     is_ambiguous: bool,
     target: Target,
-    request_id: String,
-    trace_id: String,
+    trace: Trace,
 }
 
 impl AuditedCall {
-    /// Of a message, if it calls a tool. `headers` may name a trace.
-    pub(crate) fn of(which: AuditedCalls, message: &Message, headers: &HeaderMap, caller: &Principal) -> Option<Self> {
+    /// Of a message, if it calls a tool.
+    pub(crate) fn of(which: AuditedCalls, message: &Message, trace: &Trace, caller: &Principal) -> Option<Self> {
         if which == AuditedCalls::Off || message.method() != Some("tools/call") {
             return None;
         }
@@ -90,17 +87,13 @@ impl AuditedCall {
             Ask::Reading | Ask::Ambiguous => (named(message).unwrap_or_default(), true),
         };
         let params: Params<'_> = message.params().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let request_id = random_id();
-        let header = headers.get("traceparent").and_then(|value| value.to_str().ok());
-        let trace_id = header.or(params.meta.traceparent).and_then(trace_of).unwrap_or(&request_id).to_owned();
         Some(Self {
             which,
             caller: caller.clone(),
             tool: if is_name(&tool, MAX_TOOL, "/:") { tool.into() } else { "?".into() },
             is_ambiguous,
             target: params.arguments.map(|raw| Target::of(raw.get())).unwrap_or_default(),
-            request_id,
-            trace_id,
+            trace: trace.clone(),
         })
     }
 
@@ -140,11 +133,13 @@ impl AuditedCall {
         let why = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
         info!(
             target: AUDIT,
+            // Inside of the request or after it, with one field for its trace.
+            parent: None,
             MESSAGE_ID = message_id::TOOL_CALLED, tenant = %caller.tenant, login = %caller.login, grant = %caller.grant,
             client = %caller.client_id, session = session.map(|digest| tracing::field::display(id::tag(digest))),
             tool = %tool, owner = target.owner.as_deref(), repo = target.repo.as_deref(), number,
             effect, outcome = outcome.as_str(), reason, duration_ms,
-            request_id = %self.request_id, trace_id = %self.trace_id,
+            request_id = %self.trace.request_id(), trace_id = %self.trace.id(),
             "{} called {tool}{target} with {}: {}{why}, after {duration_ms} ms",
             caller.login, caller.client_id, outcome.as_str(),
         );
@@ -255,14 +250,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 struct Params<'a> {
     #[serde(borrow, default)]
     arguments: Option<&'a RawValue>,
-    #[serde(borrow, default, rename = "_meta")]
-    meta: Meta<'a>,
-}
-
-#[derive(Deserialize, Default)]
-struct Meta<'a> {
-    #[serde(borrow, default)]
-    traceparent: Option<&'a str>,
 }
 
 /// The name that a plain reader sees, for a call that not all read alike.
@@ -278,24 +265,6 @@ fn named(message: &Message) -> Option<String> {
 fn is_name(text: &str, longest: usize, more: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c) || more.contains(c);
     !text.is_empty() && text.len() <= longest && text.chars().all(allowed) && !text.contains(TOKEN_PREFIX)
-}
-
-/// The trace's id in `traceparent` (W3C Trace Context section 3.2.2); `None` where it is not as it should be.
-fn trace_of(traceparent: &str) -> Option<&str> {
-    let mut parts = traceparent.split('-');
-    let (version, trace, span) = (parts.next()?, parts.next()?, parts.next()?);
-    let is_hex = |text: &str, length| {
-        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let good = is_hex(version, 2) && version != "ff" && is_hex(trace, 32) && is_hex(span, 16);
-    (good && trace.bytes().any(|b| b != b'0')).then_some(trace)
-}
-
-/// Names one request in the log; in the form of a trace's id, to stand in its place.
-fn random_id() -> String {
-    let mut bytes = [0; 16];
-    rand::rng().fill_bytes(&mut bytes);
-    hex::encode(&bytes)
 }
 
 #[cfg(test)]
@@ -336,23 +305,5 @@ mod tests {
             assert_eq!(Target::of(arguments), target(None, Some("site"), None), "{arguments}");
         }
         assert_eq!(Target::of(r#"{"repo":"site","Repo":"site"}"#), target(None, Some("site"), None));
-    }
-
-    #[test]
-    fn a_trace_is_taken_from_a_good_traceparent_only() {
-        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(trace_of(good), Some("0af7651916cd43dd8448eb211c80319c"));
-        let bad = [
-            "",
-            "00",
-            "00-0af7651916cd43dd8448eb211c80319c",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c\n-b7ad6b7169203331-01",
-        ];
-        for text in bad {
-            assert_eq!(trace_of(text), None, "{text}");
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! `/mcp`: what a client may send, in which order it is checked, and what becomes of it.
 //!
-//! The order: bearer (a layer in front, so that a bad token learns nothing else), `Origin`, media types, size, JSON,
+//! The order: `Origin` and bearer (layers in front, so that neither a foreign page nor a bad token learns anything
+//! else), headers that must not be there twice, media types, size, JSON,
 //! scope as far as the message says it, session, revision, scope as far as the child's tools say it. Only then does a
 //! child see anything.
 
@@ -8,8 +9,8 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Request, State};
-use axum::http::header::ORIGIN;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
 use tokio::time::{Instant, timeout_at};
@@ -27,11 +28,13 @@ use crate::mcp::headers::{Accept, Revision, is_json};
 use crate::mcp::observed::{Observed, Observer};
 use crate::mcp::refusal::{Refusal, UnknownSession};
 use crate::mcp::scope::{Need, Scope};
+use crate::mcp::single::require_single;
 use crate::metrics::CallOutcome;
 use crate::session::error::SessionError;
 use crate::session::machine::Event;
 use crate::session::record::Session;
 use crate::session::registry::Registry;
+use crate::trace::Trace;
 
 /// Bytes in one JSON-RPC message of a client. Forgejo attachments travel as base64 inside tool arguments.
 pub(crate) const DEFAULT_MAX_BODY: usize = 16 * 1024 * 1024;
@@ -48,7 +51,6 @@ struct Parts {
     registry: Registry,
     max_body: usize,
     unknown: Live<UnknownSession>,
-    origins: Vec<String>,
     scope: Scope,
     observer: Observer,
     /// Asked about a caller whose child died at its start; none where nobody's account can be asked about.
@@ -56,17 +58,16 @@ struct Parts {
 }
 
 impl Endpoint {
-    /// Bodies of at most `max_body` bytes; browsers only from `origins` (scheme, host and port as in `Origin`).
+    /// Bodies of at most `max_body` bytes.
     pub(crate) fn new(
         registry: Registry,
         max_body: usize,
         unknown: Live<UnknownSession>,
-        origins: Vec<String>,
         scope: Scope,
         observer: Observer,
         principals: Option<Principals>,
     ) -> Self {
-        Self(Arc::new(Parts { registry, max_body, unknown, origins, scope, observer, principals }))
+        Self(Arc::new(Parts { registry, max_body, unknown, scope, observer, principals }))
     }
 
     /// What the caller is told where their child died at its start: a token that Forgejo does not take any more is 401, so
@@ -83,12 +84,8 @@ impl Endpoint {
     /// The handlers of `/mcp`; they expect a [`Principal`] in the request's extensions.
     pub(crate) fn routes(self) -> MethodRouter {
         // HEAD would run the handler of GET and take the session's stream away from who reads it.
-        post(receive).get(listen).delete(end).head(async || Refusal::method()).with_state(self)
-    }
-
-    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let known = |origin: &HeaderValue| self.0.origins.iter().any(|known| origin == known.as_str());
-        if headers.get_all(ORIGIN).iter().all(known) { Ok(()) } else { Err(Refusal::origin()) }
+        let methods = post(receive).get(listen).delete(end).head(async || Refusal::method());
+        methods.layer(from_fn_with_state(self.0.observer.clone(), require_single)).with_state(self)
     }
 
     fn session(&self, headers: &HeaderMap, principal: &Principal) -> Result<Option<Arc<Session>>, Refusal> {
@@ -120,8 +117,8 @@ async fn receive(
     let received = Instant::now();
     let deadline = received + endpoint.0.registry.config().request_timeout;
     let (head, body) = request.into_parts();
+    let trace = Trace::of(&head.extensions, &head.headers);
     let outcome = async {
-        endpoint.check_origin(&head.headers)?;
         if !is_json(&head.headers) {
             return Err(Refusal::content_type());
         }
@@ -131,12 +128,12 @@ async fn receive(
         }
         let budget = endpoint.0.registry.budgets().of(caller.tenant);
         let body = body::read(body, &head.headers, endpoint.0.max_body, &budget, deadline).await?;
-        let message = Message::parse(body).map_err(Refusal::message)?;
+        let message = traced(Message::parse(body).map_err(Refusal::message)?, &trace);
         let id = match message.kind() {
             Kind::Request { id, .. } => Some(id.clone()),
             Kind::Notification { .. } | Kind::Response { .. } => None,
         };
-        let mut observed = endpoint.0.observer.begin(&message, &head.headers, &caller, received);
+        let mut observed = endpoint.0.observer.begin(&message, &trace, &caller, received);
         let is_observed = observed.is_some();
         let answered = async {
             let need = endpoint.0.scope.need(&caller, &message)?;
@@ -155,6 +152,16 @@ async fn receive(
         }
     };
     outcome.await.unwrap_or_else(|refusal| endpoint.refused(refusal))
+}
+
+/// Settles to which trace the message belongs, and lets a request take along what only its headers say. Not `initialize`,
+/// which is recorded and replayed to other children.
+fn traced(message: Message, trace: &Trace) -> Message {
+    trace.settle(message.traceparent().as_ref());
+    match (message.kind(), trace.carried()) {
+        (Kind::Request { method, .. }, Some(carried)) if method != "initialize" => message.carrying(carried),
+        _ => message,
+    }
 }
 
 /// What a client has said, and by when it is to be answered.
@@ -291,7 +298,6 @@ async fn listen(
     headers: HeaderMap,
 ) -> Response {
     let open = || {
-        endpoint.check_origin(&headers)?;
         // 405 is the one refusal that every client takes for «no such stream here».
         if !headers.contains_key(SESSION_ID) {
             return Err(Refusal::method());
@@ -312,7 +318,6 @@ async fn end(
     headers: HeaderMap,
 ) -> Response {
     let end = async {
-        endpoint.check_origin(&headers)?;
         let session = endpoint.session(&headers, &caller)?.ok_or_else(Refusal::no_session_id)?;
         let ended = endpoint.0.registry.end_for_client(&session).await;
         ended.map_err(|error| endpoint.refuse(&error, Revision::of(&headers)))?;

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use axum::http::HeaderMap;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -20,6 +19,7 @@ use crate::mcp::writes::RecentWrites;
 use crate::metrics::{CallOutcome, Method, Metrics};
 use crate::session::id;
 use crate::store::SessionDigest;
+use crate::trace::Trace;
 use wire::clock::Clock;
 use wire::message::TenantId;
 use wire::telemetry::message_id;
@@ -46,6 +46,11 @@ impl Observer {
         Self { metrics, audit, lines: Arc::new(Limiter::new(REFUSALS_A_MINUTE)), writes: (writes, clock) }
     }
 
+    /// A request is not carried out for its head alone; `reason` is a stable name.
+    pub(crate) fn refused_early(&self, reason: &'static str) {
+        self.metrics.refused(reason);
+    }
+
     /// A request that could not even be read as one is not carried out.
     pub(crate) fn refused(&self, refusal: &Refusal) {
         self.metrics.refused(refusal.reason());
@@ -55,7 +60,7 @@ impl Observer {
     pub(crate) fn begin(
         &self,
         message: &Message,
-        headers: &HeaderMap,
+        trace: &Trace,
         caller: &Principal,
         received: Instant,
     ) -> Option<Observed> {
@@ -71,7 +76,7 @@ impl Observer {
             caller: caller.clone(),
             method,
             received,
-            call: AuditedCall::of(self.audit, message, headers, caller).map(Box::new),
+            call: AuditedCall::of(self.audit, message, trace, caller).map(Box::new),
             session: None,
             effect: None,
             outcome: if is_request { CallOutcome::Abandoned } else { CallOutcome::Unanswered },

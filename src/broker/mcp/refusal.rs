@@ -141,16 +141,6 @@ impl Refusal {
         Self::new("revision", StatusCode::BAD_REQUEST, code::BAD_TRANSPORT, message)
     }
 
-    /// A page of another origin (DNS rebinding; revision 2025-11-25, basic/transports, section Security Warning).
-    pub(crate) fn origin() -> Self {
-        Self::new(
-            "origin",
-            StatusCode::FORBIDDEN,
-            code::BAD_TRANSPORT,
-            "Forbidden: this Origin may not use the endpoint",
-        )
-    }
-
     /// A method that the endpoint does not offer in this form.
     pub(crate) fn method() -> Self {
         let message = "Method Not Allowed: a stream needs a session; start with POST";

@@ -19,5 +19,6 @@ mod rotating;
 mod scopes;
 mod starts;
 mod streams;
+mod traces;
 mod trouble;
 mod upgrading;

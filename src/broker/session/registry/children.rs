@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::{error, info_span};
+use tracing::{Instrument, error, info_span};
 
 use crate::chain::chain;
 use crate::child::bridge::{Bridge, BridgeConfig};
@@ -68,8 +68,9 @@ impl Registry {
             }
         };
         drop(pace);
+        // It outlives the request that it is started for, whose trace is none of its own.
         let span = info_span!(
-            "child", tenant = %principal.tenant, login = %principal.login, grant = %principal.grant,
+            parent: None, "child", tenant = %principal.tenant, login = %principal.login, grant = %principal.grant,
             child_pid = backend.pid, child_uid = backend.uid, session = tracing::field::Empty
         );
         let now = self.config();
@@ -185,7 +186,7 @@ impl Registry {
             }
             Effect::Start(due) => {
                 let (registry, session, principal) = (self.clone(), Arc::clone(session), principal.clone());
-                self.0.tasks.spawn(async move {
+                let waking = async move {
                     if let Some(due) = due {
                         sleep_until(due.min(deadline)).await;
                     }
@@ -193,7 +194,8 @@ impl Registry {
                     if let Some(tell) = tell {
                         tell.send_replace(Some(woken));
                     }
-                });
+                };
+                self.0.tasks.spawn(waking.in_current_span());
             }
             Effect::Wait => {}
             Effect::ShuttingDown => return Err(SessionError::ShuttingDown),

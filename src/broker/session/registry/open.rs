@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::error;
+use tracing::{Instrument, error};
 
 use crate::chain::chain;
 use crate::child::bridge::Bridge;
@@ -77,7 +77,7 @@ impl Registry {
         };
         // A task of its own: a client that hangs up now must not leave half a session.
         let registry = self.clone();
-        let admitted = self.0.tasks.spawn(async move { registry.admit(admission).await });
+        let admitted = self.0.tasks.spawn(async move { registry.admit(admission).await }.in_current_span());
         let session = admitted.await.map_err(|_| SessionError::ShuttingDown)??;
         self.0.metrics.session_opened();
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -3,6 +3,7 @@
 use super::*;
 
 use crate::auth::rates::{RateLimits, Rates};
+use crate::http::names::Names;
 use crate::http::reload::{ReloadError, Reloader, Sources};
 use crate::live::Live;
 use crate::mcp::refusal::UnknownSession;
@@ -70,6 +71,7 @@ async fn a_reload_puts_lists_and_rates_in_force_and_one_with_problems_changes_no
         registry: registry.clone(),
         tables: tables.clone(),
         unknown: unknown.clone(),
+        names: Live::new(Names::default()),
     };
     let logins = || {
         let source = limits.source(&axum::extract::Request::new(axum::body::Body::empty()));
@@ -129,8 +131,8 @@ fn what_only_a_restart_puts_in_force_is_named_by_its_key_and_nothing_else_is() {
             &["[http] max_body", "[http] max_connections", "[http] connections_per_address"],
         ),
         (
-            "http.trusted_proxies = [\"10.0.0.1\"]\nhttp.allowed_origins = [\"https://a.example\"]",
-            &["[http] trusted_proxies", "[http] allowed_origins"],
+            "http.trusted_proxies = [\"10.0.0.1\"]\nhttp.allowed_origins = [\"https://a.example\"]\nhttp.hosts = [\"a\"]",
+            &["[http] trusted_proxies"],
         ),
         ("supervisor.socket = \"/x\"", &["[supervisor] socket"]),
     ] {

@@ -138,7 +138,6 @@ impl Fixture {
         let registry =
             Registry::load(config, spawner.clone(), Arc::new(records.clone()), clock.clone(), metrics.clone());
         let registry = registry.await.expect("the records are readable");
-        let origins = vec!["https://broker.example".to_owned()];
         let challenge = Challenge {
             resource_metadata: Some("https://broker.example/.well-known/oauth-protected-resource/mcp".to_owned()),
             scope: "forgejo:read forgejo:write",
@@ -148,7 +147,7 @@ impl Fixture {
         let scope = Scope::new(Live::new(tables), &challenge, offered);
         let observer = Observer::new(metrics.clone(), audit, writes.clone(), clock.clone());
         let unknown = Live::new(UnknownSession::Auto);
-        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, unknown, origins, scope, observer, None);
+        let endpoint = Endpoint::new(registry.clone(), 64 * 1024, unknown, scope, observer, None);
         Self { registry, spawner, children, clock, records, metrics, endpoint, writes }
     }
 
