@@ -2,7 +2,7 @@
 //!
 //! No byte of a child is trusted: what comes out is redacted, capped and parsed before anybody else sees it.
 //! [`bridge`] is the running child; below it are its [`stdin`], its output ([`stdout`], [`lines`], [`stderr`]), the requests in
-//! flight ([`calls`]) and the session's [`get_stream`]. [`handshake`] opens MCP with it, [`redact`] takes the token out
+//! flight ([`calls`]), the tools that were [`listed`], and the session's [`get_stream`]. [`handshake`] opens MCP with it, [`redact`] takes the token out
 //! of what it says. [`spawner`] is all that is known of the world that makes children, [`supervisor_client`] the one
 //! implementation of it, which begins with the wire's [`greeting`].
 
@@ -13,6 +13,7 @@ pub(crate) mod get_stream;
 mod greeting;
 pub(crate) mod handshake;
 pub(crate) mod lines;
+pub(crate) mod listed;
 pub(crate) mod redact;
 pub(crate) mod spawner;
 pub(crate) mod stderr;

@@ -19,6 +19,7 @@ use crate::child::activity::Activity;
 use crate::child::calls::{Calls, Event, InFlight};
 use crate::child::get_stream::GetStream;
 use crate::child::get_stream::MAX_STREAM_BACKLOG;
+use crate::child::listed::Listed;
 use crate::child::redact::Redactor;
 use crate::child::spawner::{Backend, Stopper};
 use crate::child::stdin::{Slot, StdinWriter};
@@ -204,6 +205,11 @@ impl Bridge {
     /// How often the child has said that its tools have changed.
     pub(crate) fn tools_changed(&self) -> u64 {
         self.shared.calls.lock().tools_changed()
+    }
+
+    /// The tools that the child was asked for last.
+    pub(crate) fn listed(&self) -> Listed {
+        self.shared.calls.lock().listed().clone()
     }
 
     /// Notes what the child calls itself; the first time counts.

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use crate::child::activity::{Active, Activity};
+use crate::child::listed::{Listed, ToolSet};
 use crate::jsonrpc;
 use crate::jsonrpc::{Kind, Message, RawId, Spliced, code};
 
@@ -63,6 +64,8 @@ struct Call {
     id: RawId,
     progress: Option<Bytes>,
     for_tool: bool,
+    /// Whether its answer names the child's tools.
+    for_tools: bool,
     takes_notes: bool,
     to: mpsc::Sender<Event>,
     deadline: Instant,
@@ -113,6 +116,7 @@ pub(crate) struct Calls {
     asks: HashMap<u64, Ask>,
     touched: Instant,
     tools_changed: u64,
+    listed: Listed,
     closed: bool,
     /// How long a client may take to answer the child.
     ask_timeout: Duration,
@@ -124,7 +128,8 @@ impl Calls {
     /// a late answer to an earlier child's request would reach the next child.
     pub(crate) fn new(first: u64, ask_timeout: Duration, activity: Arc<Activity>, now: Instant) -> Self {
         let (open, asks) = (HashMap::new(), HashMap::new());
-        Self { next: first, open, asks, touched: now, tools_changed: 0, closed: false, ask_timeout, activity }
+        let (listed, closed) = (Listed::default(), false);
+        Self { next: first, open, asks, touched: now, tools_changed: 0, listed, closed, ask_timeout, activity }
     }
 
     fn number(&mut self) -> u64 {
@@ -169,6 +174,11 @@ impl Calls {
         self.tools_changed
     }
 
+    /// The tools that the child was asked for last.
+    pub(crate) fn listed(&self) -> &Listed {
+        &self.listed
+    }
+
     /// Enters a client's request and gives it the form in which the child sees it; with its number.
     pub(crate) fn enter(
         &mut self,
@@ -190,6 +200,7 @@ impl Calls {
             // Copied, because a slice would keep the whole request alive.
             progress: progress.map(|token| Bytes::copy_from_slice(&token)),
             for_tool: request.method() == Some("tools/call"),
+            for_tools: lists_tools(request),
             takes_notes: entry.takes_notes,
             to: entry.to,
             deadline: entry.deadline,
@@ -301,6 +312,11 @@ impl Calls {
             return Route::Dropped("an answer to nothing in flight");
         };
         self.touched = now;
+        if call.for_tools
+            && let Some(tools) = message.result().and_then(ToolSet::of)
+        {
+            self.listed.set(tools);
+        }
         let out = message.rewritten(Some(call.id.json().clone()), None);
         let ending = match is_error {
             true => Ending::Error,
@@ -361,6 +377,12 @@ impl Calls {
         self.asks.clear();
         failed
     }
+}
+
+/// Whether a request is for the tools from the first on. A name that looks like a cursor elsewhere in it only leaves the
+/// answer out of [`Listed`].
+fn lists_tools(request: &Message) -> bool {
+    request.method() == Some("tools/list") && !request.params().is_some_and(|params| params.contains("\"cursor\""))
 }
 
 /// Hands a message to the client that waits for `call`. A client that reads too slowly loses the stream: its end of

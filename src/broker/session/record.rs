@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::auth::principal::{Given, GrantId, Holder, Principal};
 use crate::child::bridge::Bridge;
 use crate::child::get_stream::GetStream;
+use crate::child::listed::{Listed, ToolSet};
 use crate::jsonrpc::Message;
 use crate::session::error::SessionError;
 use crate::session::machine::{ChildNumber, Effect, Event, Machine};
@@ -59,6 +60,8 @@ struct State {
     /// Of the start that is under way or was the last.
     outcome: Option<StartOutcome>,
     settings: Settings,
+    /// What the latest child listed.
+    listed: Listed,
     /// The holder's latest grant that used it; ends with it.
     given: Given,
     last_used: UnixTime,
@@ -71,7 +74,8 @@ impl Session {
     pub(crate) fn new(record: Record, settings: Settings, machine: Machine<Arc<Bridge>>, permit: Permit) -> Self {
         let Record { digest, holder, given, version, get_stream, last_used } = record;
         let permit = Some(permit);
-        let state = State { machine, outcome: None, settings, given, last_used, saved: last_used, permit };
+        let (outcome, listed) = (None, Listed::default());
+        let state = State { machine, outcome, settings, listed, given, last_used, saved: last_used, permit };
         Self { digest, holder, version, get_stream, state: Mutex::new(state) }
     }
 
@@ -146,16 +150,32 @@ impl Session {
         }
     }
 
-    /// Takes over what was recorded of the settings, and gives the requests that bring a fresh child to the same state.
-    pub(crate) fn restored_settings(&self, recorded: &str) -> Vec<Message> {
+    /// Takes over what was recorded of the settings, and gives what a fresh child is brought to and measured by: the
+    /// requests, the tools, and what the child before answered to `initialize` if that was not as the first did.
+    pub(crate) fn restored_settings(&self, recorded: &str) -> (Vec<Message>, Option<ToolSet>, Option<Box<str>>) {
         let mut state = self.state.lock();
         state.settings.restore(recorded);
-        state.settings.requests()
+        state.note_listed();
+        (state.settings.requests(), state.settings.tools(), state.settings.answer())
+    }
+
+    /// Its latest child is this one, which lists tools here.
+    pub(crate) fn follows(&self, listed: Listed) {
+        let mut state = self.state.lock();
+        state.note_listed();
+        state.listed = listed;
+    }
+
+    /// Its latest child answered `initialize` in another way than the one before.
+    pub(crate) fn answered(&self, answer: String) {
+        self.state.lock().settings.answered(answer);
     }
 
     /// The settings to write to the store, if they are not there yet.
     pub(crate) fn unsaved_settings(&self) -> Option<String> {
-        self.state.lock().settings.take_unsaved()
+        let mut state = self.state.lock();
+        state.note_listed();
+        state.settings.take_unsaved()
     }
 
     /// When the client last used it.
@@ -184,6 +204,13 @@ impl Session {
     pub(crate) fn is_busy(&self) -> bool {
         let state = self.state.lock();
         state.machine.is_starting() || state.machine.child().is_some_and(|(_, bridge)| bridge.in_flight() > 0)
+    }
+}
+
+impl State {
+    fn note_listed(&mut self) {
+        let tools = self.listed.get();
+        self.settings.listed(tools);
     }
 }
 

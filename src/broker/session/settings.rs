@@ -1,8 +1,9 @@
 //! What a client has told its child beyond the handshake, so that the child's successor can be told as well: the log
-//! level, and which resources it watches. Recorded with the session, by every sweep and at shutdown.
+//! level, and which resources it watches; and by what the successor is measured. Recorded with the session, by every sweep and at shutdown.
 
 use serde::{Deserialize, Serialize};
 
+use crate::child::listed::ToolSet;
 use crate::jsonrpc::Message;
 
 /// Subscriptions of one session; what goes beyond is not remembered.
@@ -17,6 +18,12 @@ pub(crate) struct Settings {
     level: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     watched: Vec<Box<str>>,
+    /// The tools that the client was told of last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tools: Option<ToolSet>,
+    /// What the latest child answered to `initialize`, where that was not as the first did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer: Option<Box<str>>,
     /// Whether they are all there is: not so for a session of before a restart until its record was read.
     #[serde(skip)]
     known: bool,
@@ -62,6 +69,30 @@ impl Settings {
             _ => return,
         }
         self.unsaved = true;
+    }
+
+    /// Notes which tools the client was told of last.
+    pub(crate) fn listed(&mut self, tools: Option<ToolSet>) {
+        if tools.is_some() && tools != self.tools {
+            self.tools = tools;
+            self.unsaved = true;
+        }
+    }
+
+    /// The tools that the client was told of last.
+    pub(crate) fn tools(&self) -> Option<ToolSet> {
+        self.tools.clone()
+    }
+
+    /// Notes what a child answered to `initialize` that is not like the one before.
+    pub(crate) fn answered(&mut self, answer: String) {
+        self.answer = Some(answer.into());
+        self.unsaved = true;
+    }
+
+    /// What a child answered to `initialize` that was not like the first.
+    pub(crate) fn answer(&self) -> Option<Box<str>> {
+        self.answer.clone()
     }
 
     /// The requests that bring a fresh child to the same state.

@@ -8,6 +8,7 @@ mod binding;
 mod bridging;
 mod budgets;
 mod caps;
+mod changes;
 mod deadlines;
 mod ends;
 mod idle;

@@ -11,7 +11,7 @@ use tracing::{Instrument, error, info_span};
 use crate::chain::chain;
 use crate::child::bridge::{Bridge, BridgeConfig};
 use crate::child::get_stream::GetStream;
-use crate::child::handshake::{self, HandshakeError};
+use crate::child::handshake::{self, HandshakeError, Predecessor};
 use crate::child::spawner::{Backend, SpawnError, SpawnRequest};
 use crate::session::machine::{ChildNumber, Effect, Event};
 use crate::session::quota::Full;
@@ -293,9 +293,12 @@ impl Registry {
         let started = async {
             let started = self.start(principal, Arc::clone(&session.get_stream), deadline).await?;
             let by = deadline.min(Instant::now() + self.config().start_timeout);
-            let settings = session.restored_settings(&record.settings);
-            let (initialize, answer) = (&record.initialize, &record.answer);
-            handshake::replay(&started.bridge, initialize, answer, &settings, &session.get_stream, by).await?;
+            let (settings, tools, answer) = session.restored_settings(&record.settings);
+            let (initialize, answer) = (&record.initialize, answer.as_deref().unwrap_or(&record.answer));
+            let before = Predecessor { initialize, answer, tools, settings };
+            if let Some(answer) = handshake::replay(&started.bridge, before, &session.get_stream, by).await? {
+                session.answered(answer);
+            }
             Ok(started)
         };
         self.counted(started).await
@@ -318,6 +321,7 @@ impl Registry {
     /// Watches a child until it is gone; its permit is given back then, and not before.
     pub(crate) fn watch(&self, session: &Arc<Session>, number: ChildNumber, bridge: Arc<Bridge>, permit: Permit) {
         lines::serves(session, &bridge);
+        session.follows(bridge.listed());
         let (registry, session) = (self.clone(), Arc::clone(session));
         self.0.tasks.spawn(async move {
             let outcome = tokio::select! {

@@ -118,7 +118,9 @@ async fn a_child_with_other_capabilities_is_announced_to_a_client_that_listens()
     let calling = fixture.posting(&alice, Some(&id), call(1, "x"));
     let mut next = fixture.child().await;
     let heard = next.hears().await.expect("initialize");
-    let result = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}, "prompts": {}}});
+    let capabilities = json!({"tools": {}, "prompts": {}});
+    let server = json!({"name": "fake", "version": "1"});
+    let result = json!({"protocolVersion": "2025-06-18", "capabilities": capabilities, "serverInfo": server});
     next.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": result})).await;
     next.hears().await.expect("initialized");
     next.answers(json!({})).await;
