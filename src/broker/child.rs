@@ -14,6 +14,7 @@ mod greeting;
 pub(crate) mod handshake;
 pub(crate) mod lines;
 pub(crate) mod listed;
+pub(crate) mod misread;
 pub(crate) mod redact;
 pub(crate) mod spawner;
 pub(crate) mod stderr;

@@ -20,6 +20,7 @@ mod isolation;
 mod limits;
 mod log_lines;
 mod login;
+mod misreading;
 mod monitoring;
 mod names;
 mod operator;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::child::activity::{Active, Activity};
 use crate::child::listed::{Listed, ToolSet};
+use crate::child::misread::Meant;
 use crate::jsonrpc;
 use crate::jsonrpc::{Kind, Message, RawId, Spliced, code};
 
@@ -104,6 +105,8 @@ pub(crate) enum Route {
     GetStream(Spliced),
     /// Back to the child: the broker answers it.
     Child(Spliced),
+    /// Nowhere: it is none.
+    NoMessage,
     /// Nowhere, and why.
     Dropped(&'static str),
 }
@@ -273,7 +276,7 @@ impl Calls {
     /// Routes a line that the child wrote.
     pub(crate) fn route(&mut self, line: Bytes, now: Instant) -> Route {
         let Ok(message) = Message::parse(line) else {
-            return Route::Dropped("not a JSON-RPC message");
+            return Route::NoMessage;
         };
         match message.kind() {
             Kind::Response { id, is_error } => self.answered(&message, id, *is_error, now),
@@ -364,6 +367,21 @@ impl Calls {
             return None;
         }
         self.open.values_mut().next().filter(|call| call.takes_notes && !call.to.is_closed())
+    }
+
+    /// Answers the request that something unreadable was meant for with an error, where it can be meant for no other; how
+    /// many that were.
+    pub(crate) fn fail_meant(&mut self, meant: Meant, message: &str, now: Instant) -> usize {
+        let number = match meant {
+            Meant::Number(number) => Some(number),
+            Meant::TheOnlyOne if self.open.len() == 1 => self.open.keys().next().copied(),
+            Meant::TheOnlyOne | Meant::Nobody => None,
+        };
+        let Some(call) = number.and_then(|number| self.open.remove(&number)) else { return 0 };
+        self.touched = now;
+        let text = jsonrpc::error_text(Some(&call.id), code::INTERNAL_ERROR, message);
+        let _ = call.to.try_send(Event::Answer(Spliced::whole(text), Ending::Error));
+        1
     }
 
     /// Answers everything in flight with an error: the child is gone.

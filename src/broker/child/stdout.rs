@@ -16,6 +16,7 @@ use crate::chain::chain;
 use crate::child::bridge::{Outcome, Shared};
 use crate::child::calls::Route;
 use crate::child::lines::{LineError, Lines, Overlong};
+use crate::child::misread::{Misread, Misreader};
 use crate::child::spawner::{Ended, ReadEnd};
 use wire::telemetry::message_id;
 
@@ -29,17 +30,18 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 /// Reads one child's output.
 pub(crate) struct Reader {
     shared: Arc<Shared>,
+    misreader: Misreader,
 }
 
 impl Reader {
     /// For the child of this bridge.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, misreader: Misreader::default() }
     }
 
     /// Reads the child until it is gone, then answers what is pending and tells the outcome, in this order.
     pub(crate) async fn keep(
-        self,
+        mut self,
         stdout: ReadEnd,
         mut ended: tokio::sync::oneshot::Receiver<Ended>,
         errors: tokio::task::JoinHandle<()>,
@@ -146,15 +148,43 @@ impl Reader {
         }
     }
 
-    fn route(&self, line: Bytes) {
+    /// A line, or several, that is no message: tells it, and answers the request that it was meant for.
+    fn misread(&mut self, misread: Misread, bytes: usize) {
+        let Misread { cause, meant, is_told } = misread;
+        let message = format!("the forgejo-mcp process wrote what is no JSON-RPC message: {}", cause.words());
+        let failed = self.shared.calls.lock().fail_meant(meant, &message, Instant::now());
+        self.shared.notify_if_quiet();
+        if is_told && failed == 0 {
+            return;
+        }
+        if let Some(left_out) = self.misreader.may_tell(Instant::now()) {
+            let left_out = Some(left_out).filter(|count| *count > 0);
+            warn!(
+                MESSAGE_ID = message_id::CHILD_MISREAD,
+                reason = cause.code(),
+                bytes,
+                failed_requests = failed,
+                left_out,
+                "{message}"
+            );
+        }
+    }
+
+    fn route(&mut self, line: Bytes) {
         if line.iter().all(u8::is_ascii_whitespace) {
             return;
         }
         let Some(line) = self.redacted(line) else { return };
-        let route = self.shared.calls.lock().route(line, Instant::now());
+        // A second handle, in case that it is none.
+        let route = self.shared.calls.lock().route(line.clone(), Instant::now());
         self.shared.notify_if_quiet();
+        if let Some(misread) =
+            if route == Route::NoMessage { self.misreader.look_at(&line) } else { self.misreader.well_read() }
+        {
+            self.misread(misread, line.len());
+        }
         match route {
-            Route::Delivered => {}
+            Route::Delivered | Route::NoMessage => {}
             Route::GetStream(message) => self.shared.get_stream.send(message),
             // Not awaited: a child that floods pings without reading must not stop its own reader.
             Route::Child(message) => self.shared.stdin.try_send(message),

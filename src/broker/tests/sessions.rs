@@ -13,6 +13,7 @@ mod deadlines;
 mod ends;
 mod idle;
 mod journal;
+mod misreading;
 mod observing;
 mod opening;
 mod refusals;

@@ -16,7 +16,7 @@ use super::Server;
 const GOERN_TOOLS: &str = include_str!("goern_tools.tsv");
 
 /// The tools of this program alone.
-const TEST_TOOLS: [&str; 19] = [
+const TEST_TOOLS: [&str; 20] = [
     "echo",
     "whoami",
     "env",
@@ -36,6 +36,7 @@ const TEST_TOOLS: [&str; 19] = [
     "leak",
     "stderr",
     "garbage",
+    "misanswer",
 ];
 
 /// All tools. The annotations are as useless as the real child's: the library's defaults on every one.
@@ -157,8 +158,31 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
             Server::send_raw("this line is not JSON");
             Ok(text("swept"))
         }
+        // An answer that nobody can read, and no other.
+        "misanswer" => misanswer(id, arguments.get("how").and_then(Value::as_str).unwrap_or_default()),
         other if goern().any(|name| name == other) => Ok(text(other)),
         other => Err((-32602, format!("tool '{other}' not found: tool not found"))),
+    }
+}
+
+fn misanswer(id: &Value, how: &str) -> ! {
+    let answer = json!({"jsonrpc": "2.0", "id": id, "result": text("unread")});
+    let error = json!({"code": 1, "message": "x"});
+    match how {
+        "pretty" => Server::send_raw(&format!("{answer:#}")),
+        "both" => Server::send(&json!({"jsonrpc": "2.0", "id": id, "result": {}, "error": error})),
+        "null-id" => Server::send(&json!({"jsonrpc": "2.0", "id": null, "error": error})),
+        "bom" => Server::send_raw(&format!("\u{feff}{answer}")),
+        "not-utf-8" => {
+            let mut out = std::io::stdout().lock();
+            let bytes = answer.to_string().replace("unread", "\u{1}").into_bytes();
+            let bytes: Vec<u8> = bytes.into_iter().map(|b| if b == 1 { 0xff } else { b }).collect();
+            let _ = out.write_all(&bytes).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+        }
+        _ => {}
+    }
+    loop {
+        std::thread::park();
     }
 }
 
