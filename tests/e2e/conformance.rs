@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A child on the official SDK.
 #[derive(Debug, Clone, Copy)]
-enum Fixture {
+pub(crate) enum Fixture {
     /// Speaks the session era only.
     Session,
     /// Speaks both.
@@ -64,7 +64,7 @@ impl Outcome {
     }
 }
 
-fn deployment(test: &str, dir: &Path, fixture: Fixture) -> Deployment {
+pub(crate) fn fixture_deployment(test: &str, dir: &Path, fixture: Fixture) -> Deployment {
     let modules = dir.join("node/node_modules");
     let program = match fixture {
         Fixture::Session => "conformance/session.mjs",
@@ -83,7 +83,7 @@ fn deployment(test: &str, dir: &Path, fixture: Fixture) -> Deployment {
 async fn conforms(test: &str, fixture: Fixture, suite: (&str, &[&str]), count: usize, except: &[(&str, &str)]) {
     let Some(dir) = installed() else { return skip(test, "no conformance suite: run tests/run") };
     let (package, arguments) = suite;
-    let deployment = deployment(test, &dir, fixture);
+    let deployment = fixture_deployment(test, &dir, fixture);
     let mut command = node(&dir);
     command.arg(dir.join("node/node_modules").join(package).join("dist/index.js"));
     // By the name: the suite tries rebinding on no address.

@@ -12,6 +12,7 @@ mod chaos;
 mod clients;
 mod conformance;
 mod descriptors;
+mod eras;
 mod failing_children;
 mod forgejo_says_no;
 mod front_page;
