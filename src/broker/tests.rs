@@ -5,6 +5,7 @@ pub(crate) mod captured_log;
 pub(crate) mod identity;
 pub(crate) mod memory_pipe;
 mod oauth;
+mod properties;
 mod rotation;
 mod sessions;
 mod supervisor_client;
