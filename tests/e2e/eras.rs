@@ -59,7 +59,8 @@ fn names() -> Names {
 impl Names {
     /// The arguments that ask for a file of the stub's.
     fn file(&self, name: &str) -> Value {
-        let mut arguments = json!({"owner": "alice", "repo": "alice-notes", "ref": "main"});
+        // Without metadata goern's asks for the raw file, which the stub has not.
+        let mut arguments = json!({"owner": "alice", "repo": "alice-notes", "ref": "main", "with_metadata": true});
         arguments[self.path] = json!(name);
         arguments
     }
