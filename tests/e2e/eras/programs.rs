@@ -107,8 +107,8 @@ async fn mcp_remote_works_to_the_end() {
     let progress = json!({"name": "test_tool_with_progress", "arguments": {}, "_meta": {"progressToken": "p"}});
     assert!(remote.ask("tools/call", progress).await.to_string().contains("Done"));
     assert_eq!(remote.progress, 3);
-    let read = remote.ask("resources/read", json!({"uri": "test://template/7/data"})).await;
-    assert!(read.to_string().contains("template"), "{read}");
+    let template = remote.ask("resources/read", json!({"uri": "test://template/7/data"})).await;
+    assert!(template.to_string().contains("template"), "{template}");
     assert!(remote.call("big", json!({"bytes": LARGE})).await.len() >= LARGE);
 }
 

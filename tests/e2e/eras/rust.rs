@@ -83,8 +83,8 @@ async fn rmcp_works_to_the_end_in_each_of_its_modes() {
         let heard = client.service().0.clone();
         assert!(call(&client, "test_tool_with_progress", json!({})).await.contains("Done"), "{mode}");
         assert_eq!(heard.load(Ordering::SeqCst), 3, "{mode}");
-        let read = client.read_resource(ReadResourceRequestParams::new("test://template/7/data")).await;
-        assert!(serde_json::to_string(&read.expect("a resource")).expect("json").contains("template"), "{mode}");
+        let template = client.read_resource(ReadResourceRequestParams::new("test://template/7/data")).await;
+        assert!(serde_json::to_string(&template.expect("a resource")).expect("json").contains("template"), "{mode}");
         assert!(call(&client, "big", json!({"bytes": LARGE})).await.len() >= LARGE, "{mode}");
         client.cancel().await.expect("an end");
     }
