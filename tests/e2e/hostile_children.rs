@@ -13,7 +13,7 @@ use harness::mcp_session::{Session, http, post};
 const IN_TIME: Duration = Duration::from_secs(30);
 
 /// What the broker has in memory, in MiB.
-fn resident(deployment: &Deployment) -> u64 {
+pub(crate) fn resident(deployment: &Deployment) -> u64 {
     let pid = deployment.broker.as_ref().expect("runs").pid();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("readable");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the line");

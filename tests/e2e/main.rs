@@ -30,6 +30,7 @@ mod restarts;
 mod second_broker;
 mod secrets;
 mod sessions;
+mod slow_ends;
 mod stops;
 mod upgrades;
 
