@@ -41,7 +41,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Reads the summary: `✓ NAME: 3 passed, 0 failed` for each scenario, and `  ✗ NAME (reason)` for what does not count.
+    /// Reads the summary: `✓ NAME: 3 passed, 0 failed` for each scenario, `  ✗ NAME (reason)` for what does not count.
     fn read(said: &str, success: bool) -> Self {
         let unscored: Vec<&str> = said
             .lines()

@@ -1,5 +1,5 @@
-//! Real clients do all that they can, in each of the ways in which they can speak: they list, call, read, cancel, hear of
-//! progress, take an answer of five megabytes, and go on after a restart and after a kill of the broker.
+//! Real clients do all that they can, in each of the ways in which they can speak: they list, call, read, cancel, hear
+//! of progress, take an answer of five megabytes, and go on after a restart and after a kill of the broker.
 //!
 //! Against the real child (`real_child`), and against one on the official SDK for what that one has not. What the
 //! clients are told to do is in `tests/clients/steps*`; `tests/run` installs them (`tests/clients/install`).

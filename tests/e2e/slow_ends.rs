@@ -1,5 +1,5 @@
-//! Ends that do not keep up: a client that reads a byte at a time, a child that reads nothing, a line beyond the cap, and a
-//! client that is gone without a word. Nobody else notices.
+//! Ends that do not keep up: a client that reads a byte at a time, a child that reads nothing, a line beyond the cap, and
+//! a client that is gone without a word. Nobody else notices.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -167,7 +167,7 @@ fn ip(arguments: &str) -> bool {
     Command::new("ip").args(arguments.split(' ')).status().is_ok_and(|status| status.success())
 }
 
-/// Connections with what is elsewhere, as the kernel shows them here (proc_pid_net(5)): the address is in the machine's order.
+/// Connections with what is elsewhere, as the kernel lists them; the address is in the order of the machine.
 fn connections() -> usize {
     let address = format!("{:08X}:", u32::from_ne_bytes([10, 213, 77, 2]));
     let table = std::fs::read_to_string("/proc/net/tcp").expect("readable");

@@ -1,4 +1,5 @@
-//! For any message, any split of a pipe's bytes and any header: what need not be touched passes byte for byte, both ways.
+//! For any message, any split of a pipe's bytes and any header: what need not be touched passes byte for byte, both
+//! ways.
 //!
 //! Messages are made as text, because what must survive is the spelling: order, spaces, escapes, numbers, members that
 //! nobody knows. Where the bridge puts something else, the text has a mark, and the same text with the marks filled in
