@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use meta::Insertion;
 
 /// Bytes in a client's request id; one is kept for each request in flight.
-const MAX_ID: usize = 1024;
+pub(crate) const MAX_ID: usize = 1024;
 
 /// JSON-RPC error codes (JSON-RPC 2.0 section 5.1, and those that MCP implementations agree on).
 pub(crate) mod code {
@@ -70,6 +70,11 @@ impl RawId {
     /// The JSON text.
     pub(crate) fn json(&self) -> &Bytes {
         &self.0
+    }
+
+    /// An id as JSON text; `None` for what is none.
+    pub(crate) fn parse(json: &[u8]) -> Option<Self> {
+        Self::from_raw(serde_json::from_slice(json).ok()?).ok()
     }
 
     fn from_raw(raw: &RawValue) -> Result<Self, MessageError> {

@@ -16,5 +16,6 @@ pub(crate) mod observed;
 pub(crate) mod refusal;
 pub(crate) mod scope;
 mod single;
+pub(crate) mod sought_id;
 pub(crate) mod tools;
 pub(crate) mod writes;

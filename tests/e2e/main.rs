@@ -26,6 +26,7 @@ mod monitoring;
 mod names;
 mod operator;
 mod quickstart;
+mod refusals;
 mod restarts;
 mod second_broker;
 mod secrets;

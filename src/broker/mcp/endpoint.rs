@@ -24,7 +24,7 @@ use crate::live::Live;
 use crate::mcp::answer::{self, Asked, Sent};
 use crate::mcp::body;
 use crate::mcp::doubt::Doubt;
-use crate::mcp::headers::{Accept, Revision, is_json};
+use crate::mcp::headers::{Accept, Revision, is_json, names_revision};
 use crate::mcp::observed::{Observed, Observer};
 use crate::mcp::refusal::{Refusal, UnknownSession};
 use crate::mcp::scope::{Need, Scope};
@@ -93,7 +93,9 @@ impl Endpoint {
         let revision = Revision::of(headers);
         let found = self.0.registry.find(id.to_str().unwrap_or_default(), principal);
         let session = found.map_err(|error| self.refuse(&error, revision))?;
-        if revision.is_spoken() { Ok(Some(session)) } else { Err(Refusal::revision()) }
+        // What the child agreed to with this client is right for it, whether it is known here or not.
+        let is_right = revision.is_spoken() || names_revision(headers, &session.version);
+        if is_right { Ok(Some(session)) } else { Err(Refusal::revision()) }
     }
 
     /// Answers a request that is not carried out, where nothing else counts it.
@@ -127,8 +129,18 @@ async fn receive(
             return Err(Refusal::not_acceptable("application/json or text/event-stream"));
         }
         let budget = endpoint.0.registry.budgets().of(caller.tenant);
-        let body = body::read(body, &head.headers, endpoint.0.max_body, &budget, deadline).await?;
-        let message = traced(Message::parse(body).map_err(Refusal::message)?, &trace);
+        let seeks_id = head.headers.contains_key(SESSION_ID);
+        let bounds = body::Bounds { limit: endpoint.0.max_body, deadline, seeks_id };
+        let body = match body::read(body, &head.headers, bounds, &budget).await {
+            Ok(body) => body,
+            Err(refusal) if refusal.has_id() && endpoint.session(&head.headers, &caller)?.is_some() => {
+                return Err(refusal.in_session());
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        let message = Message::parse(body.clone()).map_err(|error| Refusal::message(error, &body))?;
+        let message = traced(message, &trace);
+        drop(body);
         let id = match message.kind() {
             Kind::Request { id, .. } => Some(id.clone()),
             Kind::Notification { .. } | Kind::Response { .. } => None,
@@ -209,7 +221,7 @@ async fn dispatch(
             let (asked, accept) = (Asked { id: id.clone(), limit, budget, observed, doubt }, said.accept);
             let endpoint = endpoint.clone();
             let sending = async move { send(&endpoint, &session, &said, &id, tool.as_deref()).await };
-            answer::respond(sending, asked, accept).await
+            answer::respond(sending, asked, accept).await.map_err(Refusal::in_session)
         }
         // To a session without a child there is nothing to say: a new child gets its own `initialized`, and nothing
         // is in flight that could be cancelled or answered.

@@ -3,11 +3,13 @@
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 
+/// The header that names a revision.
+const REVISION: &str = "mcp-protocol-version";
 /// Revisions whose sessions are spoken here.
 const SESSION_ERA: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
-/// From this revision on a terminated session must be answered with 404 (2025-06-18, basic/transports, section
+/// From this revision on a terminated session must be answered with 404 (2025-03-26, basic/transports, section
 /// Session Management), and clients of it re-initialize on nothing else.
-const DEMANDS_404: &str = "2025-06-18";
+const DEMANDS_404: &str = "2025-03-26";
 
 /// The forms of an answer that a client takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,13 +65,13 @@ fn media_type(value: &str) -> String {
 /// `MCP-Protocol-Version`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Revision {
-    /// No header: 2025-03-26 or older.
+    /// No header: 2025-03-26 or older, whose clients send none.
     Absent,
     /// One whose sessions are spoken here.
     SessionEra(&'static str),
     /// A date, but none that is spoken here with a session.
     Other {
-        /// Whether it is 2025-06-18 or later.
+        /// Whether it is 2025-03-26 or later.
         demands_404: bool,
     },
     /// No date at all.
@@ -79,7 +81,7 @@ pub(crate) enum Revision {
 impl Revision {
     /// Reads the header.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let Some(value) = headers.get("mcp-protocol-version") else { return Self::Absent };
+        let Some(value) = headers.get(REVISION) else { return Self::Absent };
         let value = value.to_str().unwrap_or_default();
         if let Some(known) = SESSION_ERA.into_iter().find(|known| *known == value) {
             return Self::SessionEra(known);
@@ -101,10 +103,15 @@ impl Revision {
         }
     }
 
-    /// Whether a session may go on under it.
+    /// Whether any session may go on under it.
     pub(crate) const fn is_spoken(self) -> bool {
         matches!(self, Self::Absent | Self::SessionEra(_))
     }
+}
+
+/// Whether the header names exactly this revision.
+pub(crate) fn names_revision(headers: &HeaderMap, revision: &str) -> bool {
+    headers.get(REVISION).is_some_and(|value| value.as_bytes() == revision.as_bytes())
 }
 
 #[cfg(test)]
@@ -147,7 +154,7 @@ mod tests {
     fn the_revisions_that_demand_404_are_known() {
         let demands = |value: &str| Revision::of(&with("mcp-protocol-version", value)).demands_404();
         assert!(!demands("2024-11-05"));
-        assert!(!demands("2025-03-26"));
+        assert!(demands("2025-03-26"));
         assert!(demands("2025-06-18"));
         assert!(demands("2025-11-25"));
         assert!(demands("2026-07-28"));

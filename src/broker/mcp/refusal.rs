@@ -1,21 +1,27 @@
 //! How the endpoint says no: one place that maps every reason to a status, headers and a JSON-RPC error.
 //!
-//! The body always echoes the request's id where it could be read: clients hang on an error with `id: null`.
+//! The body is a JSON-RPC error with the request's id, where that could be found in what was read. Where it could not, it
+//! is JSON that is no JSON-RPC message: rmcp takes an error with `id: null` for an answer to nothing, and waits on.
+//!
+//! A session lives on while its child cannot be had or a quota is used up, and its client must live on too: the Python SDK
+//! 1.x ends whole at any status but 404. So there the answer is 200 and a JSON-RPC error ([`Refusal::in_session`]).
 
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use bytes::Bytes;
+use serde_json::json;
 
 use crate::budget::OverBudget;
 use crate::child::spawner::SpawnError;
 use crate::jsonrpc;
 use crate::jsonrpc::{MessageError, RawId, code};
 use crate::mcp::headers::Revision;
+use crate::mcp::sought_id;
 use crate::session::error::SessionError;
 use wire::message::Refusal as SupervisorRefusal;
 
@@ -46,6 +52,8 @@ pub(crate) struct Refusal {
     /// The bearer layer's own answer, instead of one made here.
     unauthorized: Option<Box<Response>>,
     reason: &'static str,
+    /// Whether it is the child's or a quota's doing, and no fault of the request or of the broker.
+    passes: bool,
 }
 
 impl Refusal {
@@ -59,6 +67,7 @@ impl Refusal {
             id: None,
             unauthorized: None,
             reason,
+            passes: false,
         }
     }
 
@@ -124,9 +133,10 @@ impl Refusal {
         Self::session(&over.into(), Revision::Absent, UnknownSession::Auto)
     }
 
-    /// The body is no message.
-    pub(crate) fn message(error: MessageError) -> Self {
+    /// The body is no message; the id is looked for in it all the same.
+    pub(crate) fn message(error: MessageError, text: &[u8]) -> Self {
         Self::new("bad-message", StatusCode::BAD_REQUEST, error.code(), error.to_string())
+            .of(sought_id::in_text(text).as_ref())
     }
 
     /// A message that needs a session came without one. The wording is what clients look for.
@@ -215,13 +225,41 @@ impl Refusal {
         };
         let mut refusal = Self::new(error.code(), status, code, error.to_string());
         refusal.retry_after = retry_after;
+        refusal.passes = matches!(
+            error,
+            SessionError::ChildrenTotal
+                | SessionError::ChildrenOfUser
+                | SessionError::StartsWaiting
+                | SessionError::Deadline
+                | SessionError::OverBudget(_)
+                | SessionError::Spawn(_)
+        );
         refusal
+    }
+
+    /// As a request of a session that lives on is told of it.
+    #[must_use]
+    pub(crate) fn in_session(mut self) -> Self {
+        if self.passes && self.status != StatusCode::OK {
+            self.status = StatusCode::OK;
+            if let Some(wait) = self.retry_after.take() {
+                self.message = format!("{}; try again in {} s", self.message, whole_seconds(wait));
+            }
+        }
+        self
+    }
+
+    /// Whether the request's id is known.
+    pub(crate) fn has_id(&self) -> bool {
+        self.id.is_some()
     }
 
     /// With the id of the request that is refused.
     #[must_use]
     pub(crate) fn of(mut self, id: Option<&RawId>) -> Self {
-        self.id = id.cloned();
+        if let Some(id) = id {
+            self.id = Some(id.clone());
+        }
         self
     }
 }
@@ -238,22 +276,32 @@ impl IntoResponse for Refusal {
         if let Some(response) = self.unauthorized {
             return *response;
         }
-        let body = jsonrpc::error_text(self.id.as_ref(), self.code, &self.message);
+        let body = match &self.id {
+            Some(id) => jsonrpc::error_text(Some(id), self.code, &self.message),
+            None => json!({"error": {"code": self.code, "message": self.message}}).to_string().into(),
+        };
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(wait) = self.retry_after {
-            // Whole seconds (RFC 9110 section 10.2.3), rounded up, never «now».
-            let seconds = wait.as_millis().div_ceil(1000).max(1);
-            headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
         if let Some(challenge) = self.challenge {
             headers.insert(WWW_AUTHENTICATE, *challenge);
+        }
+        if [StatusCode::REQUEST_TIMEOUT, StatusCode::PAYLOAD_TOO_LARGE].contains(&self.status) {
+            // The rest of the body is not read (RFC 9110 sections 15.5.9 and 15.5.14).
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("POST, DELETE"));
         }
         response
     }
+}
+
+/// Whole seconds (RFC 9110 section 10.2.3), rounded up, never «now».
+fn whole_seconds(wait: Duration) -> u64 {
+    u64::try_from(wait.as_millis().div_ceil(1000).max(1)).unwrap_or(u64::MAX)
 }

@@ -96,7 +96,7 @@ async fn an_unknown_id_is_410_or_404_where_the_revision_demands_it() {
     let fixture = Fixture::new(config()).await;
     let table = [
         (None, 410),
-        (Some("2025-03-26"), 410),
+        (Some("2025-03-26"), 404),
         (Some("2025-06-18"), 404),
         (Some("2025-11-25"), 404),
         (Some("2026-07-28"), 404),

@@ -23,6 +23,9 @@ async fn every_bad_request_is_refused_with_its_own_status_and_code() {
         ("empty", plain(""), 400, -32700, Value::Null),
         ("a batch", plain("[]"), 400, -32600, Value::Null),
         ("no message", plain("{}"), 400, -32600, Value::Null),
+        ("not JSON to its end", plain(r#"{"method":"x","id":"i","#), 400, -32700, json!("i")),
+        ("another JSON-RPC", plain(r#"{"jsonrpc":"1.0","method":"x","id":"i"}"#), 400, -32600, json!("i")),
+        ("a damaged response", plain(r#"{"jsonrpc":"2.0","result":1,"error":{},"id":"i"}"#), 400, -32600, Value::Null),
         ("a null id", plain(r#"{"jsonrpc":"2.0","id":null,"method":"x"}"#), 400, -32600, Value::Null),
         ("another type", with("content-type", "text/plain", &good), 415, -32000, Value::Null),
         ("no form that exists", with("accept", "text/html", &good), 406, -32000, Value::Null),
@@ -45,6 +48,8 @@ async fn every_bad_request_is_refused_with_its_own_status_and_code() {
         let answer = body(response).await;
         assert_eq!(answer["error"]["code"], code, "{what}: {answer}");
         assert_eq!(answer["id"], id, "{what}");
+        // A client that takes it for a message waits on for the answer to its own.
+        assert_eq!(answer.get("jsonrpc").is_some(), !id.is_null(), "{what}: {answer}");
     }
     assert_eq!(fixture.registry.counts(), (1, 1), "and the session is none the worse");
 }
