@@ -5,6 +5,8 @@
 //! never heard of, the order of keys and the spelling of numbers survive. A rewrite replaces byte ranges
 //! ([`Spliced`]); the rest is shared, not copied.
 
+mod edit;
+mod error;
 mod meta;
 
 use std::borrow::Cow;
@@ -12,10 +14,11 @@ use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
-use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+pub(crate) use error::error_with;
 use meta::Insertion;
 
 /// Bytes in a client's request id; one is kept for each request in flight.
@@ -379,22 +382,7 @@ impl Spliced {
 
 /// A JSON-RPC error as text; `id` is `null` where the request's could not be read.
 pub(crate) fn error_text(id: Option<&RawId>, code: i32, message: &str) -> Bytes {
-    #[derive(Serialize)]
-    struct Inner<'a> {
-        code: i32,
-        message: &'a str,
-    }
-    let id = id.map_or(&b"null"[..], |id| id.0.as_ref());
-    // An integer and a text always serialise; the fallback keeps this total without a panic.
-    let inner = serde_json::to_vec(&Inner { code, message })
-        .unwrap_or_else(|_| br#"{"code":-32603,"message":"Internal error"}"#.to_vec());
-    let mut text = Vec::with_capacity(48 + id.len() + inner.len());
-    text.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
-    text.extend_from_slice(id);
-    text.extend_from_slice(br#","error":"#);
-    text.extend_from_slice(&inner);
-    text.push(b'}');
-    text.into()
+    error_with(id, code, message, None)
 }
 
 /// A JSON-RPC answer with an empty result, as `ping` wants it.

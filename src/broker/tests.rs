@@ -8,4 +8,5 @@ mod oauth;
 mod properties;
 mod rotation;
 mod sessions;
+mod stateless;
 mod supervisor_client;

@@ -122,9 +122,10 @@ pub struct GrantView {
 /// One of `GET /sessions`; times in seconds since 1970.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SessionView {
-    /// As in the journal's `SESSION`: the first eight hex digits of the digest.
+    /// As in the journal's `SESSION`: the first eight hex digits of the digest. `-` for a child that serves a client
+    /// without a session (revision 2026-07-28).
     pub session: String,
-    /// SHA-256 of the session's id, in hex.
+    /// SHA-256 of the session's id, in hex; empty without one.
     pub digest: String,
     /// The Forgejo user.
     pub user: String,

@@ -7,8 +7,10 @@ use wire::clock::UnixTime;
 use crate::admin::api::{ClientView, GrantView, Page, PageQuery, SessionView, UserView};
 use crate::admin::{Admin, Refused};
 use crate::auth::principal::GrantId;
+use crate::child::era::STATELESS;
 use crate::hex;
 use crate::session::id;
+use crate::session::registry::grants::WarmChild;
 use crate::store::SessionDigest;
 
 /// Entries of a page where nothing else is asked for.
@@ -86,7 +88,7 @@ pub(super) async fn users(
     Ok(Json(Page { entries: view.collect(), next }))
 }
 
-/// `GET /sessions`: open ones, the newest first.
+/// `GET /sessions`: open ones, the newest first; before them the children that serve clients without a session.
 pub(super) async fn sessions(
     State(admin): State<Admin>,
     Query(query): Query<PageQuery>,
@@ -113,7 +115,32 @@ pub(super) async fn sessions(
             in_flight: child.map_or(0, |(_, requests)| requests),
         })
     });
-    Ok(Json(Page { entries: view.collect(), next }))
+    let mut entries: Vec<SessionView> = view.collect();
+    if query.after.is_none() {
+        let of_user =
+            |child: &WarmChild| query.user.as_ref().is_none_or(|user| child.login.as_str().eq_ignore_ascii_case(user));
+        let warm = admin.revocation.registry.warm_children().into_iter().filter(of_user);
+        entries.splice(0..0, warm.map(|child| without_session(&child)));
+    }
+    Ok(Json(Page { entries, next }))
+}
+
+/// A child that serves a grant's stateless requests, in the list of sessions.
+fn without_session(child: &WarmChild) -> SessionView {
+    SessionView {
+        session: "-".to_owned(),
+        digest: String::new(),
+        user: child.login.as_str().to_owned(),
+        number: child.tenant.get(),
+        client: child.client.to_string(),
+        client_name: String::new(),
+        grant: child.grant.as_str().to_owned(),
+        version: STATELESS.to_owned(),
+        created_at: child.since.secs(),
+        last_used_at: child.last_used.secs(),
+        child_pid: Some(child.pid),
+        in_flight: child.in_flight,
+    }
 }
 
 fn session_place(text: &str) -> Option<(UnixTime, SessionDigest)> {

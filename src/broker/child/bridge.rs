@@ -5,6 +5,8 @@
 //! in the table and one line on the pipe; no task is started for it. Everything that comes out of the child is redacted
 //! before it is looked at, and capped.
 
+pub(crate) mod stateless;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,10 +18,13 @@ use tracing::{Instrument, Span};
 
 use crate::budget::Budget;
 use crate::child::activity::Activity;
-use crate::child::calls::{Calls, Event, InFlight};
+use crate::child::bridge::stateless::OpenRequest;
+use crate::child::calls::{Calls, Event, InFlight, Mode, Stateless};
+use crate::child::era::Server;
 use crate::child::get_stream::GetStream;
 use crate::child::get_stream::MAX_STREAM_BACKLOG;
 use crate::child::listed::Listed;
+use crate::child::parked::{About, Parked};
 use crate::child::redact::Redactor;
 use crate::child::spawner::{Backend, Stopper};
 use crate::child::stdin::{Slot, StdinWriter};
@@ -35,6 +40,8 @@ pub(crate) const MAX_IN_FLIGHT: usize = 64;
 /// What the bridge needs to know besides the backend.
 #[derive(Debug, Clone)]
 pub(crate) struct BridgeConfig {
+    /// Whose requests it will serve.
+    pub(crate) mode: Mode,
     /// Bytes in one line of the child.
     pub(crate) max_line: usize,
     /// Where its numbers start, see [`Calls::new`].
@@ -105,9 +112,27 @@ pub(crate) enum SendError {
 /// A request on its way: what the client gets.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    /// Ends after [`Event::Answer`], [`Event::Gone`], [`Event::Cancelled`] or [`Event::TimedOut`]; without them when the client read too
-    /// slowly.
-    pub(crate) events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Event>,
+    /// Of a stateless request, which is cancelled when this is dropped before its end.
+    open: Option<OpenRequest>,
+}
+
+impl Pending {
+    /// What comes next. Ends after [`Event::Answer`], [`Event::Gone`], [`Event::Cancelled`] or [`Event::TimedOut`]; without
+    /// them when the client read too slowly.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        match event {
+            Some(Event::Note(_) | Event::Silence) => event,
+            Some(Event::Ask(question)) => self.ask(question),
+            ended => {
+                if let Some(open) = self.open.take() {
+                    open.close();
+                }
+                ended
+            }
+        }
+    }
 }
 
 /// A running child. Dropping the last handle stops it.
@@ -118,6 +143,8 @@ pub(crate) struct Bridge {
     outcome: watch::Receiver<Option<Outcome>>,
     /// Its `serverInfo.name`, once it has answered `initialize`.
     program: OnceLock<Box<str>>,
+    /// What else it has said of itself, where it serves stateless requests.
+    server: OnceLock<Server>,
     token_ends: Option<UnixTime>,
     /// The process, for the log and the operator only.
     pub(crate) pid: u32,
@@ -129,6 +156,8 @@ pub(crate) struct Bridge {
 
 pub(crate) struct Shared {
     pub(crate) calls: Mutex<Calls>,
+    /// Requests that wait for their client.
+    pub(crate) parked: Mutex<Parked>,
     pub(crate) get_stream: Arc<GetStream>,
     pub(crate) redactor: Redactor,
     pub(crate) stopper: Box<dyn Stopper>,
@@ -164,10 +193,12 @@ impl Bridge {
         let shared = Arc::new(Shared {
             calls: Mutex::new(Calls::new(
                 config.first_number,
+                config.mode,
                 config.ask_timeout,
                 Arc::clone(&config.activity),
                 Instant::now(),
             )),
+            parked: Mutex::default(),
             get_stream,
             redactor: Redactor::new(token),
             stopper,
@@ -187,9 +218,9 @@ impl Bridge {
         let reader = stdout::Reader::new(Arc::clone(&shared));
         tokio::spawn(reader.keep(stdout, ended, errors, config.max_line, tell).instrument(span));
         let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
-        let program = OnceLock::new();
+        let (program, server) = (OnceLock::new(), OnceLock::new());
         let (token_ends, span) = (config.token_ends, config.span.clone());
-        Self { shared, permits, outcome, program, token_ends, pid, uid, span }
+        Self { shared, permits, outcome, program, server, token_ends, pid, uid, span }
     }
 
     /// What is logged of the child from now on names this session.
@@ -231,6 +262,17 @@ impl Bridge {
         takes_notes: bool,
         deadline: Instant,
     ) -> Result<Pending, SendError> {
+        self.enter(request, id, takes_notes, None, deadline).await
+    }
+
+    async fn enter(
+        &self,
+        request: &Message,
+        id: RawId,
+        takes_notes: bool,
+        stateless: Option<Box<Stateless>>,
+        deadline: Instant,
+    ) -> Result<Pending, SendError> {
         let now = (Arc::clone(&self.permits).try_acquire_owned(), self.shared.stdin.try_slot());
         // A slot on the pipe first: once the request is in the table it is on the pipe too, whatever becomes of the
         // caller in between.
@@ -239,13 +281,15 @@ impl Bridge {
             _ => timeout_at(deadline, self.room()).await.map_err(|_| SendError::Deadline)?.ok_or(SendError::Closed)?,
         };
         let (to, events) = mpsc::channel(MAX_STREAM_BACKLOG);
-        let entry = InFlight { to, takes_notes, permit, deadline };
-        let (_, line) = {
+        let about = stateless.as_ref().map(|_| (id.clone(), About::of(request)));
+        let entry = InFlight { to, takes_notes, stateless, permit, deadline };
+        let (number, line) = {
             let mut calls = self.shared.calls.lock();
             calls.enter(request, id, entry, Instant::now()).map_err(|_| SendError::Closed)?
         };
+        let open = about.map(|(id, about)| OpenRequest::new(&self.shared, number, id, about));
         self.shared.stdin.send(line, slot);
-        Ok(Pending { events })
+        Ok(Pending { events, open })
     }
 
     /// Waits until there is room for one more request; `None` when the child takes none any more.
@@ -292,7 +336,10 @@ impl Bridge {
     /// What the time brings: deadlines, and silence that clients are told of. Called once a second while anything is in
     /// flight anywhere.
     pub(crate) fn tick(&self) {
-        let lines = self.shared.calls.lock().tick(Instant::now());
+        let now = Instant::now();
+        let lines = self.shared.calls.lock().tick(now);
+        let expired = self.shared.parked.lock().expired(now);
+        drop(expired);
         self.shared.notify_if_quiet();
         for line in lines {
             // A child that does not read is not told; the answer it may still give is dropped.
@@ -330,13 +377,13 @@ impl Bridge {
 
     /// Since when nothing has been in flight; `None` while something is.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
-        self.shared.calls.lock().idle_since()
+        self.shared.calls.lock().idle_since(Instant::now())
     }
 
     /// Takes no request any more, if none has been in flight since `since`; whether it takes none. Then it can be stopped
     /// without harm to anybody.
     pub(crate) fn close_if_idle(&self, since: Instant) -> bool {
-        self.shared.calls.lock().close_if_idle(since)
+        self.shared.calls.lock().close_if_idle(since, Instant::now())
     }
 
     /// Takes no request any more; what is in flight goes on.

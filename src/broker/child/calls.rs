@@ -1,10 +1,16 @@
-//! The table of what is in flight between one session's client and one child.
+//! The table of what is in flight between one child and its clients: that of a session, or the stateless ones of a grant.
 //!
 //! Clients choose their ids freely (one hosted client sends 1 for everything), so nothing is keyed by them: each
 //! request gets a number of the broker's own towards the child, which is its progress token too, and its own id
 //! back on the answer. Requests of the child towards the client are numbered the same way.
 //!
+//! Who the clients are ([`Mode`]) decides where the child's own messages go; `stateless.rs` beside this file has what is
+//! different without a session.
+//!
 //! No I/O and no await: the table takes a message, changes itself and says where the message goes.
+
+mod failing;
+pub(crate) mod stateless;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,9 +20,13 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
+use crate::child::abilities::{Abilities, Asked};
 use crate::child::activity::{Active, Activity};
 use crate::child::listed::{Listed, ToolSet};
-use crate::child::misread::Meant;
+use crate::child::listens::Listens;
+use crate::child::log_level::LogLevel;
+use crate::child::stamp::Stamp;
+use crate::child::tasks::Tasks;
 use crate::jsonrpc;
 use crate::jsonrpc::{Kind, Message, RawId, Spliced, code};
 
@@ -25,6 +35,9 @@ use crate::jsonrpc::{Kind, Message, RawId, Spliced, code};
 pub(crate) enum Event {
     /// A message ahead of the answer.
     Note(Spliced),
+    /// The child of a stateless client asks for something and waits; [`Pending`](crate::child::bridge::Pending) makes an
+    /// answer of it.
+    Ask(Question),
     /// The answer, the last event, and what it is.
     Answer(Spliced, Ending),
     /// The child is gone or lost, and gives no answer any more; this error stands for it. The last event.
@@ -37,6 +50,17 @@ pub(crate) enum Event {
     TimedOut,
 }
 
+/// What a child asks of a stateless client.
+#[derive(Debug, Clone)]
+pub(crate) struct Question {
+    /// The broker's number for it.
+    pub(crate) number: u64,
+    /// The method.
+    pub(crate) method: Box<str>,
+    /// Its parameters, as the child spelled them; empty where it gave none.
+    pub(crate) params: Bytes,
+}
+
 /// What an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -44,8 +68,30 @@ pub(crate) enum Ending {
     Result,
     /// A result of a tool that says that it failed.
     ToolError,
-    /// A JSON-RPC error of the child.
-    Error,
+    /// A JSON-RPC error of the child, with this code where it could be read.
+    Error(Option<i32>),
+}
+
+/// Whose requests a child serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Those of one session: its client hears everything and is asked everything.
+    Session,
+    /// Stateless ones, by a child of the session era.
+    Translation,
+    /// Stateless ones, by a child that speaks that era.
+    Relay,
+}
+
+/// What a stateless request says of its client and asks for beside an answer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stateless {
+    /// What is done to the answer.
+    pub(crate) stamp: Option<Stamp>,
+    /// What its client may be asked.
+    pub(crate) abilities: Abilities,
+    /// The log messages that its client wants.
+    pub(crate) logs: Option<LogLevel>,
 }
 
 /// How long nothing is said to a client that waits before it hears of it the first time.
@@ -68,6 +114,8 @@ struct Call {
     /// Whether its answer names the child's tools.
     for_tools: bool,
     takes_notes: bool,
+    /// None in a session.
+    stateless: Option<Box<Stateless>>,
     to: mpsc::Sender<Event>,
     deadline: Instant,
     /// When the client hears of silence, if nothing else is said before.
@@ -90,6 +138,8 @@ pub(crate) struct InFlight {
     pub(crate) to: mpsc::Sender<Event>,
     /// Whether the client takes messages ahead of the answer (its `Accept` has `text/event-stream`).
     pub(crate) takes_notes: bool,
+    /// What it says of itself, where it has no session.
+    pub(crate) stateless: Option<Box<Stateless>>,
     /// Its permit among the requests in flight.
     pub(crate) permit: OwnedSemaphorePermit,
     /// When it is given up.
@@ -103,6 +153,8 @@ pub(crate) enum Route {
     Delivered,
     /// To the session's own stream.
     GetStream(Spliced),
+    /// To the stateless clients that listen, as far as they want to hear of it.
+    Listens,
     /// Back to the child: the broker answers it.
     Child(Spliced),
     /// Nowhere: it is none.
@@ -121,6 +173,9 @@ pub(crate) struct Calls {
     tools_changed: u64,
     listed: Listed,
     closed: bool,
+    mode: Mode,
+    listens: Listens,
+    tasks: Tasks,
     /// How long a client may take to answer the child.
     ask_timeout: Duration,
     activity: Arc<Activity>,
@@ -129,10 +184,21 @@ pub(crate) struct Calls {
 impl Calls {
     /// An empty table whose numbers start at `first`. Tables of one session must not reuse each other's numbers, or
     /// a late answer to an earlier child's request would reach the next child.
-    pub(crate) fn new(first: u64, ask_timeout: Duration, activity: Arc<Activity>, now: Instant) -> Self {
-        let (open, asks) = (HashMap::new(), HashMap::new());
-        let (listed, closed) = (Listed::default(), false);
-        Self { next: first, open, asks, touched: now, tools_changed: 0, listed, closed, ask_timeout, activity }
+    pub(crate) fn new(first: u64, mode: Mode, ask_timeout: Duration, activity: Arc<Activity>, now: Instant) -> Self {
+        Self {
+            next: first,
+            open: HashMap::new(),
+            asks: HashMap::new(),
+            touched: now,
+            tools_changed: 0,
+            listed: Listed::default(),
+            closed: false,
+            mode,
+            listens: Listens::default(),
+            tasks: Tasks::default(),
+            ask_timeout,
+            activity,
+        }
     }
 
     fn number(&mut self) -> u64 {
@@ -145,15 +211,15 @@ impl Calls {
         self.open.len()
     }
 
-    /// Since when nothing has been in flight; `None` while something is.
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
-        self.open.is_empty().then_some(self.touched)
+    /// Since when nothing has been in flight; `None` while something is, or the child has a task.
+    pub(crate) fn idle_since(&self, now: Instant) -> Option<Instant> {
+        (self.open.is_empty() && !self.tasks.any(now)).then_some(self.touched)
     }
 
     /// Takes no request any more if nothing has been in flight since `idle_since` or earlier; whether it is closed now.
     /// The look and the end are one step: a request is either in the table before, or is told that it is closed.
-    pub(crate) fn close_if_idle(&mut self, idle_since: Instant) -> bool {
-        self.closed |= self.open.is_empty() && self.touched <= idle_since;
+    pub(crate) fn close_if_idle(&mut self, idle_since: Instant, now: Instant) -> bool {
+        self.closed |= self.idle_since(now).is_some_and(|since| since <= idle_since);
         self.closed
     }
 
@@ -205,6 +271,7 @@ impl Calls {
             for_tool: request.method() == Some("tools/call"),
             for_tools: lists_tools(request),
             takes_notes: entry.takes_notes,
+            stateless: entry.stateless,
             to: entry.to,
             deadline: entry.deadline,
             silent_at: now + FIRST_SILENCE,
@@ -285,6 +352,7 @@ impl Calls {
                 let text = jsonrpc::error_text(Some(id), code::INTERNAL_ERROR, "too many requests wait for the client");
                 Route::Child(Spliced::whole(text))
             }
+            Kind::Request { id, method } if self.mode != Mode::Session => self.asked(&message, id, method, now),
             Kind::Request { id, .. } => {
                 let number = self.number();
                 let out = message.rewritten(Some(number.to_string().into()), None);
@@ -300,6 +368,9 @@ impl Calls {
                 if method == "notifications/tools/list_changed" {
                     self.tools_changed = self.tools_changed.wrapping_add(1);
                 }
+                if self.mode != Mode::Session {
+                    return self.told(&message, method, now);
+                }
                 let out = message.rewritten(None, None);
                 match self.only() {
                     Some(call) => deliver(call, out, now),
@@ -312,6 +383,9 @@ impl Calls {
     fn answered(&mut self, message: &Message, id: &RawId, is_error: bool, now: Instant) -> Route {
         let number = std::str::from_utf8(id.json()).ok().and_then(|id| id.parse::<u64>().ok());
         let Some(call) = number.and_then(|number| self.open.remove(&number)) else {
+            if number.is_some_and(|number| self.listens.answered(number, message)) {
+                return Route::Delivered;
+            }
             return Route::Dropped("an answer to nothing in flight");
         };
         self.touched = now;
@@ -320,9 +394,16 @@ impl Calls {
         {
             self.listed.set(tools);
         }
-        let out = message.rewritten(Some(call.id.json().clone()), None);
+        if self.mode == Mode::Relay {
+            self.tasks.note(message, now);
+        }
+        let id = call.id.json().clone();
+        let out = match call.stateless.as_ref().and_then(|stateless| stateless.stamp.as_ref()) {
+            Some(stamp) => stamp.apply(message, id),
+            None => message.rewritten(Some(id), None),
+        };
         let ending = match is_error {
-            true => Ending::Error,
+            true => Ending::Error(message.error_code()),
             false if call.for_tool && message.says_tool_failed() => Ending::ToolError,
             false => Ending::Result,
         };
@@ -344,9 +425,15 @@ impl Calls {
 
     fn child_cancelled(&mut self, message: &Message, now: Instant) -> Route {
         let Some(named) = message.cancelled_id() else { return Route::Dropped("a cancellation of nothing") };
+        if self.mode == Mode::Relay {
+            return self.listen_cancelled(&named);
+        }
         let number = self.asks.iter().find(|(_, ask)| *ask.id.json() == named).map(|(&number, _)| number);
         let Some(number) = number else { return Route::Dropped("a cancellation of nothing asked") };
         self.asks.remove(&number);
+        if self.mode != Mode::Session {
+            return Route::Dropped("a cancellation of what was asked; whoever answers it is not heard");
+        }
         let out = message.rewritten(None, Some((&named, number.to_string().into())));
         match self.newest() {
             Some(call) => deliver(call, out, now),
@@ -367,33 +454,6 @@ impl Calls {
             return None;
         }
         self.open.values_mut().next().filter(|call| call.takes_notes && !call.to.is_closed())
-    }
-
-    /// Answers the request that something unreadable was meant for with an error, where it can be meant for no other; how
-    /// many that were.
-    pub(crate) fn fail_meant(&mut self, meant: Meant, message: &str, now: Instant) -> usize {
-        let number = match meant {
-            Meant::Number(number) => Some(number),
-            Meant::TheOnlyOne if self.open.len() == 1 => self.open.keys().next().copied(),
-            Meant::TheOnlyOne | Meant::Nobody => None,
-        };
-        let Some(call) = number.and_then(|number| self.open.remove(&number)) else { return 0 };
-        self.touched = now;
-        let text = jsonrpc::error_text(Some(&call.id), code::INTERNAL_ERROR, message);
-        let _ = call.to.try_send(Event::Answer(Spliced::whole(text), Ending::Error));
-        1
-    }
-
-    /// Answers everything in flight with an error: the child is gone.
-    pub(crate) fn fail_all(&mut self, message: &str) -> usize {
-        self.closed = true;
-        let failed = self.open.len();
-        for (_, call) in self.open.drain() {
-            let text = jsonrpc::error_text(Some(&call.id), code::INTERNAL_ERROR, message);
-            let _ = call.to.try_send(Event::Gone(Spliced::whole(text)));
-        }
-        self.asks.clear();
-        failed
     }
 }
 

@@ -18,6 +18,9 @@ use crate::child::get_stream::GetStream;
 use crate::child::listed::ToolSet;
 use crate::jsonrpc::{Message, Spliced};
 
+/// What a client says when it has the answer to `initialize`.
+pub(crate) const INITIALIZED: &[u8] = br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+
 /// The child did not complete the handshake: what happened, and the end of its standard error, which is redacted already.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -64,12 +67,12 @@ pub(crate) async fn initialize(
             Err(SendError::Deadline) => return Err(too_late()),
             Err(SendError::Closed) => return Ok(None),
         };
-        while let Some(event) = pending.events.recv().await {
+        while let Some(event) = pending.next().await {
             match event {
                 Event::Answer(text, _) => return Ok(Some(text)),
                 Event::TimedOut => return Err(too_late()),
                 Event::Gone(_) => return Ok(None),
-                Event::Note(_) | Event::Silence | Event::Cancelled => {}
+                Event::Note(_) | Event::Ask(_) | Event::Silence | Event::Cancelled => {}
             }
         }
         Ok(None)
@@ -132,8 +135,7 @@ pub(crate) async fn replay(
     let Some(result) = answered.result else {
         return Err(HandshakeError::new("it refused the recorded initialize", &bridge.last_words()));
     };
-    let initialized = Bytes::from_static(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-    if let Ok(initialized) = Message::parse(initialized) {
+    if let Ok(initialized) = Message::parse(Bytes::from_static(INITIALIZED)) {
         // A child that is gone already is noticed by the request that waits for it.
         let _ = bridge.notify(&initialized, deadline).await;
     }
@@ -182,7 +184,7 @@ async fn compare_tools(bridge: &Bridge, known: ToolSet, is_news: bool, get_strea
     let get_stream = Arc::clone(get_stream);
     tokio::spawn(async move {
         // Ends with the child, or at the deadline.
-        while let Some(event) = pending.events.recv().await {
+        while let Some(event) = pending.next().await {
             if matches!(event, Event::Answer(..)) && is_news && listed.get().as_ref() != Some(&known) {
                 info!(reason = "tools-changed", "a restarted child has other tools");
                 announce(&get_stream, "tools");

@@ -184,7 +184,7 @@ impl Reader {
             self.misread(misread, line.len());
         }
         match route {
-            Route::Delivered | Route::NoMessage => {}
+            Route::Delivered | Route::Listens | Route::NoMessage => {}
             Route::GetStream(message) => self.shared.get_stream.send(message),
             // Not awaited: a child that floods pings without reading must not stop its own reader.
             Route::Child(message) => self.shared.stdin.try_send(message),

@@ -21,7 +21,9 @@ use tokio::time::timeout;
 
 use crate::budget::{Budget, counted};
 use crate::child::bridge::Pending;
+use crate::child::bridge::stateless::Listening;
 use crate::child::calls::{Ending, Event};
+use crate::child::listens::Heard;
 use crate::jsonrpc;
 use crate::jsonrpc::{RawId, Spliced, code};
 use crate::mcp::doubt::Doubt;
@@ -144,13 +146,16 @@ where
     }
     let mut sent = sent;
     loop {
-        match sent.pending.events.recv().await {
+        match sent.pending.next().await {
             Some(Event::Answer(text, ending)) => {
                 if let Some(refusal) = asked.settled(&text, ending).await {
                     return Err(refusal);
                 }
                 asked.came_to(ending);
-                return Ok(json(asked.seen(text, sent.view.as_ref())));
+                let mut response = json(asked.seen(text, sent.view.as_ref()));
+                // What it is, for who gives it another status.
+                response.extensions_mut().insert(ending);
+                return Ok(response);
             }
             Some(Event::Gone(error)) => {
                 asked.came_to(CallOutcome::ChildGone);
@@ -159,7 +164,7 @@ where
             Some(Event::Note(text)) if accept.events => return Ok(events(rest(Phase::Sent(sent), asked, Some(text)))),
             Some(Event::Silence) if accept.events => return Ok(events(rest(Phase::Sent(sent), asked, None))),
             // Without an event stream there is nowhere to put it.
-            Some(Event::Note(_) | Event::Silence) => {}
+            Some(Event::Note(_) | Event::Ask(_) | Event::Silence) => {}
             Some(Event::Cancelled) => {
                 asked.came_to(CallOutcome::Cancelled);
                 return Ok(if accept.events {
@@ -215,7 +220,7 @@ impl Phase {
                 }
                 Err(_) => Next::Silence,
             },
-            Self::Sent(sent) => match sent.pending.events.recv().await {
+            Self::Sent(sent) => match sent.pending.next().await {
                 Some(Event::Note(text)) => Next::Note(text),
                 Some(Event::Answer(text, ending)) => {
                     // The status is sent already: what it came to shows with the client's next request.
@@ -227,7 +232,7 @@ impl Phase {
                     asked.came_to(CallOutcome::ChildGone);
                     Next::Last(error)
                 }
-                Some(Event::Silence) => Next::Silence,
+                Some(Event::Silence | Event::Ask(_)) => Next::Silence,
                 Some(Event::Cancelled) => {
                     asked.came_to(CallOutcome::Cancelled);
                     Next::Nothing
@@ -293,10 +298,40 @@ pub(crate) fn listen(messages: mpsc::Receiver<Spliced>) -> Response {
     }))
 }
 
+/// A subscription's stream, until it ends or its client hangs up. `first` is its first message.
+pub(crate) fn listening(first: Heard, listening: Listening) -> Response {
+    let mut queue = VecDeque::new();
+    let (Heard::Note(text) | Heard::Last(text, _)) = first;
+    enqueue(&mut queue, text);
+    events(stream::unfold((Some(listening), queue), |(mut listening, mut queue)| async move {
+        loop {
+            if let Some(chunk) = queue.pop_front() {
+                return Some((Ok::<_, Infallible>(chunk), (listening, queue)));
+            }
+            match timeout(SSE_KEEPALIVE, listening.as_mut()?.next()).await {
+                Ok(Some(Heard::Note(text))) => enqueue(&mut queue, text),
+                Ok(Some(Heard::Last(text, _))) => {
+                    enqueue(&mut queue, text);
+                    listening = None;
+                }
+                Ok(None) => return None,
+                Err(_) => queue.push_back(KEEPALIVE),
+            }
+        }
+    }))
+}
+
 /// One message as a stream of its own, for clients that take nothing else.
 pub(crate) fn single_event(message: Spliced) -> Response {
+    whole_stream(vec![message])
+}
+
+/// Messages as a stream that is over with them.
+pub(crate) fn whole_stream(messages: Vec<Spliced>) -> Response {
     let mut queue = VecDeque::new();
-    enqueue(&mut queue, message);
+    for message in messages {
+        enqueue(&mut queue, message);
+    }
     events(stream::iter(queue.into_iter().map(Ok)))
 }
 

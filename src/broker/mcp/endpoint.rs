@@ -24,11 +24,13 @@ use crate::live::Live;
 use crate::mcp::answer::{self, Asked, Sent};
 use crate::mcp::body;
 use crate::mcp::doubt::Doubt;
-use crate::mcp::headers::{Accept, Revision, is_json, names_revision};
+use crate::mcp::era::Era;
+use crate::mcp::headers::{Accept, Revision, SESSION_ID, is_json, names_revision};
 use crate::mcp::observed::{Observed, Observer};
 use crate::mcp::refusal::{Refusal, UnknownSession};
 use crate::mcp::scope::{Need, Scope};
 use crate::mcp::single::require_single;
+use crate::mcp::stateless;
 use crate::metrics::CallOutcome;
 use crate::session::error::SessionError;
 use crate::session::machine::Event;
@@ -38,9 +40,6 @@ use crate::trace::Trace;
 
 /// Bytes in one JSON-RPC message of a client. Forgejo attachments travel as base64 inside tool arguments.
 pub(crate) const DEFAULT_MAX_BODY: usize = 16 * 1024 * 1024;
-
-/// The header that carries a session's id.
-const SESSION_ID: &str = "mcp-session-id";
 
 /// What the endpoint needs.
 #[derive(Debug, Clone)]
@@ -72,7 +71,7 @@ impl Endpoint {
 
     /// What the caller is told where their child died at its start: a token that Forgejo does not take any more is 401, so
     /// that the client logs in again; anything else is the program's own doing.
-    async fn start_failed(&self, error: &SessionError, caller: &Principal, revision: Revision) -> Refusal {
+    pub(crate) async fn start_failed(&self, error: &SessionError, caller: &Principal, revision: Revision) -> Refusal {
         if let (SessionError::Start(_), Some(principals)) = (error, &self.0.principals)
             && let Some(response) = principals.refusal_of(caller).await
         {
@@ -104,7 +103,30 @@ impl Endpoint {
         refusal.into_response()
     }
 
-    fn refuse(&self, error: &SessionError, revision: Revision) -> Refusal {
+    /// What its client is told of a request whatever happens.
+    pub(crate) fn asked(&self, said: &Said, id: RawId, observed: Option<Observed>) -> Asked {
+        let limit = self.0.registry.config().request_timeout;
+        let budget = self.0.registry.budgets().of(said.caller.tenant);
+        let doubt = |principals: &Principals| Doubt {
+            principals: principals.clone(),
+            caller: said.caller.clone(),
+            deadline: said.deadline,
+        };
+        Asked { id, limit, budget, observed, doubt: self.0.principals.as_ref().map(doubt) }
+    }
+
+    /// The sessions and children.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// What grants let through.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.0.scope
+    }
+
+    /// The refusal for what the registry refused.
+    pub(crate) fn refuse(&self, error: &SessionError, revision: Revision) -> Refusal {
         Refusal::session(error, revision, *self.0.unknown.get())
     }
 }
@@ -150,7 +172,10 @@ async fn receive(
         let answered = async {
             let need = endpoint.0.scope.need(&caller, &message)?;
             let said = Said { caller, revision: Revision::of(&head.headers), accept, message, need, deadline };
-            dispatch(&endpoint, &head.headers, said, &mut observed).await
+            match Era::of(&head.headers, &said.message) {
+                Era::Session => dispatch(&endpoint, &head.headers, said, &mut observed).await,
+                Era::Stateless => stateless::receive(&endpoint, &head.headers, said, &mut observed).await,
+            }
         };
         match answered.await {
             Err(refusal) if is_observed => {
@@ -177,13 +202,19 @@ fn traced(message: Message, trace: &Trace) -> Message {
 }
 
 /// What a client has said, and by when it is to be answered.
-struct Said {
-    caller: Principal,
-    revision: Revision,
-    accept: Accept,
-    message: Message,
-    need: Need,
-    deadline: Instant,
+pub(crate) struct Said {
+    /// Who.
+    pub(crate) caller: Principal,
+    /// In which revision, as a header.
+    pub(crate) revision: Revision,
+    /// The forms of an answer that are taken.
+    pub(crate) accept: Accept,
+    /// What.
+    pub(crate) message: Message,
+    /// What remains to be known before a child may hear it.
+    pub(crate) need: Need,
+    /// By when.
+    pub(crate) deadline: Instant,
 }
 
 /// Takes `observed` along with what has an answer of a child.
@@ -209,16 +240,8 @@ async fn dispatch(
             Ok(answer::json(Spliced::whole(empty_result(&id))))
         }
         Kind::Request { id, .. } => {
-            let limit = endpoint.0.registry.config().request_timeout;
-            let budget = endpoint.0.registry.budgets().of(said.caller.tenant);
             let tool = observed.as_ref().and_then(|observed| observed.tool().map(str::to_owned));
-            let doubt = |principals: &Principals| Doubt {
-                principals: principals.clone(),
-                caller: said.caller.clone(),
-                deadline: said.deadline,
-            };
-            let (doubt, observed) = (endpoint.0.principals.as_ref().map(doubt), observed.take());
-            let (asked, accept) = (Asked { id: id.clone(), limit, budget, observed, doubt }, said.accept);
+            let (asked, accept) = (endpoint.asked(&said, id.clone(), observed.take()), said.accept);
             let endpoint = endpoint.clone();
             let sending = async move { send(&endpoint, &session, &said, &id, tool.as_deref()).await };
             answer::respond(sending, asked, accept).await.map_err(Refusal::in_session)
@@ -271,7 +294,7 @@ async fn send(
     let refuse = |error: SessionError| endpoint.refuse(&error, said.revision);
     let Said { caller, accept, message, need, deadline, .. } = said;
     loop {
-        let bridge = match endpoint.0.registry.bridge(session, caller, *deadline).await {
+        let bridge = match endpoint.0.registry.bridge(&session.route, caller, *deadline).await {
             Ok(bridge) => bridge,
             Err(error) => return Err(endpoint.start_failed(&error, caller, said.revision).await),
         };
@@ -298,7 +321,7 @@ async fn send(
             if outcome.is_childs_doing() {
                 return Err(refuse(SessionError::Start(HandshakeError::new(&outcome.explain(), ""))));
             }
-            session.step(Event::Gone(number, false));
+            session.route.step(Event::Gone(number, false));
         }
     }
 }
@@ -330,6 +353,10 @@ async fn end(
     headers: HeaderMap,
 ) -> Response {
     let end = async {
+        // There is nothing to end without sessions (2026-07-28, streamable HTTP, section Earlier Revisions).
+        if Era::of_headers(&headers) == Era::Stateless {
+            return Err(Refusal::method());
+        }
         let session = endpoint.session(&headers, &caller)?.ok_or_else(Refusal::no_session_id)?;
         let ended = endpoint.0.registry.end_for_client(&session).await;
         ended.map_err(|error| endpoint.refuse(&error, Revision::of(&headers)))?;

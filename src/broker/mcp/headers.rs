@@ -3,10 +3,12 @@
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 
-/// The header that names a revision.
-const REVISION: &str = "mcp-protocol-version";
-/// Revisions whose sessions are spoken here.
-const SESSION_ERA: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
+/// The header that carries a session's id.
+pub(crate) const SESSION_ID: &str = "mcp-session-id";
+/// The header that names the revision.
+pub(crate) const VERSION: &str = "mcp-protocol-version";
+/// Revisions whose sessions are spoken here, the oldest first.
+pub(crate) const SESSION_ERA: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 /// From this revision on a terminated session must be answered with 404 (2025-03-26, basic/transports, section
 /// Session Management), and clients of it re-initialize on nothing else.
 const DEMANDS_404: &str = "2025-03-26";
@@ -81,7 +83,7 @@ pub(crate) enum Revision {
 impl Revision {
     /// Reads the header.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let Some(value) = headers.get(REVISION) else { return Self::Absent };
+        let Some(value) = headers.get(VERSION) else { return Self::Absent };
         let value = value.to_str().unwrap_or_default();
         if let Some(known) = SESSION_ERA.into_iter().find(|known| *known == value) {
             return Self::SessionEra(known);
@@ -111,7 +113,7 @@ impl Revision {
 
 /// Whether the header names exactly this revision.
 pub(crate) fn names_revision(headers: &HeaderMap, revision: &str) -> bool {
-    headers.get(REVISION).is_some_and(|value| value.as_bytes() == revision.as_bytes())
+    headers.get(VERSION).is_some_and(|value| value.as_bytes() == revision.as_bytes())
 }
 
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl From<Ending> for CallOutcome {
         match ending {
             Ending::Result => Self::Ok,
             Ending::ToolError => Self::ToolError,
-            Ending::Error => Self::Error,
+            Ending::Error(_) => Self::Error,
         }
     }
 }

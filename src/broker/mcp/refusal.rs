@@ -14,7 +14,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::budget::OverBudget;
 use crate::child::spawner::SpawnError;
@@ -45,7 +45,9 @@ pub(crate) enum UnknownSession {
 pub(crate) struct Refusal {
     status: StatusCode,
     code: i32,
-    message: String,
+    message: Box<str>,
+    /// What the error says beside its message, for programs.
+    data: Option<Box<str>>,
     retry_after: Option<Duration>,
     challenge: Option<Box<HeaderValue>>,
     id: Option<RawId>,
@@ -57,17 +59,34 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    fn new(reason: &'static str, status: StatusCode, code: i32, message: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: &'static str, status: StatusCode, code: i32, message: impl Into<Box<str>>) -> Self {
         Self {
             status,
             code,
             message: message.into(),
+            data: None,
             retry_after: None,
             challenge: None,
             id: None,
             unauthorized: None,
             reason,
             passes: false,
+        }
+    }
+
+    /// With something for programs.
+    #[must_use]
+    pub(crate) fn with_data(mut self, data: &Value) -> Self {
+        self.data = Some(data.to_string().into());
+        self
+    }
+
+    /// A JSON-RPC error where the id is known. Clients wait for ever after one whose id is null, so that without an id it
+    /// is no JSON-RPC message.
+    fn body(&self) -> Bytes {
+        match &self.id {
+            Some(id) => jsonrpc::error_with(Some(id), self.code, &self.message, self.data.as_deref()),
+            None => json!({"error": {"code": self.code, "message": self.message}}).to_string().into(),
         }
     }
 
@@ -191,7 +210,7 @@ impl Refusal {
                 let status = if found { StatusCode::NOT_FOUND } else { StatusCode::GONE };
                 (status, code::SESSION_NOT_FOUND, None)
             }
-            SessionError::Foreign => (StatusCode::FORBIDDEN, code::BAD_TRANSPORT, None),
+            SessionError::Foreign | SessionError::GrantRevoked => (StatusCode::FORBIDDEN, code::BAD_TRANSPORT, None),
             SessionError::SessionsOfUser { retry_after } => {
                 (StatusCode::TOO_MANY_REQUESTS, code::BAD_TRANSPORT, Some(*retry_after))
             }
@@ -243,7 +262,7 @@ impl Refusal {
         if self.passes && self.status != StatusCode::OK {
             self.status = StatusCode::OK;
             if let Some(wait) = self.retry_after.take() {
-                self.message = format!("{}; try again in {} s", self.message, whole_seconds(wait));
+                self.message = format!("{}; try again in {} s", self.message, whole_seconds(wait)).into();
             }
         }
         self
@@ -267,7 +286,7 @@ impl Refusal {
 impl Refusal {
     /// As a JSON-RPC error, for a stream that has begun.
     pub(crate) fn into_text(self) -> Bytes {
-        jsonrpc::error_text(self.id.as_ref(), self.code, &self.message)
+        self.body()
     }
 }
 
@@ -276,10 +295,7 @@ impl IntoResponse for Refusal {
         if let Some(response) = self.unauthorized {
             return *response;
         }
-        let body = match &self.id {
-            Some(id) => jsonrpc::error_text(Some(id), self.code, &self.message),
-            None => json!({"error": {"code": self.code, "message": self.message}}).to_string().into(),
-        };
+        let body = self.body();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();

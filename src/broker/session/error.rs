@@ -15,6 +15,9 @@ pub(crate) enum SessionError {
     /// It is another user's or another client's.
     #[error("The session belongs to another login")]
     Foreign,
+    /// The caller's grant was revoked while this request was on its way.
+    #[error("The login that this request was made with was revoked")]
+    GrantRevoked,
     /// The cap on sessions of all users is reached.
     #[error("The broker has no room for another session")]
     SessionsTotal,
@@ -65,6 +68,7 @@ impl SessionError {
         match self {
             Self::Unknown => "unknown-session",
             Self::Foreign => "foreign-session",
+            Self::GrantRevoked => "revoked-grant",
             Self::SessionsTotal => "sessions-total",
             Self::SessionsOfUser { .. } => "sessions-of-user",
             Self::ChildrenTotal => "children-total",

@@ -112,6 +112,14 @@ impl<C: Clone> Machine<C> {
         matches!(self.phase, Phase::Starting)
     }
 
+    /// Is over if it has no child and none is being started; whether it is over now.
+    pub(crate) fn end_if_cold(&mut self) -> bool {
+        if matches!(self.phase, Phase::Cold) {
+            self.phase = Phase::Ended;
+        }
+        matches!(self.phase, Phase::Ended)
+    }
+
     /// Takes one event and says what is to be done.
     pub(crate) fn step(&mut self, event: Event<C>, now: Instant) -> Effect<C> {
         match event {
@@ -322,6 +330,16 @@ mod tests {
             assert_eq!(machine.step(Event::Started(TWO, 'b'), Instant::now()), Stop('b'), "{phase}");
             assert_eq!(machine.step(Event::Renewed(TWO, 'c'), Instant::now()), Stop('c'), "{phase}");
             assert!(machine.child().is_none(), "{phase}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_has_no_child_and_starts_none_is_forgotten() {
+        for (phase, mut machine) in phases() {
+            let is_over = machine.end_if_cold();
+            assert_eq!(is_over, matches!(phase, "cold" | "ended"), "{phase}");
+            let wanted = machine.step(Event::Wanted, Instant::now());
+            assert_eq!(matches!(wanted, Effect::Unknown), is_over, "{phase}");
         }
     }
 

@@ -6,17 +6,15 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::auth::principal::{Given, GrantId, Holder, Principal};
 use crate::child::bridge::Bridge;
 use crate::child::get_stream::GetStream;
 use crate::child::listed::{Listed, ToolSet};
 use crate::jsonrpc::Message;
-use crate::session::error::SessionError;
 use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::Permit;
+use crate::session::route::{Route, RouteKey};
 use crate::session::settings::Settings;
 use crate::store::SessionDigest;
 use wire::clock::UnixTime;
@@ -33,11 +31,10 @@ pub(crate) struct Session {
     pub(crate) version: Box<str>,
     /// Its own stream.
     pub(crate) get_stream: Arc<GetStream>,
+    /// Its child.
+    pub(crate) route: Arc<Route>,
     state: Mutex<State>,
 }
-
-/// How a start ends, for all that wait for it.
-pub(crate) type StartOutcome = watch::Receiver<Option<Result<Arc<Bridge>, SessionError>>>;
 
 /// Whether somebody may use a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +50,9 @@ pub(crate) enum Admitted {
     },
 }
 
-/// All that changes, under one lock.
+/// All that changes but the child, under one lock.
 #[derive(Debug)]
 struct State {
-    machine: Machine<Arc<Bridge>>,
-    /// Of the start that is under way or was the last.
-    outcome: Option<StartOutcome>,
     settings: Settings,
     /// What the latest child listed.
     listed: Listed,
@@ -74,9 +68,11 @@ impl Session {
     pub(crate) fn new(record: Record, settings: Settings, machine: Machine<Arc<Bridge>>, permit: Permit) -> Self {
         let Record { digest, holder, given, version, get_stream, last_used } = record;
         let permit = Some(permit);
-        let (outcome, listed) = (None, Listed::default());
-        let state = State { machine, outcome, settings, listed, given, last_used, saved: last_used, permit };
-        Self { digest, holder, version, get_stream, state: Mutex::new(state) }
+        let listed = Listed::default();
+        let state = State { settings, listed, given, last_used, saved: last_used, permit };
+        let key = RouteKey::Session(digest);
+        let route = Arc::new(Route::new(key, holder.tenant, Arc::clone(&get_stream), machine));
+        Self { digest, holder, version, get_stream, route, state: Mutex::new(state) }
     }
 
     /// Whose it is.
@@ -107,13 +103,10 @@ impl Session {
         Admitted::Moved { from: std::mem::replace(&mut state.given, given).grant }
     }
 
-    /// Takes one event and says what is to be done. Over, the session gives its permit back.
-    pub(crate) fn step(&self, event: Event<Arc<Bridge>>) -> Effect<Arc<Bridge>> {
-        let (effect, permit) = {
-            let mut state = self.state.lock();
-            let permit = if matches!(event, Event::Over) { state.permit.take() } else { None };
-            (state.machine.step(event, Instant::now()), permit)
-        };
+    /// It is over: its permit is given back, and this is to be done with its child.
+    pub(crate) fn end(&self) -> Effect<Arc<Bridge>> {
+        let permit = self.state.lock().permit.take();
+        let effect = self.route.step(Event::Over);
         // Outside of the lock: it may go to somebody who waits for it.
         drop(permit);
         effect
@@ -121,20 +114,8 @@ impl Session {
 
     /// Whether it has not been used since `since`, and nothing is under way.
     pub(crate) fn is_unused_since(&self, since: UnixTime) -> bool {
-        let state = self.state.lock();
-        let busy = state.machine.is_starting() || state.machine.child().is_some_and(|(_, child)| child.in_flight() > 0);
-        !busy && state.last_used <= since
-    }
-
-    /// A request needs the child: what is to be done, and where the outcome of a start will be told. `begin` makes the
-    /// place for a new start's outcome.
-    pub(crate) fn want(&self, begin: impl FnOnce() -> StartOutcome) -> (Effect<Arc<Bridge>>, Option<StartOutcome>) {
-        let mut state = self.state.lock();
-        let effect = state.machine.step(Event::Wanted, Instant::now());
-        if matches!(effect, Effect::Start(_)) {
-            state.outcome = Some(begin());
-        }
-        (effect, state.outcome.clone())
+        // In this order: a use is noted before its request wants a child.
+        !self.route.is_busy() && self.last_used() <= since
     }
 
     /// Notes that the client used it.
@@ -192,18 +173,12 @@ impl Session {
 
     /// The running child, if one runs, with its number.
     pub(crate) fn child(&self) -> Option<(ChildNumber, Arc<Bridge>)> {
-        self.state.lock().machine.child().map(|(number, child)| (number, Arc::clone(child)))
+        self.route.child()
     }
 
     /// The running child, if one runs.
     pub(crate) fn live(&self) -> Option<Arc<Bridge>> {
-        self.child().map(|(_, bridge)| bridge)
-    }
-
-    /// Whether requests are in flight or a child is being started.
-    pub(crate) fn is_busy(&self) -> bool {
-        let state = self.state.lock();
-        state.machine.is_starting() || state.machine.child().is_some_and(|(_, bridge)| bridge.in_flight() > 0)
+        self.route.live()
     }
 }
 

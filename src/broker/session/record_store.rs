@@ -26,6 +26,8 @@ pub(crate) trait Records: Send + Sync + std::fmt::Debug + 'static {
         reason: &'static str,
         now: UnixTime,
     ) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// Whether a grant is there and was not revoked.
+    fn stands<'a>(&'a self, grant: &'a GrantId) -> BoxFuture<'a, Result<bool, StoreError>>;
     /// Writes when sessions were last used.
     fn touch<'a>(&'a self, uses: &'a [(SessionDigest, UnixTime)]) -> BoxFuture<'a, Result<(), StoreError>>;
     /// Writes what clients have set beyond the handshake.
@@ -56,6 +58,10 @@ impl Records for Store {
         now: UnixTime,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(self.end_session(digest, reason, now))
+    }
+
+    fn stands<'a>(&'a self, grant: &'a GrantId) -> BoxFuture<'a, Result<bool, StoreError>> {
+        Box::pin(self.grant_stands(grant))
     }
 
     fn touch<'a>(&'a self, uses: &'a [(SessionDigest, UnixTime)]) -> BoxFuture<'a, Result<(), StoreError>> {

@@ -8,6 +8,7 @@
 //! the child's handshake. Never under a lock.
 
 mod children;
+pub(crate) mod grants;
 mod lines;
 mod open;
 mod sweep;
@@ -30,6 +31,7 @@ use crate::budget::Budgets;
 use crate::chain::chain;
 use crate::child::activity::Activity;
 use crate::child::bridge::Bridge;
+use crate::child::era::Probing;
 use crate::child::spawner::Spawner;
 use crate::live::Live;
 use crate::metrics::Metrics;
@@ -40,6 +42,8 @@ use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::{Permit, Quota};
 use crate::session::record::{Admitted, Record, Session};
 use crate::session::record_store::Records;
+use crate::session::registry::grants::OfGrant;
+use crate::session::route::Route;
 use crate::session::settings::Settings;
 use crate::session::start_queue::StartQueue;
 use crate::store::{SessionDigest, StoreError};
@@ -89,6 +93,10 @@ struct Inner {
     records: Arc<dyn Records>,
     clock: Clock,
     sessions: Mutex<HashMap<SessionDigest, Arc<Session>>>,
+    /// What serves stateless requests. No records: a client of that era knows of nothing that could be lost.
+    grants: Mutex<HashMap<GrantId, OfGrant>>,
+    /// Whether children can be asked for their era; see [`grants`].
+    probing: Probing,
     session_quota: Quota,
     child_quota: Quota,
     start_queue: StartQueue,
@@ -149,6 +157,8 @@ impl Registry {
             records,
             clock,
             sessions: Mutex::new(sessions),
+            grants: Mutex::default(),
+            probing: Probing::default(),
             session_quota,
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -226,7 +236,7 @@ impl Registry {
         if self.0.sessions.lock().remove(&session.digest).is_none() {
             return false;
         }
-        if let Effect::Stop(bridge) = session.step(Event::Over) {
+        if let Effect::Stop(bridge) = session.end() {
             bridge.stop();
         }
         session.get_stream.close();
@@ -235,8 +245,9 @@ impl Registry {
         true
     }
 
-    /// Ends all sessions of a grant; how many.
+    /// Ends all sessions of a grant, and what serves it besides; how many sessions.
     pub(crate) fn end_grant(&self, grant: &GrantId, reason: &'static str) -> usize {
+        self.end_routes_of(grant, reason);
         let of_grant = self.of_grant(grant);
         for session in &of_grant {
             self.end(session, reason);
@@ -244,14 +255,14 @@ impl Registry {
         of_grant.len()
     }
 
-    /// Stops the children of a grant's sessions at once, with what they have in flight; how many. The sessions go on.
+    /// Stops a grant's children at once, with what they have in flight; how many. Its sessions go on.
     pub(crate) fn suspend_grant(&self, grant: &GrantId) -> usize {
         let mut stopped = 0_usize;
-        for session in self.of_grant(grant) {
-            if let Some((number, _)) = session.child()
-                && let Effect::Stop(bridge) = session.step(Event::Stopped(number))
+        for route in self.all_routes_of(grant) {
+            if let Some((number, _)) = route.child()
+                && let Effect::Stop(bridge) = route.step(Event::Stopped(number))
             {
-                lines::stopped(&session, &bridge, "account-barred");
+                lines::stopped(&route, &bridge, "account-barred");
                 bridge.stop();
                 stopped = stopped.saturating_add(1);
             }
@@ -264,18 +275,25 @@ impl Registry {
     /// `drain`, and is stopped. Its token stays good until it ends by itself. A child that is only being started is
     /// replaced at the next request.
     pub(crate) fn rotate(&self, principal: &Principal, drain: Duration) {
-        for session in self.of_grant(&principal.grant) {
-            self.renew(&session, principal, drain);
+        for route in self.all_routes_of(&principal.grant) {
+            self.renew(&route, principal, drain);
         }
+    }
+
+    /// What serves a grant: its sessions' routes, and those of its stateless requests.
+    fn all_routes_of(&self, grant: &GrantId) -> Vec<Arc<Route>> {
+        let sessions = self.of_grant(grant).into_iter().map(|session| Arc::clone(&session.route));
+        sessions.chain(self.routes_of(grant)).collect()
     }
 
     fn of_grant(&self, grant: &GrantId) -> Vec<Arc<Session>> {
         self.0.sessions.lock().values().filter(|session| session.is_of(grant)).cloned().collect()
     }
 
-    /// How many sessions a grant has open.
+    /// How many sessions a grant has open; a child that serves its stateless requests counts as one.
     pub(crate) fn sessions_of(&self, grant: &GrantId) -> usize {
-        self.of_grant(grant).len()
+        let live = self.routes_of(grant).into_iter().filter(|route| route.live().is_some());
+        self.of_grant(grant).len().saturating_add(live.count())
     }
 
     /// The open sessions that a name fits.
@@ -359,7 +377,9 @@ impl Registry {
         let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
         for session in &sessions {
             session.get_stream.close();
-            if let Effect::Stop(bridge) = session.step(Event::Closing) {
+        }
+        for route in self.0.routes() {
+            if let Effect::Stop(bridge) = route.step(Event::Closing) {
                 bridge.stop();
             }
         }
@@ -376,6 +396,13 @@ impl Registry {
 }
 
 impl Inner {
+    /// All that children serve.
+    fn routes(&self) -> Vec<Arc<Route>> {
+        let mut routes: Vec<_> = self.sessions.lock().values().map(|session| Arc::clone(&session.route)).collect();
+        routes.extend(self.grants.lock().values().flat_map(OfGrant::routes));
+        routes
+    }
+
     /// The children that run.
     fn running(&self) -> Vec<Arc<Bridge>> {
         let mut running = self.running.lock();

@@ -138,6 +138,16 @@ impl Store {
         if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::GrantRevoked) }
     }
 
+    /// Whether a grant is there and was not revoked.
+    pub(crate) async fn grant_stands(&self, grant: &GrantId) -> Result<bool, StoreError> {
+        let found = sqlx::query("SELECT 1 FROM grants WHERE id = $1 AND revoked_at IS NULL")
+            .bind(grant.as_str())
+            .fetch_optional(self.readers())
+            .await
+            .map_err(StoreError::query("reading a grant"))?;
+        Ok(found.is_some())
+    }
+
     /// Marks a session as ended; the first reason stays. What only its children needed, and what a client may make as
     /// large as it is allowed to, goes at once.
     pub(crate) async fn end_session(

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::child::activity::Activity;
-use crate::child::calls::{Calls, Event, InFlight, Route};
+use crate::child::calls::{Calls, Event, InFlight, Mode, Route};
 use crate::child::lines::{LineError, Lines, Overlong};
 use crate::jsonrpc::{Message, RawId};
 use crate::mcp::headers::{Accept, Revision, is_json};
@@ -160,13 +160,13 @@ fn parsed(text: &str) -> Message {
 }
 
 fn table() -> Calls {
-    Calls::new(0, Duration::from_mins(1), Arc::new(Activity::default()), Instant::now())
+    Calls::new(0, Mode::Session, Duration::from_mins(1), Arc::new(Activity::default()), Instant::now())
 }
 
 fn entered(calls: &mut Calls, request: &Message) -> (u64, Bytes, mpsc::Receiver<Event>) {
     let (to, events) = mpsc::channel(8);
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a permit");
-    let entry = InFlight { to, takes_notes: true, permit, deadline: Instant::now() + Duration::from_mins(1) };
+    let entry = InFlight { to, takes_notes: true, stateless: None, permit, deadline: Instant::now() + Duration::from_mins(1) };
     let id: RawId = request.id().expect("an id").clone();
     let (number, out) = calls.enter(request, id, entry, Instant::now()).expect("open");
     (number, out.to_bytes(), events)

@@ -1,6 +1,6 @@
 //! The broker's promises about sessions, over fake children: one file a promise, nothing forked, no network.
 
-mod backend;
+pub(crate) mod backend;
 pub(crate) mod fixture;
 mod records;
 
@@ -13,14 +13,14 @@ mod deadlines;
 mod ends;
 mod idle;
 mod journal;
-mod misreading;
 mod living_on;
+mod misreading;
 mod observing;
 mod opening;
 mod refusals;
 mod revisions;
 mod rotating;
-mod scopes;
+pub(crate) mod scopes;
 mod starts;
 mod streams;
 mod traces;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
@@ -14,6 +15,7 @@ use tracing::warn;
 use super::list;
 use crate::child::bridge::Bridge;
 use crate::child::calls::Event;
+use crate::child::era::own_params;
 use crate::jsonrpc::Message;
 
 /// How long a child may take to list its tools.
@@ -100,16 +102,17 @@ impl ToolAnnotations {
 async fn list_all(bridge: &Bridge, deadline: Instant) -> Option<HashMap<String, bool>> {
     let (mut all, mut cursor) = (HashMap::new(), None::<String>);
     for _ in 0..MAX_PAGES {
-        let params = match &cursor {
-            Some(cursor) => format!(r#"{{"cursor":{}}}"#, serde_json::to_string(cursor).ok()?),
-            None => "{}".to_owned(),
-        };
+        // A child that answers each request for itself has to hear of the revision each time.
+        let mut params = if bridge.relays() { own_params() } else { json!({}) };
+        if let (Some(cursor), Some(members)) = (&cursor, params.as_object_mut()) {
+            members.insert("cursor".to_owned(), json!(cursor));
+        }
         let text = format!(r#"{{"jsonrpc":"2.0","id":"broker-tools","method":"tools/list","params":{params}}}"#);
         let request = Message::parse(text.into()).ok()?;
         let id = request.id()?.clone();
         let mut pending = bridge.request(&request, id, false, deadline).await.ok()?;
         let answer = loop {
-            if let Event::Answer(text, _) = pending.events.recv().await? {
+            if let Event::Answer(text, _) = pending.next().await? {
                 break text.to_bytes();
             }
         };

@@ -1,4 +1,4 @@
-//! The children of sessions: started in turn, watched until they are gone, started again on demand.
+//! The children of sessions and grants: started in turn, watched until they are gone, started again on demand.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,15 @@ use tracing::{Instrument, error, info_span};
 
 use crate::chain::chain;
 use crate::child::bridge::{Bridge, BridgeConfig};
+use crate::child::calls::Mode;
 use crate::child::get_stream::GetStream;
 use crate::child::handshake::{self, HandshakeError, Predecessor};
 use crate::child::spawner::{Backend, SpawnError, SpawnRequest};
 use crate::session::machine::{ChildNumber, Effect, Event};
 use crate::session::quota::Full;
-use crate::session::registry::{Inner, Permit, Principal, Registry, Session, SessionError, lines};
+use crate::session::registry::{Inner, Permit, Principal, Registry, SessionError, lines};
+use crate::session::route::{Route, RouteKey};
+use crate::store::SessionDigest;
 use wire::message::Refusal;
 
 /// A child that runs and has said nothing yet.
@@ -32,6 +35,7 @@ impl Registry {
         &self,
         principal: &Principal,
         get_stream: Arc<GetStream>,
+        mode: Mode,
         deadline: Instant,
     ) -> Result<Started, SessionError> {
         let inner = &self.0;
@@ -75,6 +79,7 @@ impl Registry {
         );
         let now = self.config();
         let config = BridgeConfig {
+            mode,
             max_line: now.max_line,
             // Below 2^48, so that no JSON reader loses digits; far from the numbers of an earlier child.
             first_number: u64::from(rand::rng().next_u32()) << 16,
@@ -161,16 +166,16 @@ impl Registry {
         }
     }
 
-    /// The child that serves the session: the running one, or a new one that has been through the recorded
-    /// handshake. Of many callers one starts it, in a task of its own, and all wait for it, each until its deadline.
+    /// The child that serves a session or a grant: the running one, or a new one that has been through its handshake. Of
+    /// many callers one starts it, in a task of its own, and all wait for it, each until its deadline.
     pub(crate) async fn bridge(
         &self,
-        session: &Arc<Session>,
+        route: &Arc<Route>,
         principal: &Principal,
         deadline: Instant,
     ) -> Result<Arc<Bridge>, SessionError> {
         let mut tell = None;
-        let (effect, outcome) = session.want(|| {
+        let (effect, outcome) = route.want(|| {
             let (sender, outcome) = watch::channel(None);
             tell = Some(sender);
             outcome
@@ -180,17 +185,17 @@ impl Registry {
                 if principal.upstream_ends > bridge.token_ends() || bridge.is_outdated() {
                     // It was being started when the token changed, and what it has is good for a while yet; or it has
                     // calls without a pause since its program was replaced.
-                    self.renew(session, principal, self.config().request_timeout);
+                    self.renew(route, principal, self.config().request_timeout);
                 }
                 return Ok(bridge);
             }
             Effect::Start(due) => {
-                let (registry, session, principal) = (self.clone(), Arc::clone(session), principal.clone());
+                let (registry, route, principal) = (self.clone(), Arc::clone(route), principal.clone());
                 let waking = async move {
                     if let Some(due) = due {
                         sleep_until(due.min(deadline)).await;
                     }
-                    let woken = registry.wake(&session, &principal, deadline).await;
+                    let woken = registry.wake(&route, &principal, deadline).await;
                     if let Some(tell) = tell {
                         tell.send_replace(Some(woken));
                     }
@@ -207,20 +212,20 @@ impl Registry {
         woken.clone().unwrap_or(Err(SessionError::ShuttingDown))
     }
 
-    /// Starts a child for a session that has none and puts it in place, unless the session has ended meanwhile.
+    /// Starts a child where there is none and puts it in place, unless what it was to serve has ended meanwhile.
     async fn wake(
         &self,
-        session: &Arc<Session>,
+        route: &Arc<Route>,
         principal: &Principal,
         deadline: Instant,
     ) -> Result<Arc<Bridge>, SessionError> {
-        match self.replayed(session, principal, deadline).await {
+        match self.ready(route, principal, deadline).await {
             Ok(Started { bridge, number, permit }) => {
-                let effect = session.step(Event::Started(number, Arc::clone(&bridge)));
+                let effect = route.step(Event::Started(number, Arc::clone(&bridge)));
                 if let Effect::Stop(bridge) = &effect {
                     bridge.stop();
                 }
-                self.watch(session, number, Arc::clone(&bridge), permit);
+                self.watch(route, number, Arc::clone(&bridge), permit);
                 match effect {
                     Effect::Serve(bridge) => Ok(bridge),
                     _ if self.0.closing.is_cancelled() => Err(SessionError::ShuttingDown),
@@ -228,44 +233,48 @@ impl Registry {
                 }
             }
             Err(error) => {
-                session.step(Event::NotStarted);
-                lines::no_child(session, "no child", &error);
+                route.step(Event::NotStarted);
+                lines::no_child(route, "no child", &error);
                 Err(error)
             }
         }
     }
 
-    /// Gives the session a child with the caller's token in a task of its own, unless the running one has that token and is
-    /// of the program that is installed, or this is being done.
-    pub(crate) fn renew(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
+    /// Starts a child with the caller's token in the place of the running one, in a task of its own, unless that has the
+    /// token and is of the program that is installed, or is still good and holds what its successor could not know, or this
+    /// is being done.
+    pub(crate) fn renew(&self, route: &Arc<Route>, principal: &Principal, drain: Duration) {
         let newer = |bridge: Arc<Bridge>| {
-            bridge.is_outdated() || principal.upstream_ends.is_none() || principal.upstream_ends > bridge.token_ends()
+            let ends = bridge.token_ends();
+            let is_newer = principal.upstream_ends.is_none() || principal.upstream_ends > ends;
+            let is_good = ends.is_none_or(|ends| self.0.clock.now() < ends);
+            (is_newer || bridge.is_outdated()) && !(is_good && bridge.holds_state())
         };
-        if !session.live().is_some_and(newer) || !matches!(session.step(Event::RenewalWanted), Effect::Renew(_)) {
+        if !route.live().is_some_and(newer) || !matches!(route.step(Event::RenewalWanted), Effect::Renew(_)) {
             return;
         }
-        let (registry, session, principal) = (self.clone(), Arc::clone(session), principal.clone());
-        self.0.tasks.spawn(async move { registry.replace(&session, &principal, drain).await });
+        let (registry, route, principal) = (self.clone(), Arc::clone(route), principal.clone());
+        self.0.tasks.spawn(async move { registry.replace(&route, &principal, drain).await });
     }
 
     /// Puts a new child in the place of the running one.
-    async fn replace(&self, session: &Arc<Session>, principal: &Principal, drain: Duration) {
+    async fn replace(&self, route: &Arc<Route>, principal: &Principal, drain: Duration) {
         let deadline = Instant::now() + self.config().request_timeout;
-        let effect = match self.replayed(session, principal, deadline).await {
+        let effect = match self.ready(route, principal, deadline).await {
             Ok(Started { bridge, number, permit }) => {
-                let effect = session.step(Event::Renewed(number, Arc::clone(&bridge)));
-                self.watch(session, number, bridge, permit);
+                let effect = route.step(Event::Renewed(number, Arc::clone(&bridge)));
+                self.watch(route, number, bridge, permit);
                 effect
             }
             Err(error) => {
-                lines::no_child(session, "no child in the place of the running one", &error);
+                lines::no_child(route, "no child in the place of the running one", &error);
                 // The next request tries again; meanwhile nobody works with a token that ends, or an old program.
-                session.step(Event::NotRenewed)
+                route.step(Event::NotRenewed)
             }
         };
         match effect {
             Effect::Drain(old) => {
-                lines::stopped(session, &old, if old.is_outdated() { "program-replaced" } else { "token-rotated" });
+                lines::stopped(route, &old, if old.is_outdated() { "program-replaced" } else { "token-rotated" });
                 old.close();
                 tokio::select! {
                     _ = timeout(drain, old.quiet()) => {}
@@ -278,25 +287,35 @@ impl Registry {
         }
     }
 
-    /// A child that has been through the recorded handshake.
-    pub(crate) async fn replayed(
+    /// A child that has been through its handshake.
+    async fn ready(&self, route: &Route, principal: &Principal, deadline: Instant) -> Result<Started, SessionError> {
+        match &route.key {
+            RouteKey::Session(digest) => self.replayed(digest, route, principal, deadline).await,
+            RouteKey::Grant(grant, abilities) => self.asked(grant, *abilities, route, principal, deadline).await,
+        }
+    }
+
+    /// A child that has been through a session's recorded handshake.
+    async fn replayed(
         &self,
-        session: &Session,
+        digest: &SessionDigest,
+        route: &Route,
         principal: &Principal,
         deadline: Instant,
     ) -> Result<Started, SessionError> {
-        let record = self.0.records.find(&session.digest).await.map_err(|e| {
+        let record = self.0.records.find(digest).await.map_err(|e| {
             error!(error = %e, "a session's record could not be read: {}", chain(&e));
             SessionError::Storage
         })?;
         let record = record.ok_or(SessionError::Unknown)?;
+        let session = self.0.sessions.lock().get(digest).cloned().ok_or(SessionError::Unknown)?;
         let started = async {
-            let started = self.start(principal, Arc::clone(&session.get_stream), deadline).await?;
+            let started = self.start(principal, Arc::clone(&route.get_stream), Mode::Session, deadline).await?;
             let by = deadline.min(Instant::now() + self.config().start_timeout);
             let (settings, tools, answer) = session.restored_settings(&record.settings);
             let (initialize, answer) = (&record.initialize, answer.as_deref().unwrap_or(&record.answer));
             let before = Predecessor { initialize, answer, tools, settings };
-            if let Some(answer) = handshake::replay(&started.bridge, before, &session.get_stream, by).await? {
+            if let Some(answer) = handshake::replay(&started.bridge, before, &route.get_stream, by).await? {
                 session.answered(answer);
             }
             Ok(started)
@@ -319,29 +338,46 @@ impl Registry {
     }
 
     /// Watches a child until it is gone; its permit is given back then, and not before.
-    pub(crate) fn watch(&self, session: &Arc<Session>, number: ChildNumber, bridge: Arc<Bridge>, permit: Permit) {
-        lines::serves(session, &bridge);
-        session.follows(bridge.listed());
-        let (registry, session) = (self.clone(), Arc::clone(session));
+    pub(crate) fn watch(&self, route: &Arc<Route>, number: ChildNumber, bridge: Arc<Bridge>, permit: Permit) {
+        lines::serves(route, &bridge);
+        if let RouteKey::Session(digest) = &route.key
+            && let Some(session) = self.0.sessions.lock().get(digest)
+        {
+            session.follows(bridge.listed());
+        }
+        let (registry, route) = (self.clone(), Arc::clone(route));
         self.0.tasks.spawn(async move {
             let outcome = tokio::select! {
                 outcome = bridge.ended() => outcome,
-                () = given_back(&session, number, &bridge) => bridge.ended().await,
+                () = given_back(&route, number, &bridge) => bridge.ended().await,
             };
             registry.0.metrics.child_ended(outcome.code());
-            let effect = session.step(Event::Gone(number, outcome.is_childs_doing()));
+            let effect = route.step(Event::Gone(number, outcome.is_childs_doing()));
             drop(bridge);
             drop(permit);
             if let Effect::End(reason) = effect {
-                registry.end(&session, reason);
+                registry.end_route(&route, reason);
             }
         });
+    }
+
+    /// Ends what a route belongs to, because of its child.
+    fn end_route(&self, route: &Arc<Route>, reason: &'static str) {
+        match &route.key {
+            RouteKey::Session(digest) => {
+                let session = self.0.sessions.lock().get(digest).cloned();
+                if let Some(session) = session {
+                    self.end(&session, reason);
+                }
+            }
+            RouteKey::Grant(grant, _) => self.forget_route(grant, route),
+        }
     }
 }
 
 /// Stops a child as soon as it is idle whose supervisor has said that it stops (it would go anyway, and the supervisor
 /// need not wait for its grace to be over if nobody has a call), or whose program was replaced.
-async fn given_back(session: &Session, number: ChildNumber, bridge: &Bridge) {
+async fn given_back(route: &Route, number: ChildNumber, bridge: &Bridge) {
     let reason = tokio::select! {
         () = bridge.leaving() => "supervisor-stops",
         () = bridge.outdated() => "program-replaced",
@@ -351,9 +387,14 @@ async fn given_back(session: &Session, number: ChildNumber, bridge: &Bridge) {
         if bridge.close_if_idle(Instant::now()) {
             break;
         }
+        // A task is in the way. It goes with a supervisor that stops.
+        tokio::select! {
+            () = bridge.leaving() => break bridge.close(),
+            () = bridge.tasks_over() => {}
+        }
     }
-    if let Effect::Stop(bridge) = session.step(Event::Stopped(number)) {
-        lines::stopped(session, &bridge, reason);
+    if let Effect::Stop(bridge) = route.step(Event::Stopped(number)) {
+        lines::stopped(route, &bridge, reason);
         bridge.stop();
     }
 }
@@ -362,22 +403,21 @@ impl Inner {
     /// Stops the child that has been without requests for longest, of the user or of anybody, and gives it back while it
     /// goes; none where all are busy.
     fn stop_longest_idle(&self, principal: &Principal, full: Full) -> Option<Arc<Bridge>> {
-        let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
         let candidates =
-            sessions.into_iter().filter(|session| full == Full::Total || session.tenant() == principal.tenant);
+            self.routes().into_iter().filter(|route| full == Full::Total || route.tenant == principal.tenant);
         let mut idle: Vec<_> = candidates
-            .filter_map(|session| {
-                let (number, bridge) = session.child()?;
-                Some((bridge.idle_since()?, number, session, bridge))
+            .filter_map(|route| {
+                let (number, bridge) = route.child()?;
+                Some((bridge.idle_since()?, number, route, bridge))
             })
             .collect();
         idle.sort_by_key(|(since, ..)| *since);
-        idle.into_iter().find_map(|(since, number, session, bridge)| {
+        idle.into_iter().find_map(|(since, number, route, bridge)| {
             if !bridge.close_if_idle(since) {
                 return None;
             }
-            let Effect::Stop(bridge) = session.step(Event::Stopped(number)) else { return None };
-            lines::stopped(&session, &bridge, "made-room");
+            let Effect::Stop(bridge) = route.step(Event::Stopped(number)) else { return None };
+            lines::stopped(&route, &bridge, "made-room");
             bridge.stop();
             Some(bridge)
         })

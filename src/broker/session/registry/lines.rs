@@ -9,6 +9,7 @@ use crate::child::bridge::Bridge;
 use crate::session::error::SessionError;
 use crate::session::id;
 use crate::session::record::Session;
+use crate::session::route::Route;
 
 pub(super) fn opened(session: &Session, principal: &Principal, bridge: &Bridge, duration_ms: u64) {
     let tag = id::tag(&session.digest);
@@ -35,28 +36,29 @@ pub(super) fn ended(session: &Session, reason: &'static str) {
     );
 }
 
-/// The line that joins a session with its child, and all that the child does from now on with the session.
-pub(super) fn serves(session: &Session, bridge: &Bridge) {
-    let (tag, tenant) = (id::tag(&session.digest), session.tenant());
-    bridge.serves(&tag);
+/// The line that joins a session or a grant with its child, and all that the child does from now on with the session.
+pub(super) fn serves(route: &Route, bridge: &Bridge) {
+    let tag = route.session_tag();
+    if let Some(tag) = &tag {
+        bridge.serves(tag);
+    }
     info!(
-        MESSAGE_ID = message_id::CHILD_SERVES, session = %tag, tenant = %tenant, child_pid = bridge.pid,
-        child_uid = bridge.uid, "child {} (uid {}) serves session {tag} of user {tenant}", bridge.pid, bridge.uid
+        MESSAGE_ID = message_id::CHILD_SERVES, session = tag.map(tracing::field::display), tenant = %route.tenant, child_pid = bridge.pid,
+        child_uid = bridge.uid, "child {} (uid {}) serves {} of user {}", bridge.pid, bridge.uid, route.key, route.tenant
     );
 }
 
-pub(super) fn stopped(session: &Session, bridge: &Bridge, reason: &'static str) {
-    let (tag, tenant) = (id::tag(&session.digest), session.tenant());
+pub(super) fn stopped(route: &Route, bridge: &Bridge, reason: &'static str) {
     info!(
-        MESSAGE_ID = message_id::CHILD_STOPPED, session = %tag, tenant = %tenant, child_pid = bridge.pid, reason,
-        "child stopped: {}, of session {tag} of user {tenant}, which goes on ({reason})", bridge.pid
+        MESSAGE_ID = message_id::CHILD_STOPPED, session = route.session_tag().map(tracing::field::display), tenant = %route.tenant,
+        child_pid = bridge.pid, reason,
+        "child stopped: {}, of {} of user {}, which goes on ({reason})", bridge.pid, route.key, route.tenant
     );
 }
 
-pub(super) fn no_child(session: &Session, what: &str, error: &SessionError) {
-    let (tag, tenant) = (id::tag(&session.digest), session.tenant());
+pub(super) fn no_child(route: &Route, what: &str, error: &SessionError) {
     warn!(
-        session = %tag, tenant = %tenant, reason = error.code(), error = %error,
-        "{what} for session {tag} of user {tenant}: {error}"
+        session = route.session_tag().map(tracing::field::display), tenant = %route.tenant, reason = error.code(), error = %error,
+        "{what} for {} of user {}: {error}", route.key, route.tenant
     );
 }

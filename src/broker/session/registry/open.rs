@@ -8,6 +8,7 @@ use tracing::{Instrument, error};
 
 use crate::chain::chain;
 use crate::child::bridge::Bridge;
+use crate::child::calls::Mode;
 use crate::child::get_stream::GetStream;
 use crate::child::handshake::{self, InitializeResult};
 use crate::jsonrpc::{Message, Spliced};
@@ -50,7 +51,7 @@ impl Registry {
         let permit = self.session_permit(principal)?;
         let get_stream = Arc::new(GetStream::default());
         let begun = async {
-            let child = self.start(principal, Arc::clone(&get_stream), deadline).await?;
+            let child = self.start(principal, Arc::clone(&get_stream), Mode::Session, deadline).await?;
             let by = deadline.min(Instant::now() + config.start_timeout);
             let answered = handshake::initialize(&child.bridge, initialize, by).await?;
             Ok((child, answered))
@@ -110,10 +111,10 @@ impl Registry {
         let machine = Machine::live(self.config().respawn, number, Arc::clone(&bridge));
         let session = Arc::new(Session::new(kept, Settings::of_new_session(), machine, permit));
         self.0.sessions.lock().insert(session.digest, Arc::clone(&session));
-        self.watch(&session, number, bridge, child_permit);
+        self.watch(&session.route, number, bridge, child_permit);
         self.0.changed.notify_one();
         if self.0.closing.is_cancelled()
-            && let Effect::Stop(bridge) = session.step(Event::Closing)
+            && let Effect::Stop(bridge) = session.route.step(Event::Closing)
         {
             // It was being opened when the shutdown looked for children to stop.
             bridge.stop();
@@ -171,7 +172,7 @@ impl Inner {
     /// The user's sessions with nothing under way, those that were used longest ago first.
     fn idle_of(&self, principal: &Principal) -> Vec<Arc<Session>> {
         let sessions = self.sessions.lock();
-        let idle = sessions.values().filter(|session| session.tenant() == principal.tenant && !session.is_busy());
+        let idle = sessions.values().filter(|session| session.tenant() == principal.tenant && !session.route.is_busy());
         let mut idle: Vec<_> = idle.cloned().collect();
         drop(sessions);
         // Once each: a use in between must not change the order under the sort.

@@ -16,21 +16,22 @@ impl Registry {
         let (config, now) = (self.config(), self.0.clock.now());
         let idle_since = Instant::now().checked_sub(config.child_idle);
         let unused_since = now.minus(config.session_idle);
-        let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();
-        for session in &sessions {
-            if let Some((number, bridge)) = session.child() {
+        for route in self.0.routes() {
+            if let Some((number, bridge)) = route.child() {
                 bridge.tick();
                 if idle_since.is_some_and(|since| bridge.close_if_idle(since))
-                    && let Effect::Stop(bridge) = session.step(Event::Stopped(number))
+                    && let Effect::Stop(bridge) = route.step(Event::Stopped(number))
                 {
-                    lines::stopped(session, &bridge, "child-idle");
+                    lines::stopped(&route, &bridge, "child-idle");
                     bridge.stop();
                 }
             }
-            if session.is_unused_since(unused_since) {
-                self.end(session, "session-idle");
-            }
         }
+        let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();
+        for session in sessions.iter().filter(|session| session.is_unused_since(unused_since)) {
+            self.end(session, "session-idle");
+        }
+        self.forget_cold_routes();
         self.save_uses().await;
     }
 

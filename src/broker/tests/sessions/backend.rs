@@ -132,8 +132,11 @@ impl Spawner for FakeSpawner {
 impl FakeChild {
     /// The next line on its standard input; `None` when the broker has closed it.
     pub(crate) async fn hears(&mut self) -> Option<Value> {
-        let line = self.stdin.as_mut().expect("open").next_line().await.expect("a readable pipe")?;
-        Some(serde_json::from_str(&line).expect("the broker writes JSON"))
+        Some(serde_json::from_str(&self.hears_raw().await?).expect("the broker writes JSON"))
+    }
+
+    pub(crate) async fn hears_raw(&mut self) -> Option<String> {
+        self.stdin.as_mut().expect("open").next_line().await.expect("a readable pipe")
     }
 
     pub(crate) async fn says(&mut self, message: Value) {

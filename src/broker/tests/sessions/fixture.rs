@@ -44,6 +44,7 @@ pub(crate) struct Fixture {
     pub(crate) metrics: Metrics,
     endpoint: Endpoint,
     pub(crate) writes: RecentWrites,
+    spared: Vec<FakeChild>,
 }
 
 /// A caller through the one client of tests; callers with the same `grant` are the same login.
@@ -148,7 +149,7 @@ impl Fixture {
         let observer = Observer::new(metrics.clone(), audit, writes.clone(), clock.clone());
         let unknown = Live::new(UnknownSession::Auto);
         let endpoint = Endpoint::new(registry.clone(), 64 * 1024, unknown, scope, observer, None);
-        Self { registry, spawner, children, clock, records, metrics, endpoint, writes }
+        Self { registry, spawner, children, clock, records, metrics, endpoint, writes, spared: Vec::new() }
     }
 
     /// Sends one request as `caller`.
@@ -188,6 +189,16 @@ impl Fixture {
 
     pub(crate) async fn child(&mut self) -> FakeChild {
         self.children.recv().await.expect("a child is started")
+    }
+
+    /// Keeps a child running for what comes later.
+    pub(crate) fn spare(&mut self, child: FakeChild) {
+        self.spared.push(child);
+    }
+
+    /// The child that was kept last.
+    pub(crate) fn spared(&mut self) -> &mut FakeChild {
+        self.spared.last_mut().expect("a child was kept")
     }
 
     /// Opens a session; its id and its child.

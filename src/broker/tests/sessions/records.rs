@@ -85,6 +85,10 @@ impl Records for FakeRecords {
         ready(checked).boxed()
     }
 
+    fn stands<'a>(&'a self, grant: &'a GrantId) -> BoxFuture<'a, Result<bool, StoreError>> {
+        ready(self.check().map(|()| grant.as_str() != "revoked")).boxed()
+    }
+
     fn touch<'a>(&'a self, uses: &'a [(SessionDigest, UnixTime)]) -> BoxFuture<'a, Result<(), StoreError>> {
         if let Err(e) = self.check() {
             return ready(Err(e)).boxed();

@@ -1,0 +1,121 @@
+//! A stateless request in the words of the session era, for a child that speaks only that.
+//!
+//! What says something about the revision, and what only the broker can do anything with, is left out; all else stays byte for
+//! byte. The way back is in `child/stamp.rs`, because it is a matter of each answer and not of its caller.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::budget::{Budget, OverBudget, counted};
+use crate::jsonrpc::Message;
+
+/// Members of `_meta` that this revision has and the session era has not.
+const OF_REQUESTS: [&str; 4] = [
+    "io.modelcontextprotocol/protocolVersion",
+    "io.modelcontextprotocol/clientInfo",
+    "io.modelcontextprotocol/clientCapabilities",
+    "io.modelcontextprotocol/logLevel",
+];
+/// Members of `params` that belong to the broker's own questions to the client.
+const OF_ANSWERS: [&str; 2] = ["inputResponses", "requestState"];
+
+/// Whether a method means something else in the session era than in this revision, or nothing here.
+pub(super) fn is_unknown(method: &str) -> bool {
+    // Tasks of 2025-11-25 are begun, asked for and ended otherwise.
+    method.starts_with("tasks/") || method.starts_with("notifications/")
+}
+
+/// The request as the child is to hear it. What is made anew is held against the caller's budget.
+pub(super) fn request(message: &Message, budget: &Budget) -> Result<Message, OverBudget> {
+    let Some(params) = message.params() else { return Ok(message.clone()) };
+    let Ok(Members(members)) = serde_json::from_str(params) else { return Ok(message.clone()) };
+    let without_meta = |meta: &RawValue| {
+        let inner: Members<'_> = serde_json::from_str(meta.get()).unwrap_or_default();
+        object(
+            inner.0.into_iter().filter(|(name, _)| !OF_REQUESTS.contains(&&**name)).map(|(n, v)| (n, v.get().into())),
+        )
+    };
+    let kept = members.into_iter().filter(|(name, _)| !OF_ANSWERS.contains(&&**name));
+    let translated = object(kept.map(|(name, value)| {
+        let value = if name == "_meta" { Cow::Owned(without_meta(value)) } else { Cow::Borrowed(value.get()) };
+        (name, value)
+    }));
+    let text = message.edited(None, vec![message.replace(params, translated)]);
+    let held = budget.hold(text.len())?;
+    // It was a request, and it still is.
+    Ok(Message::parse(counted(text.to_bytes(), held)).unwrap_or_else(|_| message.clone()))
+}
+
+fn object<'a>(members: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>) -> String {
+    let mut text = String::from("{");
+    for (name, value) in members {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        text.push_str(&serde_json::Value::String(name.into_owned()).to_string());
+        text.push(':');
+        text.push_str(&value);
+    }
+    text.push('}');
+    text
+}
+
+/// An object's members in their order, each value as spelled.
+#[derive(Default)]
+struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Seen;
+        impl<'de> Visitor<'de> for Seen {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    members.push((Cow::Owned(name), map.next_value()?));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::{BudgetCaps, Budgets};
+    use crate::mcp::stateless::request_of;
+    use wire::message::TenantId;
+
+    #[test]
+    fn only_what_is_of_the_revision_is_left_out() {
+        let budget = Budgets::new(BudgetCaps { total: 9999, per_user: 9999 }).of(TenantId::new(1).expect("an id"));
+        let table = [
+            (
+                r#"{"_meta":{"progressToken":"p","io.modelcontextprotocol/protocolVersion":"2026-07-28","traceparent":"00"},"name":"t","arguments":{"n": 1.50}}"#,
+                r#"{"_meta":{"progressToken":"p","traceparent":"00"},"name":"t","arguments":{"n": 1.50}}"#,
+            ),
+            (
+                r#"{"name":"t","_meta":{"io.modelcontextprotocol/clientCapabilities":{"a":{}},"io.modelcontextprotocol/related-task":1}}"#,
+                r#"{"name":"t","_meta":{"io.modelcontextprotocol/related-task":1}}"#,
+            ),
+            (r#"{"requestState":"s","inputResponses":{"a":1},"a\n":1e400}"#, r#"{"a\n":1e400}"#),
+            ("[1]", "[1]"),
+            ("{}", "{}"),
+        ];
+        for (given, expected) in table {
+            let text = |params: &str| format!(r#"{{"jsonrpc":"2.0", "id":1,"method":"m","params":{params}}}"#);
+            let translated = request(&request_of(&text(given)), &budget).expect("within the budget");
+            assert_eq!(translated.text(), text(expected).as_bytes(), "{given}");
+        }
+    }
+}

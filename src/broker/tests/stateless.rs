@@ -1,0 +1,9 @@
+//! The broker's promises about requests without a session, over fake children: one file a promise, nothing forked, no network.
+
+mod asking;
+mod cancelling;
+mod fixture;
+mod listening;
+mod relaying;
+mod routing;
+mod translating;
