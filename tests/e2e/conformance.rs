@@ -121,3 +121,33 @@ async fn what_the_revision_of_november_2025_requires_is_there_with_a_child_of_bo
     let suite = (SECOND, ["--requirements", "2025-11-25"].as_slice());
     conforms("conformance-dual", Fixture::Dual, suite, 30, &[]).await;
 }
+
+#[tokio::test]
+async fn what_the_stateless_revision_requires_is_there_with_a_child_that_speaks_it() {
+    let suite = (SECOND, ["--requirements", "2026-07-28"].as_slice());
+    conforms("conformance-relay", Fixture::Dual, suite, 37, &[]).await;
+}
+
+#[tokio::test]
+async fn what_a_child_of_the_session_era_can_do_of_the_stateless_revision_passes_through_the_translation() {
+    /// It asks its client in requests of its own, which have no place in a stateless answer.
+    const ASKS: &str = "a child of the session era has no answer that asks for more";
+    let except = [
+        (
+            "server-stateless",
+            "among its 30 checks: a child of the session era has no error for what a client cannot do",
+        ),
+        ("input-required-result-basic-elicitation", ASKS),
+        ("input-required-result-basic-sampling", ASKS),
+        ("input-required-result-basic-list-roots", ASKS),
+        ("input-required-result-request-state", ASKS),
+        ("input-required-result-multiple-input-requests", ASKS),
+        ("input-required-result-multi-round", ASKS),
+        ("input-required-result-non-tool-request", ASKS),
+        ("input-required-result-result-type", ASKS),
+        ("input-required-result-tampered-state", ASKS),
+        ("input-required-result-capability-check", ASKS),
+    ];
+    let suite = (SECOND, ["--requirements", "2026-07-28"].as_slice());
+    conforms("conformance-translation", Fixture::Session, suite, 37, &except).await;
+}

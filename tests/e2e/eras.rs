@@ -216,7 +216,7 @@ async fn the_typescript_sdk_works_to_the_end_in_each_of_its_modes() {
         command.arg(script("steps-typescript.mjs"));
         command
     };
-    for mode in ["default", "auto"] {
+    for mode in ["default", "auto", "2026-07-28"] {
         places.work(command, mode).await;
     }
 }
@@ -242,7 +242,7 @@ async fn the_python_sdk_works_to_the_end_in_each_of_its_modes() {
         command.arg(script("steps.py"));
         command
     };
-    for mode in ["legacy", "auto"] {
+    for mode in ["legacy", "auto", "2026-07-28"] {
         places.work(command, mode).await;
     }
 }

@@ -128,7 +128,7 @@ async fn inspect(dir: &Path, deployment: &Deployment, era: &str, arguments: &[&s
 async fn the_inspector_works_in_each_of_its_eras() {
     let (Some(mut places), Some(dir)) = (Places::set("eras-inspector"), installed()) else { return };
     let names = names();
-    for era in ["legacy", "auto"] {
+    for era in ["legacy", "auto", "modern"] {
         let list = inspect(&dir, &places.real, era, &["--method", "tools/list"]).await;
         assert!(list.matches("inputSchema").count() >= names.least, "{era}: {list}");
         disturb(&mut places.real, "kill", "").await;

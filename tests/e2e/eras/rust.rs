@@ -54,7 +54,7 @@ async fn call(client: &RunningService<RoleClient, Listener>, name: &str, argumen
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rmcp_works_to_the_end_in_each_of_its_modes() {
     let Some(mut places) = Places::set("eras-rmcp") else { return };
-    for mode in ["plain", "auto"] {
+    for mode in ["plain", "auto", "modern"] {
         let real = &mut places.real;
         let (names, client) = (names(), connect(real, mode).await);
         assert!(client.list_all_tools().await.expect("tools").len() >= names.least);
