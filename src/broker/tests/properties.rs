@@ -166,7 +166,8 @@ fn table() -> Calls {
 fn entered(calls: &mut Calls, request: &Message) -> (u64, Bytes, mpsc::Receiver<Event>) {
     let (to, events) = mpsc::channel(8);
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a permit");
-    let entry = InFlight { to, takes_notes: true, stateless: None, permit, deadline: Instant::now() + Duration::from_mins(1) };
+    let entry =
+        InFlight { to, takes_notes: true, stateless: None, permit, deadline: Instant::now() + Duration::from_mins(1) };
     let id: RawId = request.id().expect("an id").clone();
     let (number, out) = calls.enter(request, id, entry, Instant::now()).expect("open");
     (number, out.to_bytes(), events)
