@@ -45,7 +45,7 @@ impl Message {
     }
 
     /// The message with these edits, which must not overlap, and with another id where one is given. What is not touched is
-    /// shared, byte for byte.
+    /// shared, byte for byte. What a request takes along ([`Self::carrying`]) is not in it: see [`Self::reworded`].
     pub(crate) fn edited(&self, id: Option<Bytes>, mut edits: Vec<Edit>) -> Spliced {
         if let (Some(at), Some(new)) = (self.id_at.clone(), id) {
             edits.push(Edit { at, new });

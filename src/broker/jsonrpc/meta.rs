@@ -12,7 +12,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Message, place};
+use super::{Message, MessageError, place};
 use crate::trace::{Carried, TRACEPARENT, TRACESTATE, TraceParent, TraceState};
 
 const META: &str = "_meta";
@@ -22,6 +22,8 @@ const META: &str = "_meta";
 pub(crate) struct Insertion {
     at: usize,
     text: Bytes,
+    /// Where it came from: in another text it has another place and form.
+    of: Carried,
 }
 
 impl Insertion {
@@ -98,23 +100,33 @@ impl Message {
     /// place for it. [`Self::text`] stays as it came.
     #[must_use]
     pub(crate) fn carrying(mut self, carried: &Carried) -> Self {
-        self.insertion = self.insertion_of(carried);
+        let insertion = self.insertion_of(carried);
+        self.insertion = insertion.map(|(at, text)| Insertion { at, text: text.into(), of: carried.clone() });
         self
     }
 
-    fn insertion_of(&self, carried: &Carried) -> Option<Insertion> {
+    /// The same message in other words: what it takes along, it takes along in these.
+    pub(crate) fn reworded(&self, text: Bytes) -> Result<Self, MessageError> {
+        let message = Self::parse(text)?;
+        Ok(match &self.insertion {
+            Some(insertion) => message.carrying(&insertion.of),
+            None => message,
+        })
+    }
+
+    fn insertion_of(&self, carried: &Carried) -> Option<(usize, String)> {
         let text = std::str::from_utf8(&self.text).ok()?;
         let Some(params) = self.params() else {
             // Behind the last member: a message has at least two.
             let at = text.rfind('}')?;
             let members = members_of(carried, true)?;
-            return Some(Insertion { at, text: format!(",\"params\":{{\"{META}\":{{{members}}}}}").into() });
+            return Some((at, format!(",\"params\":{{\"{META}\":{{{members}}}}}")));
         };
         let known = Members::of(params)?;
         let Some(meta) = known.one(META).ok()? else {
             let comma = if known.0.is_empty() { "" } else { "," };
             let new = format!("\"{META}\":{{{}}}{comma}", members_of(carried, true)?);
-            return Some(Insertion { at: place(text, params).start.saturating_add(1), text: new.into() });
+            return Some((place(text, params).start.saturating_add(1), new));
         };
         let known = Members::of(meta.get())?;
         if !matches!(known.one(TRACEPARENT), Ok(None)) {
@@ -122,7 +134,7 @@ impl Message {
         }
         let comma = if known.0.is_empty() { "" } else { "," };
         let new = format!("{}{comma}", members_of(carried, matches!(known.one(TRACESTATE), Ok(None)))?);
-        Some(Insertion { at: place(text, meta.get()).start.saturating_add(1), text: new.into() })
+        Some((place(text, meta.get()).start.saturating_add(1), new))
     }
 }
 

@@ -2,7 +2,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod fixture;
-mod records;
+pub(crate) mod records;
 
 mod binding;
 mod bridging;

@@ -6,4 +6,5 @@ mod fixture;
 mod listening;
 mod relaying;
 mod routing;
+mod traces;
 mod translating;

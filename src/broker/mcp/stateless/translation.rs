@@ -46,7 +46,7 @@ pub(super) fn request(message: &Message, budget: &Budget) -> Result<Message, Ove
     let text = message.edited(None, vec![message.replace(params, translated)]);
     let held = budget.hold(text.len())?;
     // It was a request, and it still is.
-    Ok(Message::parse(counted(text.to_bytes(), held)).unwrap_or_else(|_| message.clone()))
+    Ok(message.reworded(counted(text.to_bytes(), held)).unwrap_or_else(|_| message.clone()))
 }
 
 fn object<'a>(members: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>) -> String {
@@ -116,6 +116,32 @@ mod tests {
             let text = |params: &str| format!(r#"{{"jsonrpc":"2.0", "id":1,"method":"m","params":{params}}}"#);
             let translated = request(&request_of(&text(given)), &budget).expect("within the budget");
             assert_eq!(translated.text(), text(expected).as_bytes(), "{given}");
+        }
+    }
+
+    #[test]
+    fn a_trace_that_only_headers_name_goes_with_what_is_left_of_meta() {
+        const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let budget = Budgets::new(BudgetCaps { total: 9999, per_user: 9999 }).of(TenantId::new(1).expect("an id"));
+        let mut headers = axum::http::HeaderMap::new();
+        headers.insert("traceparent", PARENT.parse().expect("a header"));
+        let trace = crate::trace::Trace::begin(&headers, &mut rand::rng());
+        let carried = trace.carried().expect("a trace");
+        let named = format!(r#""traceparent":"{PARENT}""#);
+        let table = [
+            (r#"{"_meta":{"io.modelcontextprotocol/protocolVersion":"v"},"a":1}"#, r#"{"_meta":{NAMED},"a":1}"#),
+            (r#"{"_meta":{"io.modelcontextprotocol/protocolVersion":"v","b":2}}"#, r#"{"_meta":{NAMED,"b":2}}"#),
+            (
+                r#"{"_meta":{"traceparent":"own","io.modelcontextprotocol/protocolVersion":"v"}}"#,
+                r#"{"_meta":{"traceparent":"own"}}"#,
+            ),
+            (r#"{"requestState":"s"}"#, r#"{"_meta":{NAMED}}"#),
+        ];
+        for (given, expected) in table {
+            let text = |params: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m","params":{params}}}"#);
+            let translated = request(&request_of(&text(given)).carrying(carried), &budget).expect("within the budget");
+            let written = translated.rewritten(Some("1".into()), None).to_bytes();
+            assert_eq!(written, text(expected).replace("NAMED", &named), "{given}");
         }
     }
 }
