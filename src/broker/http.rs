@@ -2,9 +2,10 @@
 //!
 //! [`listener`] is where they come in, [`accept`] serves them, [`shares`] says how many of whom. Ahead of every room,
 //! [`host`] looks at whom a request is for, [`origin`] at which page sends it, both by [`names`], and [`codings`] at how
-//! its body comes; [`traced`] keeps a request's lines together. [`health`] answers probes, [`metrics_page`] Prometheus,
-//! [`server`] reads the configuration, builds every other room, and stops them in order; [`reload`] reads it again,
-//! [`once`] does what only the operator can decide. Nothing here trusts a request.
+//! its body comes; [`unread`] settles what a refusal left of it, [`traced`] keeps a request's lines together. [`health`]
+//! answers probes, [`metrics_page`] Prometheus, [`server`] reads the configuration, builds every other room, and stops
+//! them in order; [`reload`] reads it again, [`once`] does what only the operator can decide. Nothing here trusts a
+//! request.
 
 use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
@@ -25,6 +26,7 @@ pub(crate) mod server;
 pub(crate) mod shares;
 pub(crate) mod status;
 pub(crate) mod traced;
+pub(crate) mod unread;
 
 /// A refusal of before anything of a message was read, in words for people: no JSON-RPC error, because clients hang on one
 /// without an id.

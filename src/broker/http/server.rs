@@ -39,7 +39,7 @@ use crate::http::names::Gate;
 use crate::http::reload::{Reloader, Sources};
 use crate::http::shares::ConnectionCaps;
 use crate::http::status::StatusLine;
-use crate::http::{accept, codings, health, host, metrics_page, once, origin, traced};
+use crate::http::{accept, codings, health, host, metrics_page, once, origin, traced, unread};
 use crate::live::Live;
 use crate::mcp::endpoint::Endpoint;
 use crate::mcp::observed::Observer;
@@ -287,7 +287,8 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
         .layer(traced::lines())
         .layer(from_fn(traced::begin));
     let health = health::routes(store.clone(), supervisor.clone(), forgejo.clone());
-    let router = router.merge(health.clone().layer(from_fn(host::require_any_host)));
+    let router =
+        router.merge(health.clone().layer(from_fn(host::require_any_host))).layer(from_fn(unread::settle_body));
 
     let status = StatusLine::new(&registry, &store, &supervisor);
     let stop = CancellationToken::new();
