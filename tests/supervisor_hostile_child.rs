@@ -22,7 +22,7 @@ const OUTCOMES: &str = include_str!("programs/hostile_child/outcomes.txt");
 /// A copy of the program with root's set-user-ID bit: nothing may come of that.
 fn program(dir: &std::path::Path) -> std::path::PathBuf {
     let copy = dir.join("hostile-child");
-    std::fs::copy(harness::program("hostile-child"), &copy).expect("copied");
+    harness::copy_program(&harness::program("hostile-child"), &copy).expect("copied");
     std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o4755)).expect("chmod");
     copy
 }

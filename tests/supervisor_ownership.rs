@@ -27,7 +27,7 @@ impl Case {
             set_mode(&part, 0o755);
         }
         let case = Self { dir };
-        fs::copy("/bin/true", case.program()).expect("copied");
+        harness::copy_program("/bin/true".as_ref(), &case.program()).expect("copied");
         set_mode(&case.program(), 0o755);
         case.write_policy(&case.program());
         case

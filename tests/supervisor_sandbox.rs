@@ -139,7 +139,7 @@ async fn a_program_and_a_directory_that_are_replaced_can_be_used_by_the_next_chi
         std::fs::set_permissions(&read, PermissionsExt::from_mode(0o755)).expect("chmod");
         std::fs::write(read.join("resolv.conf"), text).expect("written");
     };
-    std::fs::copy("/bin/sh", &program).expect("copied");
+    harness::copy_program("/bin/sh".as_ref(), &program).expect("copied");
     make("old\n");
     let script = format!("echo ready; cat {}; cat", read.join("resolv.conf").display());
     let policy = format!("[sandbox]\nread = [\"{}\"]\n", read.display());
@@ -150,7 +150,7 @@ async fn a_program_and_a_directory_that_are_replaced_can_be_used_by_the_next_chi
 
     // As package managers and daemons do it: another inode under the same name.
     let new = roots.path().join("new");
-    std::fs::copy("/bin/sh", &new).expect("copied");
+    harness::copy_program("/bin/sh".as_ref(), &new).expect("copied");
     std::fs::rename(&new, &program).expect("renamed");
     std::fs::remove_dir_all(&read).expect("removed");
     make("new\n");

@@ -240,10 +240,10 @@ async fn a_program_that_is_not_installed_is_told_and_found_when_it_is_back() {
     let missing = Refusal::StartFailed { step: StartStep::Program, errno: 2 };
     assert_eq!(client.try_spawn(1).await.err(), Some(missing));
     assert!(supervised.logged().contains(&format!("{} is not installed", path.display())), "{}", supervised.logged());
-    std::fs::copy("/bin/sh", &path).expect("installed");
+    harness::copy_program("/bin/sh".as_ref(), &path).expect("installed");
     let first = client.spawn(1).await;
     // As a package manager does it: another file of the same name.
-    std::fs::copy("/bin/sh", program.path().join("new")).expect("copied");
+    harness::copy_program("/bin/sh".as_ref(), &program.path().join("new")).expect("copied");
     std::fs::rename(program.path().join("new"), &path).expect("replaced");
     let second = client.spawn(1).await;
     assert_ne!(first.pid, second.pid);

@@ -225,7 +225,7 @@ async fn a_child_program_that_was_removed_is_named_as_the_reason_and_found_when_
     let dir = crate::scratch("removed_program_itself");
     std::fs::create_dir_all(&dir).expect("a directory");
     let program = dir.join("forgejo-mcp");
-    let install = || std::fs::copy(harness::program("stand-in-child"), &program).expect("installed");
+    let install = || harness::copy_program(&harness::program("stand-in-child"), &program).expect("installed");
     let mut deployment = stand_in_deployment("removed_program", &[], |config| {
         // The supervisor starts without it.
         config.child = Program::stand_in(&program, &[]);

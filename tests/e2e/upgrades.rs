@@ -15,7 +15,7 @@ use harness::supervised::{gone, watch};
 /// Puts a copy of the stand-in there, like a new version.
 fn install(path: &Path) {
     let new = path.with_extension("new");
-    std::fs::copy(stand_in(&[]).path, &new).expect("copied");
+    harness::copy_program(&stand_in(&[]).path, &new).expect("copied");
     std::fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).expect("chmod");
     std::fs::rename(&new, path).expect("renamed");
 }

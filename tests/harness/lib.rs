@@ -57,6 +57,13 @@ pub fn roots_directory() -> std::io::Result<tempfile::TempDir> {
     Ok(dir)
 }
 
+/// Copies a program that is to be run, with its mode, by a process of its own. A copy that this process wrote itself might
+/// be open for writing in a child that another test's thread is just starting, and the kernel runs nothing that is (ETXTBSY).
+pub fn copy_program(from: &Path, to: &Path) -> std::io::Result<()> {
+    let done = std::process::Command::new("cp").arg("--preserve=mode").arg("--").args([from, to]).status()?;
+    if done.success() { Ok(()) } else { Err(std::io::Error::other(format!("cp to {} failed: {done}", to.display()))) }
+}
+
 /// Between two looks at what nobody tells of: who looks without a pause takes the processor from what is looked for.
 pub async fn look_again() {
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
