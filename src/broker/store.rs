@@ -173,6 +173,16 @@ impl Store {
         self.writer().execute_all("refusing notes", refusals.map(sqlx::query)).await.expect("refused from now on");
     }
 
+    /// Another program's connection, which holds the write lock until it is dropped.
+    #[cfg(test)]
+    pub(crate) async fn locked_by_another(&self) -> sqlx::SqliteConnection {
+        use sqlx::{ConnectOptions, Executor};
+        let other = SqliteConnectOptions::new().filename(&self.0.path).connect().await;
+        let mut other = other.expect("another connection");
+        other.execute("BEGIN EXCLUSIVE").await.expect("the lock");
+        other
+    }
+
     /// Writes a consistent copy into a new file of mode 0600, while everything goes on.
     pub(crate) async fn backup_to(&self, to: &Path) -> Result<(), StoreError> {
         copy::backup(&reading(&self.0.path), to).await

@@ -37,15 +37,12 @@ pub(super) async fn tokens(
     State(admin): State<Admin>,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<GrantView>>, Refused> {
-    if query.after.is_none() {
-        // Once a list: what was used a moment ago is shown so.
-        admin.revocation.principals.flush_uses().await;
-    }
     let place = |text: &String| grant_place(text).ok_or_else(|| no_place(text));
     let after = query.after.as_ref().map(place).transpose()?;
     let after = after.as_ref().map(|(at, grant)| (*at, grant));
     let grants = admin.store.grants_after(query.user.as_deref(), after, size(&query)).await?;
     let next = next(&grants, size(&query), |grant| format!("{}.{}", grant.created_at.secs(), grant.id));
+    let unwritten = |grant: &GrantId| admin.revocation.principals.unwritten_use(grant).map(|last| last.at);
     let view = grants.into_iter().map(|grant| GrantView {
         id: grant.id.as_str().to_owned(),
         user: grant.login.as_str().to_owned(),
@@ -54,7 +51,7 @@ pub(super) async fn tokens(
         scopes: grant.scopes.as_str().to_owned(),
         created_at: grant.created_at.secs(),
         expires_at: grant.expires_at.map(UnixTime::secs),
-        last_used_at: grant.last_used_at.map(UnixTime::secs),
+        last_used_at: unwritten(&grant.id).or(grant.last_used_at).map(UnixTime::secs),
         revoked_at: grant.revoked_at.map(UnixTime::secs),
     });
     Ok(Json(Page { entries: view.collect(), next }))

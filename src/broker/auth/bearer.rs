@@ -125,11 +125,19 @@ struct Known {
     tokens: HashMap<TokenHash, CachedPrincipal>,
     /// Counts revocations; a look-up that began before one must not be kept.
     generation: u64,
-    used: HashSet<GrantId>,
-    /// Where they were last used from, as the layer saw it.
-    networks: HashMap<GrantId, Source>,
+    /// Uses that are not written yet.
+    used: HashMap<GrantId, LastUse>,
     /// The refresh tokens that tokens were given for which were used for the first time.
     succeeded: HashSet<TokenHash>,
+}
+
+/// When and from where a grant was last used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LastUse {
+    /// When.
+    pub(crate) at: UnixTime,
+    /// From where, as the layer saw it.
+    pub(crate) source: Option<Source>,
 }
 
 #[derive(Debug)]
@@ -176,7 +184,7 @@ impl Principals {
                 // Shortly before Forgejo's token ends, the entry is looked up anew.
                 if !self.is_due(entry.principal.upstream_ends) {
                     let principal = entry.principal.clone();
-                    known.used.insert(principal.grant.clone());
+                    known.note_use(&principal.grant, now);
                     return Ok(principal);
                 }
             }
@@ -189,7 +197,7 @@ impl Principals {
         if known.generation == generation {
             known.keep(hash, entry, now);
         }
-        known.used.insert(principal.grant.clone());
+        known.note_use(&principal.grant, now);
         Ok(principal)
     }
 
@@ -283,10 +291,14 @@ impl Principals {
 
     /// A grant is used from there.
     fn came_from(&self, grant: &GrantId, source: Source) {
-        let mut known = self.0.known.lock();
-        if known.networks.get(grant) != Some(&source) {
-            known.networks.insert(grant.clone(), source);
+        if let Some(last) = self.0.known.lock().used.get_mut(grant) {
+            last.source = Some(source);
         }
+    }
+
+    /// The last use of a grant, where it is not written yet.
+    pub(crate) fn unwritten_use(&self, grant: &GrantId) -> Option<LastUse> {
+        self.0.known.lock().used.get(grant).cloned()
     }
 
     /// Writes which refresh tokens have had their answer used since the last time. What cannot be written stays for the
@@ -300,26 +312,22 @@ impl Principals {
         done
     }
 
-    /// Writes what was used since the last time.
+    /// Writes what was used since the last time. What cannot be written stays for the next time.
     pub(crate) async fn flush_uses(&self) {
         if let Err(error) = self.flush_succeeded().await {
             error!(error = %error, "the first use of tokens could not be stored: {}", chain(&error));
         }
-        let (grants, mut networks) = {
-            let mut known = self.0.known.lock();
-            (std::mem::take(&mut known.used), std::mem::take(&mut known.networks))
+        let unwritten = self.0.known.lock().used.clone();
+        let row = |(grant, last): (&GrantId, &LastUse)| GrantUse {
+            grant: grant.clone(),
+            at: last.at,
+            network: last.source.map(|source| source.network()),
         };
-        if grants.is_empty() {
-            return;
-        }
-        let now = self.0.clock.now();
-        let seen = |grant: GrantId| {
-            let network = networks.remove(&grant).map(|source| source.network());
-            GrantUse { grant, at: now, network }
-        };
-        let uses: Vec<_> = grants.into_iter().map(seen).collect();
-        if let Err(error) = self.0.store.touch_grants(&uses).await {
-            error!(error = %error, "the last use of grants could not be stored: {}", chain(&error));
+        let uses: Vec<_> = unwritten.iter().map(row).collect();
+        match self.0.store.touch_grants(&uses).await {
+            // Whoever was used again meanwhile waits for the next time.
+            Ok(()) => self.0.known.lock().used.retain(|grant, last| unwritten.get(grant) != Some(last)),
+            Err(error) => error!(error = %error, "the last use of grants could not be stored: {}", chain(&error)),
         }
     }
 
@@ -352,6 +360,13 @@ impl Principals {
 }
 
 impl Known {
+    fn note_use(&mut self, grant: &GrantId, now: UnixTime) {
+        match self.used.get_mut(grant) {
+            Some(last) => last.at = now,
+            None => drop(self.used.insert(grant.clone(), LastUse { at: now, source: None })),
+        }
+    }
+
     /// Keeps an entry within the bound: expired ones give way first, then any.
     fn keep(&mut self, hash: TokenHash, entry: CachedPrincipal, now: UnixTime) {
         if self.tokens.len() >= MAX_CACHED_PRINCIPALS {

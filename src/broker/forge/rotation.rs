@@ -16,6 +16,7 @@ mod registration;
 mod reseal;
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub(crate) use crate::forge::rotation::reseal::ResealError;
 use crate::forge::token_endpoint::{Pair, PairError};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
-use crate::store::{Credential, Store, StoreError};
+use crate::store::{Credential, OwnerCheck, Store, StoreError};
 use wire::clock::{Clock, UnixTime};
 use wire::message::TenantId;
 use wire::secret::UpstreamToken;
@@ -49,6 +50,8 @@ use wire::telemetry::message_id;
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(5));
 /// How long a login waits for those before it: a person looks at a browser.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long whoever has a token that is good for now waits for its successor.
+const SUCCESSOR_WITHIN: Duration = Duration::from_secs(1);
 /// Refreshes of a sweep that run at once: while Forgejo is slow, one user must not wait for all the others.
 const MAX_REFRESHES: usize = 8;
 /// How often a write is tried again that must not fail, with growing pauses: for two and a half minutes.
@@ -130,6 +133,8 @@ struct Inner {
     forge_seen: TurnMutex<Option<UnixTime>>,
     /// One refresh a credential at a time.
     turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
+    /// What was found of a credential's token and is being written.
+    unwritten: Mutex<HashMap<String, OwnerCheck>>,
 }
 
 /// How a credential's last refreshes went.
@@ -139,9 +144,11 @@ struct Pause {
     until: Option<UnixTime>,
     /// Not before then is Forgejo asked again whose the token is: it was away.
     look_at: Option<UnixTime>,
-    is_away: bool,
+    word: Word,
     /// The last look found the account barred, which the store may not have taken.
     is_barred: bool,
+    /// Forgejo is asked this time, however fresh its last word is.
+    asks_anew: bool,
 }
 
 /// What Forgejo has said of the broker's own application.
@@ -151,11 +158,22 @@ struct Registered {
     ask_at: Option<UnixTime>,
 }
 
+/// What Forgejo said when it was asked about an account.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Word {
+    /// Nothing that matters here, or it was not asked.
+    #[default]
+    Other,
+    /// Nothing, and to nobody now.
+    Away,
+    /// That the account is let in, also by the lists.
+    LetIn,
+}
+
 /// What came of a look at a credential.
 struct Look {
     fresh: Result<Fresh, RotationError>,
-    /// Whether Forgejo did not say whose the token is, because it says nothing to anybody now.
-    is_away: bool,
+    word: Word,
 }
 
 impl Pause {
@@ -194,6 +212,7 @@ impl Rotation {
             doubted: Mutex::default(),
             forge_seen: TurnMutex::default(),
             turns,
+            unwritten: Mutex::default(),
         };
         (Self(Arc::new(inner)), told)
     }
@@ -237,16 +256,25 @@ impl Rotation {
     /// the user's. Of many callers one refreshes, and the others
     /// get what it got. A token that has not ended yet is good while Forgejo is away.
     ///
+    /// While its successor is long in coming, from Forgejo or into the store, a token is handed out that is good for now.
     pub(crate) async fn fresh(&self, credential_id: &str) -> Result<Fresh, RotationError> {
-        self.looked_at_in_a_task(credential_id).await.fresh
+        let mut looking = pin!(self.looked_at_in_a_task(credential_id, false));
+        if let Ok(look) = timeout(SUCCESSOR_WITHIN, &mut looking).await {
+            return look.fresh;
+        }
+        match self.good_for_now(credential_id).await {
+            Ok(Some(held)) => Ok(held),
+            Ok(None) | Err(_) => looking.await.fresh,
+        }
     }
 
-    /// A caller who goes away must not take a pair along that Forgejo has just given out.
-    async fn looked_at_in_a_task(&self, credential_id: &str) -> Look {
+    /// A caller who goes away must not take a pair along that Forgejo has just given out. Where `asks_anew`, Forgejo is
+    /// asked whatever it said before.
+    async fn looked_at_in_a_task(&self, credential_id: &str, asks_anew: bool) -> Look {
         let (rotation, id) = (self.clone(), credential_id.to_owned());
         let task = self.0.tasks.spawn(async move {
             let turn = Arc::clone(rotation.0.turns.lock().entry(id.clone()).or_default());
-            let (look, change) = rotation.in_turn(&id, &turn).await;
+            let (look, change) = rotation.in_turn(&id, &turn, asks_anew).await;
             drop(turn);
             rotation.forget_idle_turns();
             // After the turn: whoever follows changes may need it.
@@ -255,7 +283,8 @@ impl Rotation {
             }
             look
         });
-        task.await.unwrap_or(Look { fresh: Err(RotationError::NotNow), is_away: false })
+        let lost = Look { fresh: Err(RotationError::NotNow), word: Word::Other };
+        task.await.unwrap_or(lost)
     }
 
     /// Keeps those that somebody waits for and those with a pause that is not over.
@@ -267,11 +296,12 @@ impl Rotation {
             .retain(|_, turn| Arc::strong_count(turn) > 1 || turn.try_lock().is_ok_and(|pause| !pause.is_over(now)));
     }
 
-    async fn in_turn(&self, id: &str, turn: &TurnMutex<Pause>) -> (Look, Option<Change>) {
+    async fn in_turn(&self, id: &str, turn: &TurnMutex<Pause>, asks_anew: bool) -> (Look, Option<Change>) {
         let mut pause = turn.lock().await;
         let mut change = None;
+        (pause.asks_anew, pause.word) = (asks_anew, Word::Other);
         let fresh = self.looked_at(id, &mut pause, &mut change).await;
-        (Look { fresh, is_away: pause.is_away }, change)
+        (Look { fresh, word: pause.word }, change)
     }
 
     async fn looked_at(
@@ -324,7 +354,8 @@ impl Rotation {
             Ok(fresh) => {
                 // Tokens may live shorter than the lead: half of their life passes before the next refresh.
                 let life = fresh.ends.map(|end| end.since(now)).unwrap_or_default();
-                *pause = Pause { until: Some(now.plus(life / 2)), is_barred: pause.is_barred, ..Pause::default() };
+                let Pause { is_barred, asks_anew, .. } = *pause;
+                *pause = Pause { until: Some(now.plus(life / 2)), is_barred, asks_anew, ..Pause::default() };
                 Ok(fresh)
             }
             Err(RotationError::NotNow) => {

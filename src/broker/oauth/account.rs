@@ -158,7 +158,6 @@ async fn visitor(context: &Context, headers: &HeaderMap) -> Result<Option<(Visit
 }
 
 async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Result<Overview, StoreError> {
-    context.revocation.principals.flush_uses().await;
     let now = context.clock.now();
     let connections = context.store.connections_of(visitor.tenant).await?;
     let approvals = context.store.consents_of(visitor.tenant).await?;
@@ -196,26 +195,32 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
         ended: ended.collect(),
         connections: connections
             .into_iter()
-            .map(|one| ConnectionView {
-                sessions: context.revocation.registry.sessions_of(&one.grant),
-                calls: last_calls(context, &one.grant, &calls, now),
-                forks: forks
-                    .iter()
-                    .filter(|fork| fork.grant == one.grant)
-                    .map(|fork| ForkView { when: ago(now.since(fork.at)), network: fork.network.clone() })
-                    .collect(),
-                grant: one.grant.as_str().to_owned(),
-                client: ClientName::of(&one.client_name),
-                client_id: one.client_id,
-                writes: one.scopes.write,
-                is_new: one.is_new,
-                since: ago(now.since(one.created_at)),
-                since_exactly: exactly(one.created_at),
-                network: one.network.as_deref().map(with_family),
-                used: match one.last_used_at {
-                    Some(used) => format!("last used {}", ago(now.since(used))),
-                    None => "never used".to_owned(),
-                },
+            .map(|one| {
+                // Not written yet, and the page does not wait until it is.
+                let last = context.revocation.principals.unwritten_use(&one.grant);
+                let network = last.as_ref().and_then(|last| last.source).map(|source| source.network());
+                let used_at = last.map(|last| last.at).or(one.last_used_at);
+                ConnectionView {
+                    sessions: context.revocation.registry.sessions_of(&one.grant),
+                    calls: last_calls(context, &one.grant, &calls, now),
+                    forks: forks
+                        .iter()
+                        .filter(|fork| fork.grant == one.grant)
+                        .map(|fork| ForkView { when: ago(now.since(fork.at)), network: fork.network.clone() })
+                        .collect(),
+                    grant: one.grant.as_str().to_owned(),
+                    client: ClientName::of(&one.client_name),
+                    client_id: one.client_id,
+                    writes: one.scopes.write,
+                    is_new: one.is_new,
+                    since: ago(now.since(one.created_at)),
+                    since_exactly: exactly(one.created_at),
+                    network: network.as_deref().or(one.network.as_deref()).map(with_family),
+                    used: match used_at {
+                        Some(used) => format!("last used {}", ago(now.since(used))),
+                        None => "never used".to_owned(),
+                    },
+                }
             })
             .collect(),
     };

@@ -87,6 +87,25 @@ impl Store {
         Ok(())
     }
 
+    /// The same once more of a token of which it was noted `before`, unless something else was noted since.
+    pub(crate) async fn renew_owner_check(
+        &self,
+        credential: &str,
+        before: OwnerCheck,
+        check: OwnerCheck,
+    ) -> Result<(), StoreError> {
+        let statement = sqlx::query(
+            "UPDATE upstream_credentials SET checked_at = $1, barred_since = NULL \
+             WHERE id = $2 AND checked_token = $3 AND checked_at = $4",
+        )
+        .bind(check.at.secs())
+        .bind(credential)
+        .bind(before.token.0.as_slice())
+        .bind(before.at.secs());
+        self.writer().execute("noting a check once more", statement).await?;
+        Ok(())
+    }
+
     /// Lets a credential's check count as long ago: it is looked at again soon.
     pub(crate) async fn age_owner_check(&self, credential: &str) -> Result<(), StoreError> {
         let statement = sqlx::query("UPDATE upstream_credentials SET checked_at = 0 WHERE checked_at > 0 AND id = $1")

@@ -9,6 +9,7 @@ mod documents;
 mod families;
 pub(crate) mod fixture;
 mod flow;
+mod locked_store;
 mod pages;
 mod registration;
 mod trouble;

@@ -7,7 +7,7 @@
 //! new forge. What is another's is shut out with all that stands on it, and is an alarm.
 //!
 //! While Forgejo is away, a token that was its user's before is used on: it reaches nobody now, and Forgejo is asked
-//! again as soon as it is back. One that never was is not used. While the store takes nothing, Forgejo is asked each time.
+//! again as soon as it is back. One that never was is not used.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::auth::principal::GrantId;
 use crate::chain::chain;
 use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{ForgejoUser, UpstreamError};
-use crate::forge::rotation::{Change, Pause, Rotation, RotationError};
+use crate::forge::rotation::{Change, Fresh, Pause, Rotation, RotationError, Word};
 use crate::store::{Credential, Fingerprint, OwnerCheck, StoreError};
 
 /// How long Forgejo's word about a token is believed.
@@ -34,6 +34,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 const DOUBT_EVERY: Duration = Duration::from_mins(1);
 /// How long whoever has a token that was good before waits for Forgejo's word.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// When a token was looked at that must be looked at before it is used.
+const NEVER: UnixTime = UnixTime::from_secs(0);
 
 /// What Forgejo and the operator's lists say of a token and the account that it was stored for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,10 +83,10 @@ impl Rotation {
         change: &mut Option<Change>,
     ) -> Result<(), RotationError> {
         let (inner, now) = (&self.0, self.0.clock.now());
-        let before = inner.store.owner_check(&credential.id).await?;
+        let before = self.owner_check(&credential.id).await?;
         let known = before.filter(|check| check.token == fingerprint(token));
         let was_barred = credential.barred_since.is_some() || pause.is_barred;
-        if !was_barred && known.is_some_and(|check| check.at > now.minus(GOOD_FOR)) {
+        if !pause.asks_anew && !was_barred && known.is_some_and(|check| check.at > now.minus(GOOD_FOR)) {
             return Ok(());
         }
         let verdict = if pause.look_at.is_some_and(|at| at > now) {
@@ -94,20 +97,25 @@ impl Rotation {
         } else {
             self.verdict(credential.tenant, token).await?
         };
-        pause.is_away = matches!(verdict, Verdict::Away | Verdict::Owned { is_away: true });
+        pause.word = match verdict {
+            Verdict::LetIn => Word::LetIn,
+            Verdict::Away | Verdict::Owned { is_away: true } => Word::Away,
+            _ => Word::Other,
+        };
         match verdict {
             Verdict::LetIn | Verdict::Owned { .. } => {
                 // Lists that cannot be applied throw nobody out, but Forgejo is asked again.
-                let at = if verdict == Verdict::LetIn { now } else { UnixTime::from_secs(0) };
+                let at = if verdict == Verdict::LetIn { now } else { NEVER };
                 Self::unbar(credential, pause);
                 pause.look_at = (verdict != Verdict::LetIn).then(|| now.plus(ASK_AGAIN));
                 let check = OwnerCheck { token: fingerprint(token), at };
-                match inner.store.note_owner_check(&credential.id, check).await {
-                    // It was the user's before, and Forgejo has just said so again: it is asked once more next time.
-                    Err(e) if known.is_some() => {
-                        warn!(tenant = %credential.tenant, error = %e, "Forgejo's word on an account is not kept: {}", chain(&e));
+                match known {
+                    // It was the user's before, and Forgejo has just said so again: nobody waits until that is kept.
+                    Some(before) if !was_barred => self.note_behind(credential, before, check),
+                    _ => {
+                        inner.store.note_owner_check(&credential.id, check).await?;
+                        inner.unwritten.lock().remove(&credential.id);
                     }
-                    noted => noted?,
                 }
                 if known.is_none() && credential.refresh.is_some() {
                     *change = Some(Change::Rotated(inner.store.grants_on(&credential.id).await?));
@@ -116,6 +124,10 @@ impl Rotation {
             }
             Verdict::Away => {
                 pause.look_at = Some(pause.look_at.filter(|at| *at > now).unwrap_or(now.plus(ASK_AGAIN)));
+                if let Some(before) = known.filter(|before| pause.asks_anew && before.at != NEVER) {
+                    // There was a reason to ask: whoever comes next asks.
+                    self.note_behind(credential, before, OwnerCheck { at: NEVER, ..before });
+                }
                 match () {
                     () if was_barred => Err(RotationError::Barred),
                     () if known.is_some() => Ok(()),
@@ -127,7 +139,19 @@ impl Rotation {
                 warn!(tenant = %credential.tenant, "Forgejo's answer about an account cannot be used");
                 Err(RotationError::NotNow)
             }
-            Verdict::Barred => Err(self.bar(credential, pause, change).await?),
+            Verdict::Barred => {
+                let refused = self.bar(credential, pause, change).await?;
+                let mut unwritten = inner.unwritten.lock();
+                // Also where the store takes nothing now, nobody is let in by an earlier word.
+                match refused {
+                    RotationError::Barred => {
+                        let check = OwnerCheck { token: fingerprint(token), at: NEVER };
+                        unwritten.insert(credential.id.clone(), check);
+                    }
+                    _ => drop(unwritten.remove(&credential.id)),
+                }
+                Err(refused)
+            }
             out @ (Verdict::ShutOut | Verdict::Foreign | Verdict::Succeeded(_)) => {
                 *change = Some(self.shut_out(credential, token, &out).await?);
                 Err(RotationError::LoginAgain)
@@ -146,18 +170,12 @@ impl Rotation {
             return Standing::Unknown;
         };
         let Some(row) = row.filter(|row| !row.revoked) else { return Standing::Ended };
-        if let Err(e) = self.0.store.age_owner_check(&row.credential_id).await {
-            error!(grant = %grant, error = %e, "a grant cannot be looked at: {}", chain(&e));
-            return Standing::Unknown;
-        }
-        match self.fresh(&row.credential_id).await {
-            Ok(_) => match self.0.store.owner_check(&row.credential_id).await {
-                Ok(Some(check)) if check.at > self.0.clock.now().minus(GOOD_FOR) => Standing::Good,
-                _ => Standing::Unknown,
-            },
+        let look = self.looked_at_in_a_task(&row.credential_id, true).await;
+        match look.fresh {
+            Ok(_) if look.word == Word::LetIn => Standing::Good,
             Err(RotationError::LoginAgain) => Standing::Ended,
             Err(RotationError::Barred) => Standing::Barred,
-            Err(_) => Standing::Unknown,
+            Ok(_) | Err(_) => Standing::Unknown,
         }
     }
 
@@ -187,6 +205,46 @@ impl Rotation {
         let change = self.succeed(user).await?;
         let _ = self.0.changes.send(change).await;
         Ok(false)
+    }
+
+    /// What was last found of a credential's token, also where that waits to be written.
+    async fn owner_check(&self, credential: &str) -> Result<Option<OwnerCheck>, StoreError> {
+        let unwritten = self.0.unwritten.lock().get(credential).copied();
+        match unwritten {
+            Some(check) => Ok(Some(check)),
+            None => self.0.store.owner_check(credential).await,
+        }
+    }
+
+    /// Writes what was found of a token that was its user's before, unless something else was found meanwhile.
+    fn note_behind(&self, credential: &Credential, before: OwnerCheck, check: OwnerCheck) {
+        let (rotation, id, tenant) = (self.clone(), credential.id.clone(), credential.tenant);
+        self.0.unwritten.lock().insert(id.clone(), check);
+        self.0.tasks.spawn(async move {
+            if let Err(e) = rotation.0.store.renew_owner_check(&id, before, check).await {
+                // It stays here for as long as it is good.
+                warn!(tenant = %tenant, error = %e, "Forgejo's word on an account is not kept: {}", chain(&e));
+                return;
+            }
+            let mut unwritten = rotation.0.unwritten.lock();
+            if unwritten.get(&id) == Some(&check) {
+                unwritten.remove(&id);
+            }
+        });
+    }
+
+    /// The token of a credential, where it is good for now by all that is known without asking Forgejo or writing.
+    pub(super) async fn good_for_now(&self, credential_id: &str) -> Result<Option<Fresh>, RotationError> {
+        let (inner, now) = (&self.0, self.0.clock.now());
+        let Some(credential) = inner.store.find_credential(credential_id).await? else { return Ok(None) };
+        if credential.barred_since.is_some() || credential.expires_at.is_some_and(|end| end <= now) {
+            return Ok(None);
+        }
+        let held = self.held(&credential)?;
+        let check = self.owner_check(credential_id).await?;
+        let is_good =
+            check.is_some_and(|check| check.token == fingerprint(&held.token) && check.at > now.minus(GOOD_FOR));
+        Ok(is_good.then_some(held))
     }
 
     /// Notes that a token is its user's.
@@ -265,6 +323,10 @@ impl Rotation {
     /// nothing but a changed login is lost with it: a store that takes nothing now, on a full disk, keeps nobody out.
     async fn note_known(&self, user: &ForgejoUser) -> Result<(), StoreError> {
         let store = &self.0.store;
+        let known = store.account(user.id).await?;
+        if known.is_some_and(|known| known.login == user.login && known.created == Some(user.created)) {
+            return Ok(());
+        }
         match store.note_account(user.id, &user.login, user.created, self.0.clock.now()).await {
             Err(e) if store.account(user.id).await?.is_some_and(|account| account.created.is_some()) => {
                 warn!(tenant = %user.id, error = %e, "what Forgejo says of an account is not kept: {}", chain(&e));

@@ -8,7 +8,7 @@ use tracing::error;
 use crate::chain::chain;
 use crate::forge::identity;
 use crate::forge::rotation::ownership::GOOD_FOR;
-use crate::forge::rotation::{MAX_REFRESHES, Rotation};
+use crate::forge::rotation::{MAX_REFRESHES, Rotation, Word};
 use crate::store::Credential;
 
 impl Rotation {
@@ -20,9 +20,11 @@ impl Rotation {
             return;
         }
         *last = Some(now);
-        if !identity::look(&inner.store, &inner.forgejo, now).await
-            && let Err(e) = inner.store.age_owner_checks().await
-        {
+        if identity::look(&inner.store, &inner.forgejo, now).await {
+            return;
+        }
+        inner.unwritten.lock().clear();
+        if let Err(e) = inner.store.age_owner_checks().await {
             error!(error = %e, "the accounts that must be looked at cannot be noted: {}", chain(&e));
         }
     }
@@ -48,7 +50,7 @@ impl Rotation {
                     return;
                 }
                 // What came of it was logged where it was seen. While Forgejo is away, nobody else can be looked at.
-                if self.looked_at_in_a_task(&credential.id).await.is_away {
+                if self.looked_at_in_a_task(&credential.id, false).await.word == Word::Away {
                     away.store(true, Ordering::Relaxed);
                 }
             }
