@@ -124,13 +124,17 @@ impl Held {
         Ok(())
     }
 
-    /// The same, as soon as enough was given back; the error of the last try at the deadline.
+    /// The same, as soon as enough was given back; the error of the last try at the deadline, and at once where a user's
+    /// whole budget is too small.
     pub(crate) async fn grow_by(&mut self, more: usize, deadline: Instant) -> Result<(), OverBudget> {
         let all = Arc::clone(&self.budget.all);
         loop {
             // Made before the try, so that what is given back in between wakes it.
             let freed = all.freed.notified();
             let Err(over) = self.grow(more) else { return Ok(()) };
+            if matches!(over, OverBudget::User(most) if self.bytes.saturating_add(more) > most) {
+                return Err(over);
+            }
             if timeout_at(deadline, freed).await.is_err() {
                 return Err(over);
             }

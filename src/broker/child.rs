@@ -1,7 +1,7 @@
 //! One running child process and the traffic with it. Knows neither who the user is nor what a tool does.
 //!
 //! No byte of a child is trusted: what comes out is redacted, capped and parsed before anybody else sees it.
-//! [`bridge`] is the running child; below it are its [`stdin`], its output ([`stdout`], [`lines`], [`stderr`]), the requests in
+//! [`bridge`] is the running child; below it are its [`stdin`], its output ([`stdout`], [`lines`], [`stderr`], what of it is [`misread`] or [`overlong`]), the requests in
 //! flight ([`calls`]), the tools that were [`listed`], and the session's [`get_stream`]. [`handshake`] opens MCP with it, [`redact`] takes the token out
 //! of what it says. For clients without sessions (revision 2026-07-28) [`era`] finds out what it speaks, [`stamp`] makes its
 //! answers theirs, [`listens`] tells them of changes, [`parked`] keeps what waits for them, [`tasks`] what it has begun for
@@ -21,6 +21,7 @@ pub(crate) mod listed;
 pub(crate) mod listens;
 pub(crate) mod log_level;
 pub(crate) mod misread;
+mod overlong;
 pub(crate) mod parked;
 pub(crate) mod redact;
 pub(crate) mod spawner;

@@ -53,7 +53,7 @@ pub mod message_id {
     pub const CHILD_STOPPED: &str = "92f0f9bf637341d2bc86aaddec22178b";
     /// A child ended on its own, or was killed for a limit; `REASON` says which.
     pub const CHILD_GONE: &str = "1d3e857086d749419adc0141b7f7d6d6";
-    /// A child wrote a line that is no message; `REASON` says why.
+    /// A child wrote a line that is no message, or one that is not kept; `REASON` says why.
     pub const CHILD_MISREAD: &str = "72566635c3cf499dbd32fa94185022d0";
     /// A client's request was not carried out, for want of room or of a right; `REASON` says which.
     pub const CALL_REFUSED: &str = "2723d1f4f24a4a399d8479429a0464c7";

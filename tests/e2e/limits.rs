@@ -21,10 +21,7 @@ async fn a_file_of_fifty_megabytes_comes_through_within_the_default_limits() {
     let Some(child) = crate::real_child() else {
         return skip("fifty_megabytes", "no forgejo-mcp: run tests/run, or set FORGEJO_MCP");
     };
-    let mut config = config("fifty_megabytes", child);
-    // The broker's own caps, which are for its memory, are lower: a line of 32 MiB.
-    config.broker = "[sessions]\nmax_line = \"128MiB\"\nmemory_per_user = \"512MiB\"\n".to_owned();
-    let deployment = Deployment::set(config).expect("a deployment");
+    let deployment = Deployment::set(config("fifty_megabytes", child)).expect("a deployment");
     let mut session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
     let child = deployment.children().pop().expect("a child");
     let tools = session.tools().await.expect("tools");

@@ -102,15 +102,27 @@ async fn a_child_that_reads_nothing_costs_its_client_the_deadline_and_nobody_els
     }
 }
 
-#[tokio::test]
-async fn a_line_beyond_the_cap_ends_its_child_with_a_word_and_nobody_elses() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_beyond_the_cap_is_an_error_of_its_call_alone_and_costs_no_memory() {
     let deployment = stand_in_deployment("long-line", &[], |_| {});
     let mut alice = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
     let bob = Session::open(&deployment.url, &token(&deployment, "bob")).await.expect("a session");
-    let said = timeout(IN_TIME, alice.text("big", json!({"bytes": 50_000_000}))).await.expect("in time");
-    let said = said.expect_err("beyond the default cap of 32 MiB").to_string();
-    assert!(said.contains("beyond the size limit"), "{said}");
+    let (before, child) = (resident(&deployment), deployment.children());
+    let mut asleep = alice.clone();
+    let asleep = tokio::spawn(async move { timeout(4 * IN_TIME, asleep.text("sleep", json!({"ms": 3000}))).await });
+    // In the order of this child the id comes first.
+    for _ in 0..2 {
+        let said = timeout(4 * IN_TIME, alice.text("big", json!({"bytes": 90_000_000}))).await.expect("in time");
+        let said = said.expect_err("beyond the default cap of 80 MiB").to_string();
+        assert!(said.contains("80 MiB") && said.contains("max_line"), "{said}");
+    }
     is_served(&bob).await;
+    is_served(&alice).await;
+    assert_eq!(asleep.await.expect("no panic").expect("in time").expect("its other call goes on"), "slept");
+    assert_eq!(deployment.children().len(), child.len(), "the children are the same");
+    let grown = resident(&deployment).saturating_sub(before);
+    assert!(grown < BUDGET_MIB, "{grown} MiB more");
+    assert!(deployment.output().contains("reason=\"line-too-long\""), "{}", deployment.output());
 }
 
 /// A network of its own that this machine reaches by one wire; gone with it.

@@ -14,10 +14,12 @@ use serde::de::{Deserializer, IgnoredAny};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use crate::child::lines::DEFAULT_MAX_LINE;
+
 /// Bytes that are kept of a message in several lines; its members are known by then, or it is not looked into further.
 const MAX_KEPT: usize = 64 * 1024;
-/// Bytes of such a message in all; as many as one line may have.
-const MAX_SPREAD: usize = 32 * 1024 * 1024;
+/// Bytes of such a message in all; as many as one line may have by default.
+const MAX_SPREAD: usize = DEFAULT_MAX_LINE;
 /// Between two lines of the log about one child.
 const PAUSE: Duration = Duration::from_secs(10);
 /// What some programs begin a text with (RFC 8259 section 8.1: MUST NOT be added).
@@ -306,7 +308,7 @@ mod tests {
         let mut reader = Misreader::default();
         assert_eq!(reader.look_at(b"{\"a\":\""), None);
         let line = vec![b'x'; 1024 * 1024];
-        let found = (0..40).filter_map(|_| reader.look_at(&line)).count();
+        let found = (0..=DEFAULT_MAX_LINE >> 20).filter_map(|_| reader.look_at(&line)).count();
         assert!(found >= 1, "it ends by its length");
         assert!(reader.spread.is_none_or(|spread| spread.text.len() <= MAX_KEPT));
     }

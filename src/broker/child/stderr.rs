@@ -13,7 +13,7 @@ use tracing::info;
 use wire::telemetry::CHILD;
 
 use crate::child::bridge::Shared;
-use crate::child::lines::{Lines, Overlong};
+use crate::child::lines::{Line, Lines};
 use crate::child::spawner::ReadEnd;
 
 /// Bytes of standard error kept to explain a child that died before it answered `initialize`.
@@ -48,12 +48,14 @@ impl Tail {
 
 /// Reads until the child closes its standard error.
 pub(crate) async fn drain(stderr: ReadEnd, shared: Arc<Shared>) {
-    let mut lines = Lines::new(stderr, MAX_STDERR_LINE, Overlong::Cut);
+    let mut lines = Lines::new(stderr, MAX_STDERR_LINE);
     let mut budget = Budget { since: Instant::now(), left: LINES_PER_WINDOW, unsaid: 0 };
     while let Ok(Some(line)) = lines.next().await {
-        let is_cut = line.len() >= MAX_STDERR_LINE;
-        let redactor = &shared.redactor;
-        let text = printable(&if is_cut { redactor.clean_cut(line) } else { redactor.clean(line) });
+        let text = printable(&match line {
+            Line::Whole(line) => shared.redactor.clean(line),
+            Line::Begun(head, _) => shared.redactor.clean_cut(head),
+            Line::Ended(_) => continue,
+        });
         if budget.spend(Instant::now()) {
             info!(target: CHILD, "{text}");
         }

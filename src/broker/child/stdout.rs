@@ -15,8 +15,9 @@ use crate::budget::counted;
 use crate::chain::chain;
 use crate::child::bridge::{Outcome, Shared};
 use crate::child::calls::Route;
-use crate::child::lines::{LineError, Lines, Overlong};
-use crate::child::misread::{Misread, Misreader};
+use crate::child::lines::{Line, LineError, Lines};
+use crate::child::misread::{Meant, Misread, Misreader};
+use crate::child::overlong::Overlong;
 use crate::child::spawner::{Ended, ReadEnd};
 use wire::telemetry::message_id;
 
@@ -31,12 +32,14 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) struct Reader {
     shared: Arc<Shared>,
     misreader: Misreader,
+    /// The line that is being dropped, as long as nobody has been told.
+    overlong: Option<Overlong>,
 }
 
 impl Reader {
     /// For the child of this bridge.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, misreader: Misreader::default() }
+        Self { shared, misreader: Misreader::default(), overlong: None }
     }
 
     /// Reads the child until it is gone, then answers what is pending and tells the outcome, in this order.
@@ -48,7 +51,7 @@ impl Reader {
         max_line: usize,
         tell: watch::Sender<Option<Outcome>>,
     ) {
-        let mut lines = Lines::counted(stdout, max_line, Overlong::Fail, self.shared.budget.clone());
+        let mut lines = Lines::counted(stdout, max_line, self.shared.budget.clone());
         let mut exit = None;
         let misbehaved = loop {
             let line = tokio::select! {
@@ -61,21 +64,17 @@ impl Reader {
                 end = &mut ended => {
                     exit = Some(end.unwrap_or(Ended::SupervisorLost));
                     // What it wrote before it ended is in the pipe; a descendant may hold the pipe open for ever.
-                    let rest = async { while let Ok(Some(line)) = lines.next().await { self.route(line); } };
+                    let rest = async { while let Ok(Some(line)) = lines.next().await { self.take(line); } };
                     let _ = timeout(EXIT_GRACE, rest).await;
                     break None;
                 }
             };
             match line {
-                Ok(Some(line)) => self.route(line),
+                Ok(Some(line)) => self.take(line),
                 Ok(None) => break Some("it closed its output"),
-                Err(LineError::TooLong(cap)) => {
-                    warn!(cap, reason = "line-too-long", "the child wrote a line beyond the cap and is stopped");
-                    break Some("it wrote a message beyond the size limit");
-                }
-                Err(LineError::OverBudget(over)) => {
-                    warn!(error = %over, reason = "over-budget", "the child writes what nobody reads and is stopped: {over}");
-                    break Some("what it wrote waited for so long that its user's memory was used up");
+                Err(error @ LineError::Endless) => {
+                    warn!(reason = "endless-line", "the child is stopped: {error}");
+                    break Some("it wrote a message without an end");
                 }
                 Err(error) => {
                     warn!(error = %error, "the child's output cannot be read; it is stopped: {}", chain(&error));
@@ -132,6 +131,51 @@ impl Reader {
         }
     }
 
+    fn take(&mut self, line: Line) {
+        match line {
+            Line::Whole(line) => self.route(line),
+            Line::Begun(head, why) => {
+                let line = Overlong::begun(&head, why);
+                match line.meant() {
+                    Some(meant) => self.dropped(&line, meant),
+                    None => self.overlong = Some(line),
+                }
+            }
+            Line::Ended(tail) => {
+                if let Some(line) = self.overlong.take() {
+                    self.dropped(&line, line.meant_by(&tail));
+                }
+            }
+        }
+    }
+
+    /// A line that is not kept: tells it, and answers the request whose answer it was.
+    fn dropped(&mut self, line: &Overlong, meant: Meant) {
+        let failed = self.fail_meant(meant, &line.to_string());
+        self.tell(line.code(), failed, None, &line.to_string());
+    }
+
+    fn fail_meant(&mut self, meant: Meant, message: &str) -> usize {
+        let failed = self.shared.calls.lock().fail_meant(meant, message, Instant::now());
+        self.shared.notify_if_quiet();
+        failed
+    }
+
+    /// One line of the log in a while.
+    fn tell(&mut self, reason: &'static str, failed: usize, bytes: Option<usize>, message: &str) {
+        if let Some(left_out) = self.misreader.may_tell(Instant::now()) {
+            let left_out = Some(left_out).filter(|count| *count > 0);
+            warn!(
+                MESSAGE_ID = message_id::CHILD_MISREAD,
+                reason,
+                bytes,
+                failed_requests = failed,
+                left_out,
+                "{message}"
+            );
+        }
+    }
+
     /// The line without the token. A copy that this makes is held against the budget like the line itself.
     fn redacted(&self, line: Bytes) -> Option<Bytes> {
         let before = line.as_ptr();
@@ -152,21 +196,9 @@ impl Reader {
     fn misread(&mut self, misread: Misread, bytes: usize) {
         let Misread { cause, meant, is_told } = misread;
         let message = format!("the forgejo-mcp process wrote what is no JSON-RPC message: {}", cause.words());
-        let failed = self.shared.calls.lock().fail_meant(meant, &message, Instant::now());
-        self.shared.notify_if_quiet();
-        if is_told && failed == 0 {
-            return;
-        }
-        if let Some(left_out) = self.misreader.may_tell(Instant::now()) {
-            let left_out = Some(left_out).filter(|count| *count > 0);
-            warn!(
-                MESSAGE_ID = message_id::CHILD_MISREAD,
-                reason = cause.code(),
-                bytes,
-                failed_requests = failed,
-                left_out,
-                "{message}"
-            );
+        let failed = self.fail_meant(meant, &message);
+        if !is_told || failed > 0 {
+            self.tell(cause.code(), failed, Some(bytes), &message);
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::child::activity::Activity;
 use crate::child::calls::{Calls, Event, InFlight, Mode, Route};
-use crate::child::lines::{LineError, Lines, Overlong};
+use crate::child::lines::{Line, Lines};
 use crate::jsonrpc::{Message, RawId};
 use crate::mcp::headers::{Accept, Revision, is_json};
 
@@ -186,20 +186,12 @@ fn in_pieces(pieces: &[Vec<u8>]) -> Box<dyn AsyncRead + Unpin> {
     pieces.iter().fold(none, |before, piece| Box::new(before.chain(Cursor::new(piece.clone()))))
 }
 
-/// The lines of `bytes` as they must come out, and whether one of them is beyond the cap.
-fn lines_of(bytes: &[u8], cap: usize) -> (Vec<Vec<u8>>, bool) {
-    let mut lines = Vec::new();
-    let mut rest = bytes;
-    while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-        let line = &rest[..end];
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.len() > cap {
-            return (lines, true);
-        }
-        lines.push(line.to_vec());
-        rest = &rest[end + 1..];
-    }
-    (lines, false)
+/// The lines of `bytes`, each with whether it is within the cap.
+fn lines_of(bytes: &[u8], cap: usize) -> Vec<(Vec<u8>, bool)> {
+    let mut lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
+    lines.pop();
+    let stripped = lines.iter().map(|line| line.strip_suffix(b"\r").unwrap_or(line).to_vec());
+    stripped.map(|line| (line.len() <= cap, line)).map(|(fits, line)| (line, fits)).collect()
 }
 
 proptest! {
@@ -282,25 +274,29 @@ proptest! {
         cap in 0_usize..60,
     ) {
         let all = pieces.concat();
-        let (expected, too_long) = lines_of(&all, cap);
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let mut seen = Vec::new();
-        let failed = runtime.block_on(async {
-            let mut lines = Lines::new(in_pieces(&pieces), cap, Overlong::Fail);
-            loop {
-                match lines.next().await {
-                    Ok(Some(line)) => seen.push(line.to_vec()),
-                    Ok(None) => return None,
-                    Err(error) => return Some(error),
-                }
+        let seen = runtime.block_on(async {
+            let mut lines = Lines::new(in_pieces(&pieces), cap);
+            let mut seen = Vec::new();
+            while let Some(line) = lines.next().await.expect("readable") {
+                seen.push(line);
             }
+            seen
         });
-        prop_assert_eq!(seen, expected);
-        match failed {
-            // A last line without its end counts as too long as soon as it is.
-            Some(LineError::TooLong(_)) => prop_assert!(too_long || all.len() > cap),
-            other => prop_assert!(other.is_none() && !too_long),
+        let mut seen = seen.into_iter();
+        for (line, fits) in lines_of(&all, cap) {
+            if fits {
+                prop_assert_eq!(seen.next(), Some(Line::Whole(line.into())));
+                continue;
+            }
+            let Some(Line::Begun(head, _)) = seen.next() else { return Err(TestCaseError::fail("no beginning")) };
+            prop_assert_eq!(&head[..], &line[..cap]);
+            let Some(Line::Ended(tail)) = seen.next() else { return Err(TestCaseError::fail("no end")) };
+            prop_assert_eq!(tail.strip_suffix(b"\r").unwrap_or(&tail), line.strip_suffix(b"\r").unwrap_or(&line));
         }
+        // A last line without its end is known for too long as soon as it is.
+        prop_assert!(matches!(seen.next(), None | Some(Line::Begun(..))));
+        prop_assert!(seen.next().is_none());
     }
 
     #[test]

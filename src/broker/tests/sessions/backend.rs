@@ -144,8 +144,13 @@ impl FakeChild {
     }
 
     pub(crate) async fn says_raw(&mut self, line: &str) {
+        self.says_part(&format!("{line}\n")).await;
+    }
+
+    /// A part of a line.
+    pub(crate) async fn says_part(&mut self, text: &str) {
         let stdout = self.stdout.as_mut().expect("open");
-        stdout.write_all(format!("{line}\n").as_bytes()).await.expect("the broker reads");
+        stdout.write_all(text.as_bytes()).await.expect("the broker reads");
     }
 
     /// The whole handshake, up to the note that the broker is ready.

@@ -109,7 +109,7 @@ async fn answers_that_nobody_reads_keep_the_child_waiting_and_go_on_when_they_ar
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_child_that_fills_its_users_memory_for_good_is_stopped_and_says_why() {
+async fn an_answer_that_finds_no_memory_for_long_is_an_error_that_says_why_and_the_session_goes_on() {
     let mut fixture = Fixture::new(tight()).await;
     let alice = caller(1, "g1");
     let (id, mut child) = fixture.open(&alice).await;
@@ -120,15 +120,50 @@ async fn a_child_that_fills_its_users_memory_for_good_is_stopped_and_says_why() 
         unread.push(calling.await.expect("no panic"));
     }
     let third = fixture.posting(&alice, Some(&id), call(3, "x"));
-    let heard = child.hears().await.expect("the call");
-    let line = json!({"jsonrpc": "2.0", "id": heard["id"], "result": {"text": "x".repeat(USER * 2 / 5)}}).to_string();
-    tokio::spawn(async move {
-        child.says_raw(&line).await;
-        child
-    });
-    let answer = crate::tests::sessions::fixture::text(third.await.expect("no panic")).await;
-    assert!(answer.contains("memory was used up"), "{answer}");
+    child.answers(json!({"text": "x".repeat(USER * 2 / 5)})).await;
+    // On a stream, after so long.
+    let answer = text(third.await.expect("no panic")).await;
+    assert!(answer.contains(r#""id":3"#) && answer.contains("memory_per_user"), "{answer}");
     assert!(fixture.registry.budgets().used() <= USER);
+    unread.clear();
+    let calling = fixture.posting(&alice, Some(&id), call(4, "x"));
+    child.answers(json!({"text": "x".repeat(USER * 2 / 5)})).await;
+    assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_large_answers_of_one_user_never_hold_each_other_up_for_good() {
+    let mut fixture = Fixture::new(tight()).await;
+    let alice = caller(1, "g1");
+    let (one, mut first) = fixture.open(&alice).await;
+    let (two, mut second) = fixture.open(&alice).await;
+    let large = "x".repeat(USER * 4 / 5);
+    let first_call = fixture.posting(&alice, Some(&one), call(1, "x"));
+    let second_call = fixture.posting(&alice, Some(&two), call(2, "x"));
+    let heard = first.hears().await.expect("the call");
+    first
+        .says_part(&format!(r#"{{"jsonrpc":"2.0","id":{},"result":{{"text":"{}"#, heard["id"], &large[..USER / 2]))
+        .await;
+    let its = large.clone();
+    let second = tokio::spawn(async move {
+        second.answers(json!({"text": its})).await;
+        second
+    });
+    while fixture.registry.budgets().used() < USER * 9 / 10 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let rest = format!(r#"{}"}}}}"#, &large[USER / 2..]);
+    let first = tokio::spawn(async move {
+        first.says_raw(&rest).await;
+        first
+    });
+    let answer = text(second_call.await.expect("no panic")).await;
+    assert!(answer.contains("memory_per_user"), "{answer}");
+    assert!(text(first_call.await.expect("no panic")).await.contains(&large), "there was room for it then");
+    for child in [first, second] {
+        assert!(!child.await.expect("no panic").is_asked_to_stop());
+    }
 }
 
 #[tokio::test]

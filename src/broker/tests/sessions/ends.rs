@@ -77,23 +77,6 @@ async fn what_a_child_said_before_it_ended_is_not_lost() {
 }
 
 #[tokio::test]
-async fn a_line_beyond_the_cap_stops_the_child() {
-    let mut config = config();
-    config.max_line = 1000;
-    let mut fixture = Fixture::new(config).await;
-    let alice = caller(1, "g1");
-    let (id, mut child) = fixture.open(&alice).await;
-    let calling = fixture.posting(&alice, Some(&id), call(1, "big"));
-    child.hears().await.expect("the call");
-    child.says_raw(&"x".repeat(2000)).await;
-    child.is_stopped().await;
-    assert!(
-        body(calling.await.expect("no panic")).await["error"]["message"].as_str().expect("text").contains("size limit")
-    );
-    until_unknown(&fixture, &alice, &id).await;
-}
-
-#[tokio::test]
 async fn a_lost_supervisor_fails_what_is_pending_and_keeps_the_session() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

@@ -1,4 +1,4 @@
-//! What a child writes that is no message is told, and whoever waits for it hears of it at once.
+//! What a child writes that is no message, or one too long, is told, and whoever waits for it hears of it at once.
 
 use serde_json::{Value, json};
 use wire::telemetry::message_id::CHILD_MISREAD;
@@ -75,4 +75,42 @@ async fn an_initialize_that_is_answered_with_what_is_no_message_is_over_at_once(
     assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("no JSON-RPC message")), "{answer}");
     assert!(before.elapsed() < std::time::Duration::from_secs(1), "nobody waited");
     assert_eq!(fixture.registry.counts().0, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_beyond_the_cap_is_an_error_of_its_request_alone_and_the_session_goes_on() {
+    let (log, _here) = CapturedLog::begin();
+    let mut config = config();
+    config.max_line = 200 * 1024;
+    let mut fixture = Fixture::new(config).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let other = fixture.posting(&alice, Some(&id), call("other", "x"));
+    let others = child.hears().await.expect("a call");
+    let text = "x".repeat(300 * 1024);
+    for (n, form) in [
+        r#"{"jsonrpc":"2.0","id":ID,"result":{"text":"TEXT"}}"#,
+        r#"{"result":{"text":"TEXT"},"jsonrpc":"2.0","id":ID}"#,
+    ]
+    .iter()
+    .enumerate()
+    {
+        let calling = fixture.posting(&alice, Some(&id), call(n, "x"));
+        let heard = child.hears().await.expect("a call");
+        child.says_raw(&form.replace("ID", &heard["id"].to_string()).replace("TEXT", &text)).await;
+        let answer = body(calling.await.expect("no panic")).await;
+        let said = answer["error"]["message"].as_str().expect("an error");
+        assert!(answer["id"] == n && said.contains("204800 bytes") && said.contains("max_line"), "{answer}");
+    }
+    // A notification of that size is nobody's answer.
+    child
+        .says_raw(&json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": text}}).to_string())
+        .await;
+    child.says(json!({"jsonrpc": "2.0", "id": others["id"], "result": {"still": "there"}})).await;
+    assert_eq!(body(other.await.expect("no panic")).await["result"]["still"], "there");
+    let lines = log.of(CHILD_MISREAD);
+    assert_eq!(lines.len(), 1, "one in ten seconds: {lines:?}");
+    assert!(lines[0].contains("reason=\"line-too-long\"") && lines[0].contains("failed_requests=1"), "{lines:?}");
+    assert!(!child.is_asked_to_stop());
+    assert_eq!(fixture.registry.budgets().used(), 0);
 }
