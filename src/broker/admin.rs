@@ -10,47 +10,34 @@ pub mod inspected;
 mod keys;
 mod listener;
 mod lists;
+mod tokens;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use http_body_util::BodyExt;
-use rand::rngs::SysRng;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
-use tracing::{error, info};
+use tracing::error;
 
-use crate::admin::api::{CreateToken, CreatedToken, EndedSession, EndedUser, Problem, StatusView, SupervisorView};
+use crate::admin::api::{EndedSession, EndedUser, Problem, StatusView, SupervisorView};
 use crate::admin::doctor::Surroundings;
 pub(crate) use crate::admin::listener::{AdminError, serve};
-use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::restriction::RestrictionError;
 use crate::auth::revocation::Revocation;
-use crate::auth::token::{AccessToken, NoRandomness};
+use crate::auth::token::NoRandomness;
 use crate::chain::chain;
 use crate::child::supervisor_client::SupervisorSpawner;
-use crate::forge::access::{AccessError, NotAdmitted};
+use crate::forge::access::AccessError;
 use crate::forge::api::{Forgejo, UpstreamError};
 use crate::forge::rotation::{ResealError, Rotation};
-use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
-use crate::hex;
 use crate::session::id::{self, SessionName};
-use crate::store::{NewGrant, Store, StoreError};
+use crate::store::{Store, StoreError};
 use wire::clock::Clock;
-use zeroize::Zeroizing;
-
-/// Bytes of a request at most: a Forgejo token and two names. What holds it never moves.
-const MAX_REQUEST: usize = 16 * 1024;
-/// Digits of a grant's id that are enough to name it.
-const GRANT_DIGITS: usize = 8;
-/// How long it may take to come.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the operator's requests act on.
 #[derive(Debug, Clone)]
@@ -85,6 +72,10 @@ enum Refused {
     #[error("Forgejo's user of this token is `{actual}`, not `{asked}`: give the token of the user that you name")]
     OtherUser { asked: String, actual: String },
     #[error("{0}")]
+    Restriction(#[from] RestrictionError),
+    #[error("this grant is a client's login, which its user alone can change; see `forgejo-mcp-brokerctl grants`")]
+    NotTheOperators,
+    #[error("{0}")]
     Upstream(#[from] UpstreamError),
     #[error("there is no such token, or it is revoked already; see `forgejo-mcp-brokerctl grants`")]
     NoSuchToken,
@@ -109,9 +100,9 @@ enum Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::Input(_) => StatusCode::BAD_REQUEST,
+            Self::Input(_) | Self::Restriction(_) => StatusCode::BAD_REQUEST,
             Self::NoSuchToken | Self::NoSuchSession | Self::NoSuchUser(_) => StatusCode::NOT_FOUND,
-            Self::Reseal(ResealError::UnderWay) => StatusCode::CONFLICT,
+            Self::Reseal(ResealError::UnderWay) | Self::NotTheOperators => StatusCode::CONFLICT,
             // In the operator's hands, with all that there is to say.
             Self::OtherUser { .. }
             | Self::Access(_)
@@ -130,8 +121,8 @@ impl IntoResponse for Refused {
 /// The routes.
 pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
-        .route("/tokens", post(create).get(lists::tokens))
-        .route("/tokens/{grant}", delete(revoke))
+        .route("/tokens", post(tokens::create).get(lists::tokens))
+        .route("/tokens/{grant}", delete(tokens::revoke).patch(tokens::change))
         .route("/sessions", get(lists::sessions))
         .route("/sessions/{name}", delete(end_session))
         .route("/clients", get(lists::clients))
@@ -143,90 +134,6 @@ pub(crate) fn router(admin: Admin) -> Router {
         .route("/key/rotate", post(keys::rotate))
         .route("/backup", post(keys::backup))
         .with_state(admin)
-}
-
-/// Reads the body piece by piece, so that what holds it is cleared; a stranger to JSON is told no more than that.
-async fn asked(request: Request) -> Result<CreateToken, Refused> {
-    let wrong =
-        || Refused::Input("the request is none that this broker knows; is the tool of another version?".to_owned());
-    let mut text = Zeroizing::new(Vec::with_capacity(MAX_REQUEST));
-    let mut body = request.into_body();
-    let whole = async {
-        while let Some(frame) = body.frame().await {
-            let Ok(piece) = frame.map_err(|_| wrong())?.into_data() else { continue };
-            if text.len().saturating_add(piece.len()) > MAX_REQUEST {
-                return Err(wrong());
-            }
-            text.extend_from_slice(&piece);
-        }
-        Ok(())
-    };
-    timeout(BODY_TIMEOUT, whole).await.map_err(|_| wrong())??;
-    serde_json::from_slice(&text).map_err(|_| wrong())
-}
-
-/// A token without OAuth: for services, and for a first step.
-async fn create(State(admin): State<Admin>, request: Request) -> Result<Json<CreatedToken>, Refused> {
-    let asked = asked(request).await?;
-    let named = |text: &str| !text.is_empty() && text.len() <= 200 && !text.contains(char::is_control);
-    if !named(&asked.client) {
-        return Err(Refused::Input("the client's name must have 1 to 200 characters".to_owned()));
-    }
-    let ttl = Duration::from_secs(asked.ttl_seconds);
-    if ttl.is_zero() || ttl > Duration::from_hours(24 * 3660) {
-        return Err(Refused::Input("the time to live must be between one second and ten years".to_owned()));
-    }
-    let user = admin.forgejo.whoami(&asked.forgejo_token).await?;
-    if !user.login.as_str().eq_ignore_ascii_case(&asked.user) {
-        return Err(Refused::OtherUser { asked: asked.user, actual: user.login.as_str().to_owned() });
-    }
-    admin.rotation.lists().now().verify(&admin.forgejo, &user, &asked.forgejo_token).await?;
-    if !admin.rotation.recognise(&user).await? {
-        return Err(AccessError::from(NotAdmitted::Successor).into());
-    }
-    let token = AccessToken::mint(&mut SysRng)?;
-    let credential_id = hex::random_id(&mut SysRng)?;
-    let storing = admin.rotation.storing().await;
-    let credential = admin.vault.seal(&asked.forgejo_token, &vault::access_place(&credential_id), &mut SysRng)?;
-    let now = admin.clock.now();
-    let new = NewGrant {
-        grant: GrantId::new(hex::random_id(&mut SysRng)?),
-        client_id: asked.client,
-        tenant: user.id,
-        login: user.login,
-        scopes: Scopes { write: !asked.read_only },
-        credential_id,
-        credential,
-        token: token.hash(),
-        created_at: now,
-        expires_at: now.plus(ttl),
-    };
-    admin.store.insert_grant(&new).await?;
-    drop(storing);
-    admin.rotation.note_vouched(&new.credential_id, &asked.forgejo_token).await?;
-    info!(grant = %new.grant, tenant = %new.tenant, login = %new.login, client = %new.client_id, "token created");
-    Ok(Json(CreatedToken {
-        id: new.grant.as_str().to_owned(),
-        token: token.expose().to_owned(),
-        expires_at: new.expires_at.secs(),
-    }))
-}
-
-/// A grant by its id, or by the first digits of it.
-async fn revoke(State(admin): State<Admin>, Path(grant): Path<String>) -> Result<StatusCode, Refused> {
-    if grant.len() < GRANT_DIGITS {
-        return Err(Refused::Input(format!("give at least {GRANT_DIGITS} digits of the grant's id")));
-    }
-    let grant = match admin.store.grants_beginning(&grant).await?.as_slice() {
-        [] => return Err(Refused::NoSuchToken),
-        [grant] => grant.as_str().to_owned(),
-        _ => return Err(Refused::Input("several grants begin like that: give more digits".to_owned())),
-    };
-    if admin.revocation.revoke(&GrantId::new(grant), "operator").await? {
-        Ok(StatusCode::NO_CONTENT)
-    } else {
-        Err(Refused::NoSuchToken)
-    }
 }
 
 /// One open session, by its id or by what the log shows of it.

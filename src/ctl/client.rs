@@ -12,14 +12,14 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 
 use forgejo_mcp_broker::admin::api::{
-    BACKUP_KEYS, CreateToken, CreatedToken, EndedSession, EndedUser, Finding, KeyRotated, KeyView, Page, PageQuery,
-    Problem, StatusView,
+    BACKUP_KEYS, ChangeToken, CreateToken, CreatedToken, EndedSession, EndedUser, Finding, KeyRotated, KeyView, Page,
+    PageQuery, Problem, RestrictedToken, StatusView,
 };
 use wire::secret::TokenError;
 use zeroize::Zeroizing;
 
-/// Bytes of a request at most: a Forgejo token and two names.
-const MAX_REQUEST: usize = 16 * 1024;
+/// Bytes of a request at most: a Forgejo token, two names and two lists.
+const MAX_REQUEST: usize = 64 * 1024;
 
 /// Why the tool did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -120,11 +120,13 @@ impl Client {
     }
 
     pub(crate) async fn revoke(&self, id: &str) -> Result<(), CtlError> {
-        let known = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric());
-        if !known {
-            return Err(CtlError::Refused(format!("`{id}` is not an id of `grants`")));
-        }
-        self.send(self.request(Method::DELETE, &format!("/tokens/{id}"))).await.map(drop)
+        self.send(self.request(Method::DELETE, &token_path(id)?)).await.map(drop)
+    }
+
+    pub(crate) async fn change(&self, id: &str, asked: &ChangeToken) -> Result<RestrictedToken, CtlError> {
+        let body = serde_json::to_vec(asked).map_err(|_| CtlError::Answer)?;
+        let request = self.request(Method::PATCH, &token_path(id)?).header(CONTENT_TYPE, "application/json");
+        parsed(self.send(request.body(body)).await?).await
     }
 
     pub(crate) async fn end_session(&self, session: &str) -> Result<EndedSession, CtlError> {
@@ -194,6 +196,11 @@ impl Client {
         let problem: Problem = response.json().await.map_err(|_| CtlError::Answer)?;
         Err(CtlError::Refused(problem.error))
     }
+}
+
+fn token_path(id: &str) -> Result<String, CtlError> {
+    let known = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric());
+    if known { Ok(format!("/tokens/{id}")) } else { Err(CtlError::Refused(format!("`{id}` is not an id of `grants`"))) }
 }
 
 async fn parsed<T: DeserializeOwned>(response: Response) -> Result<T, CtlError> {

@@ -1,9 +1,10 @@
 //! What can be asked for on the command line.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
+use forgejo_mcp_broker::admin::api::{Expiry, NewList};
 
 /// Operates a running forgejo-mcp-broker.
 #[derive(Debug, Parser)]
@@ -122,6 +123,8 @@ pub(crate) enum TokenCommand {
     Create(Create),
     /// The same as `grants`.
     List(OfUser),
+    /// Hold a token to other tools, networks or another end; its sessions end, and begin anew as they may.
+    Change(Change),
     /// The same as `grant revoke`.
     Revoke {
         /// As `token list` shows it.
@@ -137,13 +140,91 @@ pub(crate) struct Create {
     /// A name for what will use the token.
     #[arg(long, value_name = "NAME", default_value = "service")]
     pub(crate) client: String,
-    /// How long it is good for.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
-    pub(crate) ttl: Duration,
+    /// When it ends: after a time (30d), or on a day or at a time, in UTC (2027-01-31, 2027-01-31T12:00:00Z).
+    #[arg(long, visible_alias = "ttl", value_name = "WHEN", default_value = "30d", value_parser = expiry)]
+    pub(crate) expires: Expiry,
     /// Allow only tools that read.
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Allow these tools only, and show no others.
+    #[arg(long, value_name = "TOOL,…", value_delimiter = ',')]
+    pub(crate) tools: Option<Vec<String>>,
+    /// Take it from these addresses or networks only, such as 192.0.2.0/24.
+    #[arg(long, value_name = "NETWORK,…", value_delimiter = ',')]
+    pub(crate) from: Option<Vec<String>>,
     /// Read the Forgejo token from this file instead of standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub(crate) struct Change {
+    /// As `token list` shows it.
+    pub(crate) id: String,
+    /// When it ends, as for `token create`.
+    #[arg(long, group = "change", value_name = "WHEN", value_parser = expiry)]
+    pub(crate) expires: Option<Expiry>,
+    /// Allow these tools only, and show no others.
+    #[arg(long, group = "change", value_name = "TOOL,…", value_delimiter = ',')]
+    tools: Option<Vec<String>>,
+    /// Allow all tools again.
+    #[arg(long, group = "change", conflicts_with = "tools")]
+    all_tools: bool,
+    /// Take it from these addresses or networks only.
+    #[arg(long, group = "change", value_name = "NETWORK,…", value_delimiter = ',')]
+    from: Option<Vec<String>>,
+    /// Take it from anywhere again.
+    #[arg(long, group = "change", conflicts_with = "from")]
+    from_anywhere: bool,
+}
+
+impl Change {
+    /// The tools that are to be in force, where that is to change.
+    pub(crate) fn new_tools(&self) -> Option<NewList> {
+        new_list(self.tools.as_ref(), self.all_tools)
+    }
+
+    /// The networks.
+    pub(crate) fn new_networks(&self) -> Option<NewList> {
+        new_list(self.from.as_ref(), self.from_anywhere)
+    }
+}
+
+fn new_list(only: Option<&Vec<String>>, any: bool) -> Option<NewList> {
+    let any = any.then_some(NewList::Any);
+    only.map(|list| NewList::Only(list.clone())).or(any)
+}
+
+/// A time from now, or a day or a time of it in UTC (RFC 3339). A day is its first second.
+fn expiry(text: &str) -> Result<Expiry, String> {
+    if let Ok(time) = humantime::parse_duration(text) {
+        return Ok(Expiry::In(time.as_secs()));
+    }
+    let day = format!("{text}T00:00:00Z");
+    let at = humantime::parse_rfc3339_weak(text).or_else(|_| humantime::parse_rfc3339_weak(&day));
+    let secs = at.ok().and_then(|at: SystemTime| i64::try_from(at.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok());
+    secs.map(Expiry::At).ok_or_else(|| "say a time such as 30d, or a day such as 2027-01-31".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_a_time_from_now_or_a_day_or_a_time_of_it() {
+        let table = [
+            ("30d", Expiry::In(30 * 24 * 3600)),
+            ("12h", Expiry::In(12 * 3600)),
+            ("2027-01-31", Expiry::At(1_801_353_600)),
+            ("2027-01-31T12:00:00Z", Expiry::At(1_801_396_800)),
+            ("2027-01-31 12:00:00", Expiry::At(1_801_396_800)),
+        ];
+        for (text, expected) in table {
+            assert_eq!(expiry(text), Ok(expected), "{text}");
+        }
+        for bad in ["", "soon", "30", "2027-02-30", "2027-01", "1969-01-01", "-1d"] {
+            assert!(expiry(bad).is_err(), "{bad}");
+        }
+    }
 }

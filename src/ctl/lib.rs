@@ -22,11 +22,11 @@ use zeroize::Zeroizing;
 
 use crate::client::{Client, CtlError};
 use crate::commands::{
-    Command, Create, GrantCommand, KeyCommand, OfUser, Options, SessionCommand, TokenCommand, UserCommand,
+    Change, Command, Create, GrantCommand, KeyCommand, OfUser, Options, SessionCommand, TokenCommand, UserCommand,
 };
 use crate::show::{JsonArray, Row, Table};
 use forgejo_mcp_broker::admin::api::{
-    ClientView, CreateToken, EndedUser, GrantView, PageQuery, SessionView, State, UserView,
+    ChangeToken, ClientView, CreateToken, EndedUser, GrantView, PageQuery, SessionView, State, UserView,
 };
 use wire::secret::UpstreamToken;
 
@@ -94,6 +94,7 @@ async fn run(options: Options) -> Result<(), CtlError> {
             done(json, &json!({"revoked": id}), &format!("grant {id} is revoked and its sessions are ended"))
         }
         Command::Token(TokenCommand::Create(asked)) => create(&client, asked, json).await,
+        Command::Token(TokenCommand::Change(asked)) => change(&client, &asked, json).await,
         Command::Key(KeyCommand::Status) => {
             let key = client.key().await?;
             print(&if json { show::json(&key)? } else { show::key(&key) })
@@ -141,8 +142,10 @@ async fn create(client: &Client, create: Create, json: bool) -> Result<(), CtlEr
     let asked = CreateToken {
         user: create.user,
         client: create.client,
-        ttl_seconds: create.ttl.as_secs(),
+        expires: create.expires,
         read_only: create.read_only,
+        tools: create.tools,
+        networks: create.from,
         forgejo_token,
     };
     let created = client.create(&asked).await?;
@@ -152,6 +155,13 @@ async fn create(client: &Client, create: Create, json: bool) -> Result<(), CtlEr
     let until = show::time(Some(created.expires_at));
     tell(&format!("token {} for {} is good until {until}; it is shown only now", created.id, asked.user));
     print(&format!("{}\n", created.token))
+}
+
+async fn change(client: &Client, change: &Change, json: bool) -> Result<(), CtlError> {
+    let asked = ChangeToken { expires: change.expires, tools: change.new_tools(), networks: change.new_networks() };
+    let changed = client.change(&change.id, &asked).await?;
+    let said = format!("token {} is changed and its {} sessions are ended", changed.id, changed.sessions);
+    done(json, &changed, &said)
 }
 
 /// Says that something is done: to a person on standard error, to a program on standard output.

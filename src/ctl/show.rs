@@ -61,15 +61,26 @@ pub(crate) trait Row: Serialize + DeserializeOwned {
 
 impl Row for GrantView {
     const COLUMNS: &'static [&'static str] = &["ID", "USER", "CLIENT", "MAY", "EXPIRES", "LAST USED", "STATE"];
-    const CUT: &'static [usize] = &[1, 2];
+    const CUT: &'static [usize] = &[1, 2, 3];
 
     fn cells(&self) -> Vec<String> {
-        let state = if self.revoked_at.is_some() { "revoked" } else { "active" };
+        let state = match (self.revoked_at, self.expires_at) {
+            (None, _) => "active",
+            (Some(revoked), Some(expires)) if expires <= revoked => "expired",
+            (Some(_), _) => "revoked",
+        };
+        let mut may = if self.scopes.contains("write") { "write" } else { "read" }.to_owned();
+        for (list, what) in [(&self.tools, "tools"), (&self.networks, "networks")] {
+            if let Some(list) = list {
+                // Writing to a String cannot fail.
+                let _ = write!(may, ", {} {what}", list.len());
+            }
+        }
         vec![
             self.id.chars().take(GRANT_DIGITS).collect(),
             self.user.clone(),
             self.client.clone(),
-            if self.scopes.contains("write") { "write" } else { "read" }.to_owned(),
+            may,
             day(self.expires_at),
             minute(self.last_used_at),
             state.to_owned(),
@@ -352,6 +363,7 @@ impl Row for ChildView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use forgejo_mcp_broker::admin::api::GrantKind;
 
     fn users(numbers: std::ops::Range<u64>) -> Vec<UserView> {
         let user = |number: u64| UserView {
@@ -436,6 +448,9 @@ mod tests {
             number: 1,
             client: "https://a-client.example.org/with/a/long/address.json".to_owned(),
             scopes: "forgejo:read forgejo:write".to_owned(),
+            kind: GrantKind::Token,
+            tools: Some(vec!["create_issue".to_owned(); 12]),
+            networks: Some(vec!["192.0.2.0/24".to_owned()]),
             created_at: 0,
             expires_at: Some(1_800_000_000),
             last_used_at: Some(1_800_000_000),

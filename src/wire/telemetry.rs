@@ -85,6 +85,8 @@ pub mod message_id {
     pub const TOOL_CALLED: &str = "c59afb2cd9f347428642e082a5ba68f5";
     /// Somebody showed a bearer token that was never one here; `ADDRESS` is theirs.
     pub const BAD_TOKEN: &str = "1f8a2274a3f44d679cf1eb5e98e8bbe2";
+    /// A good token came from a network that it is not for; `ADDRESS` is there.
+    pub const TOKEN_ELSEWHERE: &str = "057b4302c8da4902b11dd06779bde813";
     /// A Forgejo token that was stored for one account is another's; it was shut out.
     pub const FOREIGN_ACCOUNT: &str = "c4b0f5f2d1ad4b7e9a6f3e1c8d27b950";
     /// Forgejo's address is answered by another forge than the one that the database belongs to.

@@ -30,6 +30,7 @@ mod refusals;
 mod restarts;
 mod second_broker;
 mod secrets;
+mod service_tokens;
 mod sessions;
 mod slow_ends;
 mod stops;

@@ -15,15 +15,69 @@ pub struct CreateToken {
     pub user: String,
     /// A name for what will use the token.
     pub client: String,
-    /// Seconds until it ends.
-    pub ttl_seconds: u64,
+    /// When it ends.
+    pub expires: Expiry,
     /// Whether only tools that read may be used.
     pub read_only: bool,
+    /// The only tools that may be used, by their names.
+    #[serde(default)]
+    pub tools: Option<Vec<String>>,
+    /// The only addresses and networks (CIDR) that it may come from.
+    #[serde(default)]
+    pub networks: Option<Vec<String>>,
     /// The user's Forgejo token.
     pub forgejo_token: UpstreamToken,
 }
 
-/// Its answer; the only time that the token is told.
+/// When a token ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expiry {
+    /// After so many seconds.
+    In(u64),
+    /// At this time, in seconds since 1970.
+    At(i64),
+}
+
+/// `PATCH /tokens/{id}`: what is left out stays.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeToken {
+    /// When it ends.
+    #[serde(default)]
+    pub expires: Option<Expiry>,
+    /// The tools that may be used.
+    #[serde(default)]
+    pub tools: Option<NewList>,
+    /// The addresses and networks that it may come from.
+    #[serde(default)]
+    pub networks: Option<NewList>,
+}
+
+/// A list in the place of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NewList {
+    /// None: anything is let through.
+    Any,
+    /// What is let through.
+    Only(Vec<String>),
+}
+
+/// The answer of `PATCH /tokens/{id}`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RestrictedToken {
+    /// Names it.
+    pub id: String,
+    /// The only tools, where not all.
+    pub tools: Option<Vec<String>>,
+    /// The only networks, where not all.
+    pub networks: Option<Vec<String>>,
+    /// Sessions that were ended.
+    pub sessions: usize,
+}
+
+/// The answer of `POST /tokens`; the only time that the token is told.
 #[derive(Serialize, Deserialize)]
 pub struct CreatedToken {
     /// For `token list` and `token revoke`.
@@ -96,6 +150,16 @@ pub struct EndedUser {
     pub sessions: usize,
 }
 
+/// How a grant came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GrantKind {
+    /// A user gave it to a client.
+    Login,
+    /// The operator made a token.
+    Token,
+}
+
 /// One of `GET /tokens`; times in seconds since 1970.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct GrantView {
@@ -109,6 +173,12 @@ pub struct GrantView {
     pub client: String,
     /// What it allows.
     pub scopes: String,
+    /// How it came to be.
+    pub kind: GrantKind,
+    /// The only tools that it is for, where not all.
+    pub tools: Option<Vec<String>>,
+    /// The only networks that it may come from, where not all.
+    pub networks: Option<Vec<String>>,
     /// When it was made.
     pub created_at: i64,
     /// When it ends.

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Query, State};
 use wire::clock::UnixTime;
 
-use crate::admin::api::{ClientView, GrantView, Page, PageQuery, SessionView, UserView};
+use crate::admin::api::{ClientView, GrantKind, GrantView, Page, PageQuery, SessionView, UserView};
 use crate::admin::{Admin, Refused};
 use crate::auth::principal::GrantId;
 use crate::child::era::STATELESS;
@@ -49,6 +49,9 @@ pub(super) async fn tokens(
         number: grant.tenant.get(),
         client: grant.client_id,
         scopes: grant.scopes.as_str().to_owned(),
+        kind: if grant.is_operators { GrantKind::Token } else { GrantKind::Login },
+        tools: grant.restrictions.tools.map(|tools| tools.names()),
+        networks: grant.restrictions.networks.map(|networks| networks.texts()),
         created_at: grant.created_at.secs(),
         expires_at: grant.expires_at.map(UnixTime::secs),
         last_used_at: unwritten(&grant.id).or(grant.last_used_at).map(UnixTime::secs),

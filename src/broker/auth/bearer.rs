@@ -2,13 +2,15 @@
 //!
 //! In front of everything that serves a user. It trusts the store and nothing in the request. A refusal has an
 //! empty body and says in `WWW-Authenticate` what is wrong (RFC 6750 section 3) and where a client learns how to get
-//! a token (RFC 9728 section 5.1); where Forgejo does not let the user in for now, no token helps, and it is 403 with the
-//! reason in words.
+//! a token (RFC 9728 section 5.1). Where another token is no remedy, it is 403 with the reason in words (RFC 9110 section
+//! 15.5.4), because a challenge would send the client to log in: Forgejo does not let the user in for now, or a good token
+//! comes from a network that it is not for (RFC 6750 section 3.1 has no error for either).
 //!
 //! A token that was looked up once is kept, with its principal, in a bounded table, so that a call costs no query.
 //! Revoking drops it at once; a look-up that was under way at that moment does not bring it back.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -40,6 +42,10 @@ pub(crate) const MAX_CACHED_PRINCIPALS: usize = 65_536;
 const BARRED: &str = "Forgejo does not let this account in at the moment: it is locked, or must change its password. Log \
                       in at Forgejo and do what it asks, or ask its administrator; then try again. Nothing was disconnected.";
 
+/// What is said where a token comes from a network that it is not for.
+const ELSEWHERE: &str =
+    "This token is not for the network that it comes from. Use it from where its operator allows it.";
+
 /// Why a request has no principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
@@ -55,6 +61,8 @@ pub(crate) enum Denied {
     Revoked,
     /// Forgejo does not let its user in for now.
     Barred,
+    /// The token is good, but not from there.
+    Elsewhere,
     /// The broker cannot tell; logged where it happened.
     Unavailable,
 }
@@ -68,6 +76,7 @@ impl Denied {
             Self::Expired => "expired-token",
             Self::Revoked => "revoked-token",
             Self::Barred => "account-barred",
+            Self::Elsewhere => "wrong-network",
             Self::Unavailable => "unavailable",
         }
     }
@@ -78,7 +87,7 @@ impl Denied {
             Self::Unknown => Some("unknown"),
             Self::Expired => Some("expired"),
             Self::Revoked => Some("revoked"),
-            Self::Absent | Self::Malformed | Self::Barred | Self::Unavailable => None,
+            Self::Absent | Self::Malformed | Self::Barred | Self::Elsewhere | Self::Unavailable => None,
         }
     }
 }
@@ -137,7 +146,7 @@ pub(crate) struct LastUse {
     /// When.
     pub(crate) at: UnixTime,
     /// From where, as the layer saw it.
-    pub(crate) source: Option<Source>,
+    pub(crate) source: Source,
 }
 
 #[derive(Debug)]
@@ -169,7 +178,7 @@ impl Principals {
         Self(Arc::new(Inner { store, vault, clock, challenge, rotation, known: Mutex::default() }))
     }
 
-    /// Who sends these headers.
+    /// Who sends these headers, wherever they come from.
     pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Denied> {
         let token = AccessToken::parse(credentials(headers)?).ok_or(Denied::Unknown)?;
         let hash = token.hash();
@@ -183,9 +192,7 @@ impl Principals {
                 }
                 // Shortly before Forgejo's token ends, the entry is looked up anew.
                 if !self.is_due(entry.principal.upstream_ends) {
-                    let principal = entry.principal.clone();
-                    known.note_use(&principal.grant, now);
-                    return Ok(principal);
+                    return Ok(entry.principal.clone());
                 }
             }
             known.generation
@@ -197,7 +204,6 @@ impl Principals {
         if known.generation == generation {
             known.keep(hash, entry, now);
         }
-        known.note_use(&principal.grant, now);
         Ok(principal)
     }
 
@@ -252,6 +258,7 @@ impl Principals {
             upstream,
             upstream_ends,
             scopes: row.scopes,
+            restrictions: row.restrictions,
             grant: row.grant,
             granted_at: row.created_at,
         }))
@@ -290,9 +297,11 @@ impl Principals {
     }
 
     /// A grant is used from there.
-    fn came_from(&self, grant: &GrantId, source: Source) {
-        if let Some(last) = self.0.known.lock().used.get_mut(grant) {
-            last.source = Some(source);
+    pub(crate) fn note_use(&self, grant: &GrantId, source: Source) {
+        let (mut known, now) = (self.0.known.lock(), self.0.clock.now());
+        match known.used.get_mut(grant) {
+            Some(last) => *last = LastUse { at: now, source },
+            None => drop(known.used.insert(grant.clone(), LastUse { at: now, source })),
         }
     }
 
@@ -321,7 +330,7 @@ impl Principals {
         let row = |(grant, last): (&GrantId, &LastUse)| GrantUse {
             grant: grant.clone(),
             at: last.at,
-            network: last.source.map(|source| source.network()),
+            network: Some(last.source.network()),
         };
         let uses: Vec<_> = unwritten.iter().map(row).collect();
         match self.0.store.touch_grants(&uses).await {
@@ -338,11 +347,16 @@ impl Principals {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
             return response;
         }
-        if denied == Denied::Barred {
+        let in_words = match denied {
+            Denied::Barred => Some(BARRED),
+            Denied::Elsewhere => Some(ELSEWHERE),
+            _ => None,
+        };
+        if let Some(words) = in_words {
             // No challenge: another token would be refused like this one, and nothing is to be done with the client.
             *response.status_mut() = StatusCode::FORBIDDEN;
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            *response.body_mut() = Body::from(BARRED);
+            *response.body_mut() = Body::from(words);
             return response;
         }
         *response.status_mut() = StatusCode::UNAUTHORIZED;
@@ -360,13 +374,6 @@ impl Principals {
 }
 
 impl Known {
-    fn note_use(&mut self, grant: &GrantId, now: UnixTime) {
-        match self.used.get_mut(grant) {
-            Some(last) => last.at = now,
-            None => drop(self.used.insert(grant.clone(), LastUse { at: now, source: None })),
-        }
-    }
-
     /// Keeps an entry within the bound: expired ones give way first, then any.
     fn keep(&mut self, hash: TokenHash, entry: CachedPrincipal, now: UnixTime) {
         if self.tokens.len() >= MAX_CACHED_PRINCIPALS {
@@ -436,14 +443,34 @@ impl BearerLayer {
     }
 }
 
+impl BearerLayer {
+    /// Lets a caller pass from where their token is for. Elsewhere somebody else may have it, so its operator hears of it.
+    fn admit(&self, caller: &Principal, from: IpAddr) -> Result<(), Denied> {
+        if caller.restrictions.allow_from(from) {
+            self.principals.note_use(&caller.grant, Source::of_address(from));
+            return Ok(());
+        }
+        if self.limits.may_tell_bad_token(from) {
+            warn!(
+                MESSAGE_ID = message_id::TOKEN_ELSEWHERE, grant = %caller.grant, tenant = %caller.tenant,
+                login = %caller.login, client = %caller.client_id, reason = Denied::Elsewhere.code(), address = %from,
+                "the token {} of {} came from {from}, which is none of its networks: it may be in the wrong hands",
+                caller.grant, caller.login
+            );
+        }
+        Err(Denied::Elsewhere)
+    }
+}
+
 /// Lets only authenticated requests through, with their [`Principal`] in the extensions; for
 /// [`axum::middleware::from_fn_with_state`].
 pub(crate) async fn require_bearer(State(layer): State<BearerLayer>, mut request: Request, next: Next) -> Response {
-    match layer.principals.authenticate(request.headers()).await {
+    let from = layer.limits.unseen_address(&request);
+    let authenticated = layer.principals.authenticate(request.headers()).await;
+    match authenticated.and_then(|principal| layer.admit(&principal, from).map(|()| principal)) {
         Ok(principal) => {
             // Nothing behind this layer has a use for the token.
             request.headers_mut().remove(AUTHORIZATION);
-            layer.principals.came_from(&principal.grant, layer.limits.unseen_source(&request));
             request.extensions_mut().insert(principal);
             next.run(request).await
         }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::auth::restriction::Restrictions;
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
 use wire::secret::UpstreamToken;
@@ -106,6 +107,8 @@ pub(crate) struct PrincipalParts {
     pub(crate) upstream_ends: Option<UnixTime>,
     /// What the grant allows.
     pub(crate) scopes: Scopes,
+    /// What it is held to besides.
+    pub(crate) restrictions: Restrictions,
     /// The token family.
     pub(crate) grant: GrantId,
     /// When the grant was given.

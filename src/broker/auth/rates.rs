@@ -111,7 +111,8 @@ fn peer_of(request: &Request) -> Peer {
 pub(crate) struct Source(IpAddr);
 
 impl Source {
-    fn of_address(address: IpAddr) -> Self {
+    /// Who asks from there.
+    pub(crate) fn of_address(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             // A user has a whole /64; a host in it is nobody.
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
@@ -316,7 +317,12 @@ impl RateLimits {
 
     /// Who sends this request, for a line about it: nothing is counted.
     pub(crate) fn unseen_source(&self, request: &Request) -> Source {
-        Source::of_address(self.behind(peer_of(request), request.headers()))
+        Source::of_address(self.unseen_address(request))
+    }
+
+    /// From where this request comes, as [`Self::address`] has it, without counting it.
+    pub(crate) fn unseen_address(&self, request: &Request) -> IpAddr {
+        self.behind(peer_of(request), request.headers()).to_canonical()
     }
 
     /// The first address, from the right, that is not one of the trusted proxies: each proxy appends the address that

@@ -7,10 +7,11 @@ use tracing::info;
 
 use crate::auth::bearer::Principals;
 use crate::auth::principal::GrantId;
+use crate::auth::restriction::Restrictions;
 use crate::auth::token::TokenHash;
 use crate::session::registry::Registry;
 use crate::store::{Store, StoreError};
-use wire::clock::Clock;
+use wire::clock::{Clock, UnixTime};
 use wire::message::TenantId;
 use wire::telemetry::message_id;
 
@@ -70,6 +71,22 @@ impl Revocation {
             Ok(is_less)
         });
         task.await.unwrap_or(Err(StoreError::Interrupted("reducing a grant")))
+    }
+
+    /// Holds a token of the operator's to something else; how many of its sessions were ended, so that nothing goes on
+    /// that it would not be let do any more. `None` where it is none.
+    pub(crate) async fn change_token(
+        &self,
+        grant: &GrantId,
+        restrictions: Restrictions,
+        expires_at: Option<UnixTime>,
+    ) -> Result<Option<usize>, StoreError> {
+        let (all, grant) = (self.clone(), grant.clone());
+        let task = tokio::spawn(async move {
+            let is_one = all.store.change_token(&grant, &restrictions, expires_at).await?;
+            Ok(is_one.then(|| all.end(&grant, "token-changed")))
+        });
+        task.await.unwrap_or(Err(StoreError::Interrupted("changing a token")))
     }
 
     /// Ends one access token of a grant.

@@ -84,7 +84,7 @@ impl AuditedCall {
             Ask::Tool(name) => (name, false),
             // As a notification, which some children carry out all the same.
             Ask::Writing => (named(message).unwrap_or_default(), false),
-            Ask::Reading | Ask::Ambiguous => (named(message).unwrap_or_default(), true),
+            Ask::Reading | Ask::Content | Ask::Ambiguous => (named(message).unwrap_or_default(), true),
         };
         let params: Params<'_> = message.params().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         Some(Self {

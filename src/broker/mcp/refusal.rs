@@ -176,10 +176,10 @@ impl Refusal {
         Self::new("method", StatusCode::METHOD_NOT_ALLOWED, code::BAD_TRANSPORT, message)
     }
 
-    /// A grant that may only read, and a message that readers of JSON could disagree on.
+    /// A grant that may not do everything, and a message that readers of JSON could disagree on.
     pub(crate) fn ambiguous() -> Self {
         let message =
-            "Invalid Request: names outside of JSON-RPC, or the tool named twice; a read-only grant needs it plain";
+            "Invalid Request: names outside of JSON-RPC, or the tool named twice; a restricted grant needs it plain";
         Self::new("ambiguous", StatusCode::BAD_REQUEST, code::INVALID_REQUEST, message)
     }
 
@@ -196,6 +196,21 @@ impl Refusal {
     pub(crate) fn no_writing() -> Self {
         let message = "Forbidden: the operator of this service allows no writing";
         Self::new("no-writing", StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message)
+    }
+
+    /// A tool that the caller's token has no right to, whatever its scopes. No challenge, because no scope would do.
+    pub(crate) fn other_tool(tool: &str) -> Self {
+        // As long as the name of a tool may be, so that nobody has a long one repeated.
+        let tool: String = tool.chars().filter(|c| !c.is_control()).take(128).collect();
+        let message =
+            format!("Forbidden: this token is not for the tool {tool}; tools/list shows those that it is for");
+        Self::new("other-tool", StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message)
+    }
+
+    /// Something else than a tool, asked for with a token that is for certain tools.
+    pub(crate) fn no_tool() -> Self {
+        let message = "Forbidden: this token is for the tools that tools/list shows, and for nothing else";
+        Self::new("other-tool", StatusCode::FORBIDDEN, code::BAD_TRANSPORT, message)
     }
 
     /// What the registry refused.

@@ -1,4 +1,5 @@
-//! What a grant lets through: with `forgejo:write` everything, with `forgejo:read` what only reads.
+//! What a grant lets through: with `forgejo:write` everything, with `forgejo:read` what only reads; of a token with a list
+//! of tools these only, whatever its scopes.
 //!
 //! A refusal names the scopes that would do, so that a client can ask its user for them (step-up; MCP revision
 //! 2025-11-25, basic/authorization, section Scope Challenge Handling).
@@ -50,14 +51,19 @@ impl Scope {
         Self { tables, annotations: ToolAnnotations::default(), challenge }
     }
 
-    /// Looks at a message before anything is done with it. A grant that may write costs nothing here.
+    /// Looks at a message before anything is done with it. A grant that may do everything costs nothing here.
     pub(crate) fn need(&self, caller: &Principal, message: &Message) -> Result<Need, Refusal> {
-        if caller.scopes.write {
+        let restricted = caller.restrictions.tools.is_some();
+        if caller.scopes.write && !restricted {
             return Ok(Need::Nothing);
         }
         match Ask::of(message) {
-            Ask::Reading => Ok(Need::Nothing),
+            Ask::Tool(name) if !caller.restrictions.allow_tool(&name) => Err(Refusal::other_tool(&name)),
+            Ask::Tool(_) if caller.scopes.write => Ok(Need::Nothing),
             Ask::Tool(name) => Ok(Need::ReadingTool(name)),
+            // What is read past the tools, or in a way that nobody knows, no list of tools names.
+            Ask::Content | Ask::Writing if restricted => Err(Refusal::no_tool()),
+            Ask::Reading | Ask::Content => Ok(Need::Nothing),
             Ask::Writing => Err(self.insufficient()),
             Ask::Ambiguous => Err(Refusal::ambiguous()),
         }
@@ -90,6 +96,7 @@ impl Scope {
         let view = View {
             table: tables.of(bridge.program()).cloned(),
             reads_only: !caller.scopes.write,
+            only: caller.restrictions.tools.clone(),
             correct_hints: tables.correct_hints,
         };
         (!view.is_plain()).then_some(view)

@@ -116,7 +116,7 @@ async fn send(
         let view = scope.view(&said.caller, &bridge, &said.message);
         let sent = match server.era {
             ChildEra::Stateless => {
-                let stamp = view.as_ref().filter(|view| view.reads_only).map(|_| Stamp::Private);
+                let stamp = view.as_ref().filter(|view| view.leaves_out()).map(|_| Stamp::Private);
                 let stateless = Stateless { stamp, logs: request.logs, ..Stateless::default() };
                 bridge.request_stateless(&said.message, id.clone(), said.accept.events, stateless, said.deadline).await
             }

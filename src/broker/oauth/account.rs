@@ -198,7 +198,7 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
             .map(|one| {
                 // Not written yet, and the page does not wait until it is.
                 let last = context.revocation.principals.unwritten_use(&one.grant);
-                let network = last.as_ref().and_then(|last| last.source).map(|source| source.network());
+                let network = last.as_ref().map(|last| last.source.network());
                 let used_at = last.map(|last| last.at).or(one.last_used_at);
                 ConnectionView {
                     sessions: context.revocation.registry.sessions_of(&one.grant),

@@ -4,6 +4,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::restriction::Restrictions;
 use crate::auth::token::TokenHash;
 use crate::forge::vault::Sealed;
 use crate::store::tidy::BATCH;
@@ -24,6 +25,8 @@ pub(crate) struct NewGrant {
     pub(crate) login: Label,
     /// What it allows.
     pub(crate) scopes: Scopes,
+    /// What it is held to besides.
+    pub(crate) restrictions: Restrictions,
     /// Names the upstream credential; the text that sealed it.
     pub(crate) credential_id: String,
     /// The user's Forgejo token.
@@ -49,6 +52,8 @@ pub(crate) struct GrantRow {
     pub(crate) login: Label,
     /// What the grant allows.
     pub(crate) scopes: Scopes,
+    /// What it is held to besides.
+    pub(crate) restrictions: Restrictions,
     /// When it was given.
     pub(crate) created_at: UnixTime,
     /// Names the credential.
@@ -94,6 +99,10 @@ pub(crate) struct Grant {
     pub(crate) login: Label,
     /// What it allows.
     pub(crate) scopes: Scopes,
+    /// What it is held to besides.
+    pub(crate) restrictions: Restrictions,
+    /// Whether the operator made it, on a token of Forgejo's that was handed over.
+    pub(crate) is_operators: bool,
     /// When it was given.
     pub(crate) created_at: UnixTime,
     /// When it was last used, as far as that was written.
@@ -108,8 +117,8 @@ pub(crate) struct Grant {
 macro_rules! grant_rows {
     ($more:literal, $which:literal) => {
         concat!(
-            "SELECT g.id, g.client_id, g.tenant, g.created_at, g.revoked_at, u.login, c.id AS credential_id, c.key_id, \
-             c.access_sealed, c.access_expires_at, ",
+            "SELECT g.id, g.client_id, g.tenant, g.tools, g.networks, g.created_at, g.revoked_at, u.login, \
+             c.id AS credential_id, c.key_id, c.access_sealed, c.access_expires_at, ",
             $more,
             " FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id ",
             $which
@@ -121,10 +130,12 @@ macro_rules! grant_rows {
 macro_rules! grants_page {
     ($which:literal) => {
         concat!(
-            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.created_at, g.last_used_at, g.revoked_at, u.login, \
+            "SELECT g.id, g.client_id, g.tenant, g.scopes, g.tools, g.networks, g.created_at, g.last_used_at, g.revoked_at, \
+             u.login, c.kind = 'pat' AS is_operators, \
              COALESCE((SELECT MAX(r.expires_at) FROM refresh_tokens r WHERE r.grant_id = g.id), \
              (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id)) AS expires_at \
-             FROM grants g JOIN users u ON u.tenant = g.tenant WHERE (g.created_at, g.id) < ($1, $2) ",
+             FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id \
+             WHERE (g.created_at, g.id) < ($1, $2) ",
             $which,
             "ORDER BY g.created_at DESC, g.id DESC LIMIT $3"
         )
@@ -136,6 +147,7 @@ impl Store {
     pub(crate) async fn insert_grant(&self, new: &NewGrant) -> Result<(), StoreError> {
         let tenant = tenant_value(new.tenant)?;
         let now = new.created_at.secs();
+        let (tools, networks) = new.restrictions.texts();
         let statements = [
             sqlx::query(
                 "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
@@ -159,15 +171,17 @@ impl Store {
             .bind(&new.credential.bytes)
             .bind(now),
             sqlx::query(
-                "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6)",
+                "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at, tools, networks) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             )
             .bind(new.grant.as_str())
             .bind(&new.client_id)
             .bind(tenant)
             .bind(&new.credential_id)
             .bind(new.scopes.as_str())
-            .bind(now),
+            .bind(now)
+            .bind(tools)
+            .bind(networks),
             sqlx::query("INSERT INTO access_tokens (token_hash, grant_id, created_at, expires_at) VALUES ($1, $2, $3, $4)")
                 .bind(new.token.0.as_slice())
                 .bind(new.grant.as_str())
@@ -255,6 +269,32 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
+    /// Holds a token of the operator's to something else from now on, with another end where one is given; whether there
+    /// is such a token.
+    pub(crate) async fn change_token(
+        &self,
+        grant: &GrantId,
+        restrictions: &Restrictions,
+        expires_at: Option<UnixTime>,
+    ) -> Result<bool, StoreError> {
+        let (tools, networks) = restrictions.texts();
+        let mut write = self.writer().begin("changing a token").await?;
+        let restrict = sqlx::query(
+            "UPDATE grants SET tools = $1, networks = $2 WHERE id = $3 AND revoked_at IS NULL AND credential_id IN \
+             (SELECT c.id FROM upstream_credentials c WHERE c.kind = 'pat')",
+        )
+        .bind(tools)
+        .bind(networks)
+        .bind(grant.as_str());
+        let is_one = write.execute(restrict).await?.rows_affected() > 0;
+        if let Some(expires_at) = expires_at.filter(|_| is_one) {
+            let end = sqlx::query("UPDATE access_tokens SET expires_at = $1 WHERE grant_id = $2");
+            write.execute(end.bind(expires_at.secs()).bind(grant.as_str())).await?;
+        }
+        write.commit().await?;
+        Ok(is_one)
+    }
+
     /// Writes when grants were last used, a batch at a time: after a failure, the same may be written once more.
     pub(crate) async fn touch_grants(&self, uses: &[GrantUse]) -> Result<(), StoreError> {
         for uses in uses.chunks(BATCH) {
@@ -286,6 +326,12 @@ fn login(row: &SqliteRow) -> Result<Label, StoreError> {
     Label::parse(text(row, "login")?).map_err(|_| StoreError::Damaged(READING))
 }
 
+fn restrictions(row: &SqliteRow) -> Result<Restrictions, StoreError> {
+    let list = |name| row.try_get::<Option<String>, _>(name).map_err(StoreError::query(READING));
+    let parsed = Restrictions::parse(list("tools")?.as_deref(), list("networks")?.as_deref());
+    parsed.map_err(|_| StoreError::Damaged(READING))
+}
+
 fn grant_row(row: &SqliteRow) -> Result<GrantRow, StoreError> {
     let bytes = row.try_get("access_sealed").map_err(StoreError::query(READING))?;
     Ok(GrantRow {
@@ -294,6 +340,7 @@ fn grant_row(row: &SqliteRow) -> Result<GrantRow, StoreError> {
         tenant: tenant_of(row, READING)?,
         login: login(row)?,
         scopes: Scopes::parse(&text(row, "scopes")?),
+        restrictions: restrictions(row)?,
         created_at: time(row, "created_at")?.ok_or(StoreError::Damaged(READING))?,
         credential_id: text(row, "credential_id")?,
         credential: Sealed { key_id: text(row, "key_id")?, bytes },
@@ -309,6 +356,8 @@ fn grant(row: &SqliteRow) -> Result<Grant, StoreError> {
         tenant: tenant_of(row, READING)?,
         login: login(row)?,
         scopes: Scopes::parse(&text(row, "scopes")?),
+        restrictions: restrictions(row)?,
+        is_operators: row.try_get("is_operators").map_err(StoreError::query(READING))?,
         created_at: time(row, "created_at")?.ok_or(StoreError::Damaged(READING))?,
         last_used_at: time(row, "last_used_at")?,
         expires_at: time(row, "expires_at")?,

@@ -30,12 +30,14 @@ const REVOKED: Duration = Duration::from_hours(90 * 24);
 
 const WHAT: &str = "removing what has expired";
 
-/// A live grant whose last refresh token has expired, at `$1`; those of the operator have none.
+/// A live grant whose last refresh token has expired, at `$1`. Of a token of the operator's, which has none, the token.
 macro_rules! expired {
     ($then:literal) => {
         concat!(
-            "revoked_at IS NULL AND EXISTS (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = grants.id) AND NOT EXISTS \
-             (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = grants.id AND r.expires_at > $1) ",
+            "revoked_at IS NULL AND NOT EXISTS (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = grants.id AND \
+             r.expires_at > $1) AND (EXISTS (SELECT 1 FROM refresh_tokens r WHERE r.grant_id = grants.id) OR \
+             EXISTS (SELECT 1 FROM access_tokens t JOIN upstream_credentials c ON c.id = grants.credential_id \
+             WHERE t.grant_id = grants.id AND c.kind = 'pat' AND t.expires_at <= $1)) ",
             $then
         )
     };
@@ -50,7 +52,7 @@ macro_rules! unneeded {
 }
 
 impl Store {
-    /// Revokes grants whose last refresh token has expired, all or none, and gives them back: a batch of them, and none
+    /// Revokes grants whose last refresh token, or operator's token, has expired, all or none, and gives them back: a batch of them, and none
     /// when there are no more.
     pub(crate) async fn expire_grants(&self, now: UnixTime) -> Result<Vec<GrantId>, StoreError> {
         const WHAT: &str = "revoking expired grants";

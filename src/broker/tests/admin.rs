@@ -10,14 +10,16 @@ use axum::http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use nix::unistd::Uid;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::admin::api::{EndedUser, Finding, GrantView, Page, State, UserView};
+use crate::admin::api::{
+    CreatedToken, EndedUser, Finding, GrantKind, GrantView, Page, RestrictedToken, State, UserView,
+};
 use crate::admin::doctor::Surroundings;
 use crate::admin::{Admin, router};
 use crate::child::supervisor_client::SupervisorSpawner;
 use crate::forge::api::Forgejo;
-use crate::forge::vault::vault_in;
 use crate::tests::oauth::fixture::{Fixture, WEB};
 use harness::user_agent::UserAgent;
 
@@ -30,7 +32,7 @@ fn door_to(fixture: &Fixture, dir: &tempfile::TempDir, forgejo: &str) -> Router 
         store: fixture.store.clone(),
         database: dir.path().join("broker.db"),
         copying: Arc::default(),
-        vault: Arc::new(vault_in(dir.path())),
+        vault: Arc::clone(&fixture.vault),
         forgejo: Forgejo::new(forgejo).expect("a client"),
         rotation: fixture.rotation.clone(),
         revocation: fixture.revocation.clone(),
@@ -46,7 +48,13 @@ fn door_to(fixture: &Fixture, dir: &tempfile::TempDir, forgejo: &str) -> Router 
 }
 
 async fn ask<T: DeserializeOwned>(door: &Router, method: Method, path: &str) -> Result<T, StatusCode> {
-    let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
+    tell(door, method, path, &Value::Null).await
+}
+
+/// The same with a body.
+async fn tell<T: DeserializeOwned>(door: &Router, method: Method, path: &str, body: &Value) -> Result<T, StatusCode> {
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    let request = Request::builder().method(method).uri(path).body(body).expect("a request");
     let response = door.clone().oneshot(request).await.expect("an answer");
     let status = response.status();
     let body = response.into_body().collect().await.expect("a body").to_bytes();
@@ -141,4 +149,65 @@ async fn all_that_a_user_has_is_ended_at_once_and_nobody_elses() {
     let users: Page<UserView> = ask(&door, Method::GET, "/users").await.expect("a page");
     let counts: Vec<_> = users.entries.iter().map(|user| (user.login.as_str(), user.grants)).collect();
     assert_eq!(counts, [("alice", 0), ("bob", 1)]);
+}
+
+#[tokio::test]
+async fn a_token_is_made_and_changed_with_its_end_its_networks_and_its_tools_and_a_login_is_not() {
+    let (fixture, dir) = (Fixture::new().await, tempfile::tempdir().expect("a directory"));
+    let door = door(&fixture, &dir);
+    let forgejo_token = fixture.forge.with(|state| state.add_token("alice", "write:user")).expect("a token");
+    let asked = |more: Value| {
+        let mut asked = json!({"user": "alice", "client": "ci", "read_only": false, "expires": {"in": 3600},
+            "forgejo_token": forgejo_token});
+        asked.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        asked
+    };
+    let now = fixture.clock.now().secs();
+    for bad in [
+        json!({"tools": []}),
+        json!({"tools": ["create issue"]}),
+        json!({"networks": ["example.org"]}),
+        json!({"networks": []}),
+        json!({"expires": {"in": 0}}),
+        json!({"expires": {"in": u64::MAX}}),
+        json!({"expires": {"at": now}}),
+        json!({"expires": {"at": i64::MAX}}),
+    ] {
+        let refused = tell::<CreatedToken>(&door, Method::POST, "/tokens", &asked(bad.clone())).await;
+        assert_eq!(refused.err(), Some(StatusCode::BAD_REQUEST), "{bad}");
+    }
+    let lists =
+        json!({"tools": ["list_x", "create_x"], "networks": ["127.0.0.1", "10.1.2.3/8"], "expires": {"at": now + 60}});
+    let made: CreatedToken = tell(&door, Method::POST, "/tokens", &asked(lists)).await.expect("made");
+    assert_eq!(made.expires_at, now + 60);
+    let listed = async || {
+        let page: Page<GrantView> = ask(&door, Method::GET, "/tokens?user=alice").await.expect("a page");
+        page.entries.into_iter().find(|grant| grant.id == made.id).expect("listed")
+    };
+    let view = listed().await;
+    assert_eq!(view.kind, GrantKind::Token);
+    assert_eq!(view.tools.expect("a list"), ["create_x", "list_x"]);
+    assert_eq!(view.networks.expect("a list"), ["10.0.0.0/8", "127.0.0.1/32"]);
+    assert!(fixture.who(&made.token).await.is_ok());
+
+    let path = format!("/tokens/{}", &made.id[..8]);
+    let change = json!({"tools": {"only": ["list_x"]}, "networks": "any", "expires": {"in": 7200}});
+    let changed: RestrictedToken = tell(&door, Method::PATCH, &path, &change).await.expect("changed");
+    assert_eq!((changed.tools, changed.networks), (Some(vec!["list_x".to_owned()]), None));
+    let view = listed().await;
+    assert_eq!((view.networks, view.expires_at), (None, Some(now + 7200)));
+    let elsewhere = json!({"networks": {"only": ["203.0.113.0/24"]}});
+    tell::<RestrictedToken>(&door, Method::PATCH, &path, &elsewhere).await.expect("changed");
+    assert_eq!(listed().await.tools, Some(vec!["list_x".to_owned()]), "what is left out stays");
+    assert_eq!(fixture.who(&made.token).await, Err(403), "the change holds at once");
+
+    let client = fixture.client(WEB).await;
+    fixture.connect(&mut UserAgent::new("bob", "secret"), &client, WEB).await;
+    let page: Page<GrantView> = ask(&door, Method::GET, "/tokens?user=bob").await.expect("a page");
+    assert_eq!(page.entries[0].kind, GrantKind::Login);
+    let bobs = format!("/tokens/{}", page.entries[0].id);
+    let refused = tell::<RestrictedToken>(&door, Method::PATCH, &bobs, &change).await;
+    assert_eq!(refused.err(), Some(StatusCode::CONFLICT), "what a user gave is theirs to change");
+    let gone = tell::<RestrictedToken>(&door, Method::PATCH, "/tokens/0123456789", &change).await;
+    assert_eq!(gone.err(), Some(StatusCode::NOT_FOUND));
 }

@@ -4,4 +4,5 @@ mod at_rest;
 mod bearer;
 pub(crate) mod fixture;
 mod full_disk;
+mod networks;
 mod records;

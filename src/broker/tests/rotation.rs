@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::auth::bearer::{Challenge, Denied, Principals};
 use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::restriction::Restrictions;
 use crate::auth::token::{AccessToken, AuthorizationCode, RefreshToken};
 use crate::forge::access::Access;
 use crate::forge::api::Forgejo;
@@ -335,6 +336,7 @@ impl Scene {
             tenant: TenantId::new(tenant).expect("an id"),
             login: Label::parse(login).expect("a label"),
             scopes: Scopes { write: true },
+            restrictions: Restrictions::default(),
             credential: self.vault.seal(&token, &vault::access_place(&id), &mut SysRng).expect("sealed"),
             credential_id: id,
             token: AccessToken::mint(&mut SysRng).expect("a token").hash(),

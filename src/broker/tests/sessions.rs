@@ -23,6 +23,7 @@ mod rotating;
 pub(crate) mod scopes;
 mod starts;
 mod streams;
+mod tool_lists;
 mod traces;
 mod trouble;
 mod upgrading;

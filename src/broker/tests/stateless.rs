@@ -2,7 +2,7 @@
 
 mod asking;
 mod cancelling;
-mod fixture;
+pub(crate) mod fixture;
 mod listening;
 mod relaying;
 mod routing;

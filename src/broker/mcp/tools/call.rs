@@ -12,20 +12,17 @@ use crate::jsonrpc::{Kind, Message};
 
 /// Methods besides `tools/call` that change nothing at the forge, in every revision up to 2026-07-28. One that is not
 /// here counts as writing.
-const READING: [&str; 20] = [
+const READING: [&str; 17] = [
     "initialize",
     "ping",
     "server/discover",
     "tools/list",
     "resources/list",
     "resources/templates/list",
-    "resources/read",
     "resources/subscribe",
     "resources/unsubscribe",
     "subscriptions/listen",
     "prompts/list",
-    "prompts/get",
-    "completion/complete",
     "logging/setLevel",
     "tasks/list",
     "tasks/get",
@@ -35,11 +32,16 @@ const READING: [&str; 20] = [
     "roots/list",
 ];
 
+/// Methods that read what a child has beside its tools.
+const CONTENT: [&str; 3] = ["resources/read", "prompts/get", "completion/complete"];
+
 /// What a message asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// Nothing that a read-only grant would have to be kept from.
     Reading,
+    /// The same, but it reads past the tools.
+    Content,
     /// A call of this tool.
     Tool(String),
     /// Something that may write.
@@ -67,7 +69,11 @@ impl Ask {
             Kind::Notification { .. } | Kind::Response { .. } => return Self::Reading,
         };
         if method != "tools/call" {
-            return if READING.contains(&method.as_str()) { Self::Reading } else { Self::Writing };
+            return match method.as_str() {
+                method if READING.contains(&method) => Self::Reading,
+                method if CONTENT.contains(&method) => Self::Content,
+                _ => Self::Writing,
+            };
         }
         let params = message.params().unwrap_or_default();
         let other_name = |name: &String| name != "name" && name.to_lowercase() == "name";
@@ -100,6 +106,7 @@ mod tests {
         assert_eq!(ask(text), Ask::Tool("get_x".to_owned()));
         assert_eq!(ask(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#), Ask::Reading);
         assert_eq!(ask(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#), Ask::Reading);
+        assert_eq!(ask(r#"{"jsonrpc":"2.0","id":1,"method":"resources/read"}"#), Ask::Content);
         assert_eq!(ask(r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"delete_x"}}"#), Ask::Writing);
         assert_eq!(ask(r#"{"jsonrpc":"2.0","id":1,"method":"something/new"}"#), Ask::Writing);
     }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use crate::auth::restriction::AllowedTools;
 use crate::jsonrpc::Message;
 use crate::mcp::tools::{Effect, Table};
 
@@ -20,6 +21,8 @@ pub(crate) struct View {
     pub(crate) table: Option<Arc<Table>>,
     /// Whether tools that write are left out.
     pub(crate) reads_only: bool,
+    /// The only tools that are not left out, where the caller's token has a list of them.
+    pub(crate) only: Option<Arc<AllowedTools>>,
     /// Whether the table's word is put into the hints.
     pub(crate) correct_hints: bool,
 }
@@ -72,7 +75,12 @@ pub(crate) fn read_only_hints(answer: &Message) -> Option<(HashMap<String, bool>
 impl View {
     /// Whether every list can pass as it is.
     pub(crate) fn is_plain(&self) -> bool {
-        !(self.reads_only || self.correct_hints && self.table.is_some())
+        !(self.leaves_out() || self.correct_hints && self.table.is_some())
+    }
+
+    /// Whether a caller may see less than another one.
+    pub(crate) fn leaves_out(&self) -> bool {
+        self.reads_only || self.only.is_some()
     }
 
     /// The answer to `tools/list` as the client is to see it. One that is no list of tools is an error for a client
@@ -103,6 +111,9 @@ impl View {
 
     /// One tool; `None` where it is left out.
     fn tool<'a>(&self, raw: &'a RawValue, tool: &Tool<'a>) -> Option<Cow<'a, str>> {
+        if self.only.as_ref().is_some_and(|only| !only.contains(&tool.name)) {
+            return None;
+        }
         let effect = self.table.as_ref().map(|table| table.effect(&tool.name));
         let reads = effect.map_or_else(|| says_reads(tool.annotations), |effect| effect == Effect::Reads);
         if self.reads_only && !reads {
@@ -160,7 +171,8 @@ mod tests {
     const TABLE: &str = "server\tX\nget\tread\nput\tadd\ndrop\tchange\n";
 
     fn view(reads_only: bool, table: bool) -> View {
-        View { table: table.then(|| Arc::new(Table::parse(TABLE).expect("a table"))), reads_only, correct_hints: true }
+        let table = table.then(|| Arc::new(Table::parse(TABLE).expect("a table")));
+        View { table, reads_only, only: None, correct_hints: true }
     }
 
     fn apply(view: &View, tools: &str) -> Value {

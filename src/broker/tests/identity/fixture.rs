@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::auth::bearer::{Challenge, Principals};
 use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::restriction::Restrictions;
 use crate::auth::token::AccessToken;
 use crate::forge::vault;
 use crate::forge::vault::{Vault, vault_in};
@@ -46,6 +47,7 @@ pub(crate) fn grant(vault: &Vault, id: &str, user: u64) -> (NewGrant, AccessToke
         tenant: TenantId::new(user).expect("an id"),
         login: Label::parse(format!("user{user}")).expect("a label"),
         scopes: Scopes { write: true },
+        restrictions: Restrictions::default(),
         credential: vault.seal(&upstream, &vault::access_place(&credential_id), &mut SysRng).expect("sealed"),
         credential_id,
         token: token.hash(),

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::restriction::Restrictions;
 use crate::auth::token::{RefreshName, TokenHash};
 use crate::forge::vault::Sealed;
 use crate::store::{
@@ -135,6 +136,7 @@ fn personal(round: u8, what: &str) -> NewGrant {
         tenant: tenant(round),
         login: Label::parse(format!("user{round}")).expect("a label"),
         scopes: Scopes { write: true },
+        restrictions: Restrictions::default(),
         credential_id: format!("{what}-credential-{round}"),
         credential: Sealed { key_id: "key".to_owned(), bytes: vec![1; 60] },
         token: hash(round, what),

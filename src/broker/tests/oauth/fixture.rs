@@ -12,7 +12,7 @@ use crate::forge::access::Access;
 use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::{Change, Rotation};
-use crate::forge::vault::vault_in;
+use crate::forge::vault::{Vault, vault_in};
 use crate::mcp::writes::RecentWrites;
 use crate::metrics::Metrics;
 use crate::oauth::client::Client;
@@ -72,6 +72,7 @@ pub(crate) struct Fixture {
     pub(crate) changes: mpsc::Receiver<Change>,
     pub(crate) limits: Arc<RateLimits>,
     pub(crate) writes: RecentWrites,
+    pub(crate) vault: Arc<Vault>,
     pub(crate) http: reqwest::Client,
     _dir: tempfile::TempDir,
 }
@@ -169,7 +170,8 @@ impl Fixture {
             scope: "forgejo:read forgejo:write",
             is_bare: terms.bare_challenge,
         };
-        let principals = Principals::new(store.clone(), vault, clock.clone(), challenge, Some(rotation.clone()));
+        let principals =
+            Principals::new(store.clone(), Arc::clone(&vault), clock.clone(), challenge, Some(rotation.clone()));
         let registry = registry(&store, &clock).await;
         let revocation =
             Revocation { store: store.clone(), principals: principals.clone(), registry, clock: clock.clone() };
@@ -216,6 +218,7 @@ impl Fixture {
             http,
             limits,
             writes,
+            vault,
             _dir: dir,
         }
     }

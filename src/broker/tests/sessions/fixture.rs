@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::auth::bearer::Challenge;
 use crate::auth::principal::{GrantId, Holder, Principal, PrincipalParts, Scopes};
+use crate::auth::restriction::Restrictions;
 use crate::budget::BudgetCaps;
 use crate::live::Live;
 use crate::mcp::audit::AuditedCalls;
@@ -77,6 +78,7 @@ pub(crate) fn caller_but(
         upstream: UpstreamToken::parse(upstream).expect("a token"),
         upstream_ends: None,
         scopes: Scopes { write: true },
+        restrictions: Restrictions::default(),
         grant: GrantId::new(grant),
         granted_at: GIVEN,
     };
