@@ -5,6 +5,7 @@
 //! never heard of, the order of keys and the spelling of numbers survive. A rewrite replaces byte ranges
 //! ([`Spliced`]); the rest is shared, not copied.
 
+pub(crate) mod batch;
 mod edit;
 mod error;
 mod meta;
@@ -44,8 +45,8 @@ pub(crate) enum MessageError {
     /// Not UTF-8, or not JSON.
     #[error("Parse error: the body is not valid JSON")]
     NotJson,
-    /// A batch; only revision 2025-03-26 had them.
-    #[error("Invalid Request: batches are not supported")]
+    /// A batch, where one message belongs.
+    #[error("Invalid Request: a batch; only sessions of revision 2025-03-26 have them")]
     Batch,
     /// JSON, but neither request, notification nor response.
     #[error("Invalid Request: not a JSON-RPC 2.0 request, notification or response")]
@@ -208,6 +209,10 @@ impl Message {
 
     fn parse_as_is(text: Bytes) -> Result<Self, MessageError> {
         let json = std::str::from_utf8(&text).map_err(|_| MessageError::NotJson)?;
+        // serde would take an array for the members in their order.
+        if is_array(json) {
+            return Err(if is_json(json) { MessageError::Batch } else { MessageError::NotJson });
+        }
         let envelope: Envelope<'_> = serde_json::from_str(json).map_err(|e| why_not(json, &e))?;
         if envelope.jsonrpc.0 != "2.0" {
             return Err(MessageError::NotAMessage);
@@ -326,15 +331,17 @@ impl Message {
     }
 }
 
-/// Why serde refused: not JSON at all, an array, or a shape that is no message.
+/// Why serde refused: not JSON at all, or a shape that is no message.
 fn why_not(json: &str, error: &serde_json::Error) -> MessageError {
-    if !error.is_data() {
-        return MessageError::NotJson;
-    }
-    if serde_json::from_str::<serde::de::IgnoredAny>(json).is_err() {
-        return MessageError::NotJson;
-    }
-    if json.trim_start().starts_with('[') { MessageError::Batch } else { MessageError::NotAMessage }
+    if error.is_data() && is_json(json) { MessageError::NotAMessage } else { MessageError::NotJson }
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+}
+
+fn is_array(text: &str) -> bool {
+    text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('[')
 }
 
 /// Where `part`, a slice of `whole`, stands in it.
@@ -419,6 +426,8 @@ mod tests {
             (r#"{"jsonrpc":"2.0","id":1,"method":"m"} x"#, MessageError::NotJson),
             ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"m\",\"params\":{\"a\":\"b\nc\"}}", MessageError::NotJson),
             ("[]", MessageError::Batch),
+            (r#"["2.0",1,"tools/call",{}]"#, MessageError::Batch),
+            ("[", MessageError::NotJson),
             (r#"[{"jsonrpc":"2.0","id":1,"method":"m"}]"#, MessageError::Batch),
             ("7", MessageError::NotAMessage),
             ("{}", MessageError::NotAMessage),

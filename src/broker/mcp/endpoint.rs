@@ -19,9 +19,10 @@ use crate::auth::bearer::Principals;
 use crate::auth::principal::Principal;
 use crate::child::bridge::SendError;
 use crate::child::handshake::HandshakeError;
-use crate::jsonrpc::{Kind, Message, RawId, Spliced, empty_result};
+use crate::jsonrpc::{Kind, Message, MessageError, RawId, Spliced, empty_result};
 use crate::live::Live;
 use crate::mcp::answer::{self, Asked, Sent};
+use crate::mcp::batch;
 use crate::mcp::body;
 use crate::mcp::doubt::Doubt;
 use crate::mcp::era::Era;
@@ -87,7 +88,7 @@ impl Endpoint {
         methods.layer(from_fn_with_state(self.0.observer.clone(), require_single)).with_state(self)
     }
 
-    fn session(&self, headers: &HeaderMap, principal: &Principal) -> Result<Option<Arc<Session>>, Refusal> {
+    pub(super) fn session(&self, headers: &HeaderMap, principal: &Principal) -> Result<Option<Arc<Session>>, Refusal> {
         let Some(id) = headers.get(SESSION_ID) else { return Ok(None) };
         let revision = Revision::of(headers);
         let found = self.0.registry.find(id.to_str().unwrap_or_default(), principal);
@@ -131,7 +132,7 @@ impl Endpoint {
     }
 }
 
-/// POST: one message.
+/// POST: one message, or a batch of them.
 async fn receive(
     State(endpoint): State<Endpoint>,
     Extension(caller): Extension<Principal>,
@@ -160,40 +161,76 @@ async fn receive(
             }
             Err(refusal) => return Err(refusal),
         };
-        let message = Message::parse(body.clone()).map_err(|error| Refusal::message(error, &body))?;
-        let message = traced(message, &trace);
-        drop(body);
-        let id = match message.kind() {
-            Kind::Request { id, .. } => Some(id.clone()),
-            Kind::Notification { .. } | Kind::Response { .. } => None,
-        };
-        let mut observed = endpoint.0.observer.begin(&message, &trace, &caller, received);
-        let is_observed = observed.is_some();
-        let answered = async {
-            let need = endpoint.0.scope.need(&caller, &message)?;
-            let said = Said { caller, revision: Revision::of(&head.headers), accept, message, need, deadline };
-            match Era::of(&head.headers, &said.message) {
-                Era::Session => dispatch(&endpoint, &head.headers, said, &mut observed).await,
-                Era::Stateless => stateless::receive(&endpoint, &head.headers, said, &mut observed).await,
+        let revision = Revision::of(&head.headers);
+        let post = Post { headers: &head.headers, trace, caller, revision, accept, received, deadline };
+        match Message::parse(body.clone()) {
+            Ok(message) => {
+                drop(body);
+                one(&endpoint, post, message).await
             }
-        };
-        match answered.await {
-            Err(refusal) if is_observed => {
-                // Unless the answer has it, and knows.
-                if let Some(observed) = &mut observed {
-                    observed.refused(&refusal);
-                }
-                Ok(refusal.of(id.as_ref()).into_response())
-            }
-            answered => answered.map_err(|refusal: Refusal| refusal.of(id.as_ref())),
+            Err(MessageError::Batch) => batch::receive(&endpoint, post, body).await,
+            Err(error) => Err(Refusal::message(error, &body)),
         }
     };
     outcome.await.unwrap_or_else(|refusal| endpoint.refused(refusal))
 }
 
+/// What a POST says beside its messages.
+pub(super) struct Post<'a> {
+    pub(super) headers: &'a HeaderMap,
+    pub(super) trace: Trace,
+    pub(super) caller: Principal,
+    pub(super) revision: Revision,
+    pub(super) accept: Accept,
+    pub(super) received: Instant,
+    pub(super) deadline: Instant,
+}
+
+impl Post<'_> {
+    /// Counts a message from now on, if it is a request or calls a tool.
+    pub(super) fn begin(&self, endpoint: &Endpoint, message: &Message) -> Option<Observed> {
+        endpoint.0.observer.begin(message, &self.trace, &self.caller, self.received)
+    }
+
+    /// A message of it.
+    pub(super) fn says(&self, message: Message, need: Need) -> Said {
+        let (caller, revision, accept) = (self.caller.clone(), self.revision, self.accept);
+        Said { caller, revision, accept, message, need, deadline: self.deadline }
+    }
+}
+
+/// Answers a POST of one message.
+async fn one(endpoint: &Endpoint, post: Post<'_>, message: Message) -> Result<Response, Refusal> {
+    let message = traced(message, &post.trace);
+    let id = match message.kind() {
+        Kind::Request { id, .. } => Some(id.clone()),
+        Kind::Notification { .. } | Kind::Response { .. } => None,
+    };
+    let mut observed = post.begin(endpoint, &message);
+    let is_observed = observed.is_some();
+    let answered = async {
+        let need = endpoint.0.scope.need(&post.caller, &message)?;
+        let said = post.says(message, need);
+        match Era::of(post.headers, &said.message) {
+            Era::Session => dispatch(endpoint, post.headers, said, &mut observed).await,
+            Era::Stateless => stateless::receive(endpoint, post.headers, said, &mut observed).await,
+        }
+    };
+    match answered.await {
+        Err(refusal) if is_observed => {
+            // Unless the answer has it, and knows.
+            if let Some(observed) = &mut observed {
+                observed.refused(&refusal);
+            }
+            Ok(refusal.of(id.as_ref()).into_response())
+        }
+        answered => answered.map_err(|refusal: Refusal| refusal.of(id.as_ref())),
+    }
+}
+
 /// Settles to which trace the message belongs, and lets a request take along what only its headers say. Not `initialize`,
 /// which is recorded and replayed to other children.
-fn traced(message: Message, trace: &Trace) -> Message {
+pub(super) fn traced(message: Message, trace: &Trace) -> Message {
     trace.settle(message.traceparent().as_ref());
     match (message.kind(), trace.carried()) {
         (Kind::Request { method, .. }, Some(carried)) if method != "initialize" => message.carrying(carried),
@@ -240,26 +277,39 @@ async fn dispatch(
             Ok(answer::json(Spliced::whole(empty_result(&id))))
         }
         Kind::Request { id, .. } => {
-            let tool = observed.as_ref().and_then(|observed| observed.tool().map(str::to_owned));
-            let (asked, accept) = (endpoint.asked(&said, id.clone(), observed.take()), said.accept);
-            let endpoint = endpoint.clone();
-            let sending = async move { send(&endpoint, &session, &said, &id, tool.as_deref()).await };
+            let accept = said.accept;
+            let (sending, asked) = request(endpoint, session, said, id, observed.take());
             answer::respond(sending, asked, accept).await.map_err(Refusal::in_session)
         }
-        // To a session without a child there is nothing to say: a new child gets its own `initialized`, and nothing
-        // is in flight that could be cancelled or answered.
-        Kind::Notification { .. } => {
-            if let Some(bridge) = session.live() {
-                let _ = bridge.notify(&said.message, said.deadline).await;
-            }
+        Kind::Notification { .. } | Kind::Response { .. } => {
+            pass_on(&session, &said.message, said.deadline).await;
             Ok(StatusCode::ACCEPTED.into_response())
         }
-        Kind::Response { .. } => {
-            if let Some(bridge) = session.live() {
-                let _ = bridge.answer(&said.message, said.deadline).await;
-            }
-            Ok(StatusCode::ACCEPTED.into_response())
-        }
+    }
+}
+
+/// A request of a session: what brings it to the child, and what is to be known for its answer.
+pub(super) fn request(
+    endpoint: &Endpoint,
+    session: Arc<Session>,
+    said: Said,
+    id: RawId,
+    observed: Option<Observed>,
+) -> (impl Future<Output = Result<Sent, Refusal>> + Send + use<>, Asked) {
+    let tool = observed.as_ref().and_then(|observed| observed.tool().map(str::to_owned));
+    let asked = endpoint.asked(&said, id.clone(), observed);
+    let endpoint = endpoint.clone();
+    (async move { send(&endpoint, &session, &said, &id, tool.as_deref()).await }, asked)
+}
+
+/// Passes on what wants no answer. To a session without a child there is nothing to say: a new child gets its own
+/// `initialized`, and nothing is in flight that could be cancelled or answered.
+pub(super) async fn pass_on(session: &Session, message: &Message, deadline: Instant) {
+    let Some(bridge) = session.live() else { return };
+    match message.kind() {
+        Kind::Request { .. } => {}
+        Kind::Notification { .. } => drop(bridge.notify(message, deadline).await),
+        Kind::Response { .. } => drop(bridge.answer(message, deadline).await),
     }
 }
 

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::budget::OverBudget;
 use crate::child::spawner::SpawnError;
 use crate::jsonrpc;
+use crate::jsonrpc::batch::BatchError;
 use crate::jsonrpc::{MessageError, RawId, code};
 use crate::mcp::headers::Revision;
 use crate::mcp::sought_id;
@@ -156,6 +157,11 @@ impl Refusal {
     pub(crate) fn message(error: MessageError, text: &[u8]) -> Self {
         Self::new("bad-message", StatusCode::BAD_REQUEST, error.code(), error.to_string())
             .of(sought_id::in_text(text).as_ref())
+    }
+
+    /// The body is no batch that is carried out.
+    pub(crate) fn batch(error: &BatchError) -> Self {
+        Self::new("bad-batch", StatusCode::BAD_REQUEST, error.code(), error.to_string())
     }
 
     /// A message that needs a session came without one. The wording is what clients look for.

@@ -4,6 +4,7 @@ pub(crate) mod backend;
 pub(crate) mod fixture;
 pub(crate) mod records;
 
+mod batches;
 mod binding;
 mod bridging;
 mod budgets;
