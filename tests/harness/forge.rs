@@ -39,16 +39,18 @@ pub async fn serve(listener: TcpListener, forge: Forge) -> std::io::Result<()> {
 
 /// Notes the request, then does to it what the mode says.
 async fn misbehave(Extract(forge): Extract<Forge>, request: Request, next: Next) -> Response {
-    let fail = forge.with(|state| {
+    let (fail, user) = forge.with(|state| {
         let user = api::caller(state, request.headers(), request.uri()).ok().flatten();
-        let user = user.and_then(|caller| state.user(caller.user)).map(|user| user.login.clone());
+        let user = user.and_then(|caller| state.user(caller.user)).map(|user| (user.id, user.login.clone()));
+        let (id, login) = user.unzip();
         let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
-        let mode = state.mode;
-        let fails = mode.fail_api && path.starts_with("/api/") || mode.fail_memberships && path == state::MEMBERSHIPS;
-        state.requests.push(state::Seen { method, path, user });
-        mode.fail.or_else(|| fails.then_some(502))
+        let (mode, is_api) = (state.mode, path.starts_with("/api/"));
+        let fails = mode.fail_api && is_api || mode.fail_memberships && path == state::MEMBERSHIPS;
+        let fails_them = is_api && id.is_some() && mode.fail_api_of == id;
+        state.requests.push(state::Seen { method, path, user: login });
+        (mode.fail.or_else(|| fails.then_some(502)).or_else(|| fails_them.then_some(500)), id)
     });
-    forge.unhung(request.uri().path()).await;
+    forge.unhung(request.uri().path(), user).await;
     if let Some(status) = fail {
         return StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY).into_response();
     }

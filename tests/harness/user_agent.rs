@@ -128,8 +128,18 @@ impl UserAgent {
         own.map(|((_, name), value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ")
     }
 
-    /// Opens an address, without following a redirect.
+    /// Opens an address, without following a redirect. A page that looks again by itself does.
     pub async fn open(&mut self, url: impl AsRef<str>) -> Page {
+        loop {
+            let page = self.glance(url.as_ref()).await;
+            if page.header("refresh").is_empty() {
+                return page;
+            }
+        }
+    }
+
+    /// The same, of a page that looks again by itself as it is at first.
+    pub async fn glance(&mut self, url: impl AsRef<str>) -> Page {
         let url = Url::parse(url.as_ref()).expect("an address");
         let request = self.http.get(url.clone()).header(COOKIE, self.cookie_line(&url));
         let response = request.send().await.expect("an answer");
@@ -147,10 +157,21 @@ impl UserAgent {
     /// Goes where a client or a page sends them: logs in, consents, until a page is left that only reading helps
     /// with, or a redirect leads to a host that is neither of the `known` (scheme, host and port).
     pub async fn go(&mut self, url: &str, known: &[&str], decision: Decision) -> Page {
+        let is_out = |next: &Url| !known.iter().any(|origin| next.as_str().starts_with(&format!("{origin}/")));
+        self.walk(url, decision, is_out).await
+    }
+
+    /// Goes on in the same way until a redirect leads to this path, and does not follow it.
+    pub async fn go_up_to(&mut self, path: &str, url: &str, decision: Decision) -> Url {
+        let page = self.walk(url, decision, |next| next.path() == path).await;
+        page.location().unwrap_or_else(|| panic!("not to {path}, but {} {}", page.status, page.text))
+    }
+
+    async fn walk(&mut self, url: &str, decision: Decision, is_end: impl Fn(&Url) -> bool) -> Page {
         let mut page = self.open(url).await;
         for _ in 0..20 {
             if let Some(next) = page.location() {
-                if !known.iter().any(|origin| next.as_str().starts_with(&format!("{origin}/"))) {
+                if is_end(&next) {
                     return page;
                 }
                 page = self.open(&next).await;

@@ -8,6 +8,7 @@
 //! No token leaves this room before Forgejo has said that it is the user's own ([`ownership`]).
 
 mod barred;
+mod exchanges;
 mod login;
 mod offboarding;
 mod ownership;
@@ -23,7 +24,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use rand::rngs::SysRng;
-use tokio::sync::{Mutex as TurnMutex, MutexGuard, RwLock, RwLockReadGuard, mpsc};
+use tokio::sync::{Mutex as TurnMutex, RwLock, RwLockReadGuard, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -34,6 +35,8 @@ use crate::chain::chain;
 use crate::forge::access::Lists;
 use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
+use crate::forge::rotation::exchanges::Exchanges;
+use crate::forge::rotation::login::Places;
 pub(crate) use crate::forge::rotation::login::{LogInError, LoggedIn};
 pub(crate) use crate::forge::rotation::ownership::Standing;
 pub(crate) use crate::forge::rotation::reseal::ResealError;
@@ -48,8 +51,8 @@ use wire::telemetry::message_id;
 
 /// Between tries after a failure.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(5));
-/// How long a login waits for those before it: a person looks at a browser.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a refresh that was refused waits for logins that may be the reason.
+const LOGINS_WITHIN: Duration = Duration::from_secs(20);
 /// How long whoever has a token that is good for now waits for its successor.
 const SUCCESSOR_WITHIN: Duration = Duration::from_secs(1);
 /// Refreshes of a sweep that run at once: while Forgejo is slow, one user must not wait for all the others.
@@ -115,9 +118,10 @@ struct Inner {
     access: Lists,
     clock: Clock,
     lead: Duration,
-    /// Held from the exchange of a login's code until its pair is stored. Forgejo counts both kinds of exchange
-    /// together, and whose code it is shows only afterwards, so it is one lock for all users.
-    logins: TurnMutex<()>,
+    /// Logins whose pair is not stored yet.
+    exchanges: Arc<Exchanges>,
+    /// Places of logins that ask Forgejo something.
+    places: Places,
     changes: mpsc::Sender<Change>,
     /// Exchanges under way: Forgejo may have given out a pair that is not stored yet.
     tasks: TaskTracker,
@@ -194,7 +198,6 @@ impl Rotation {
         lead: Duration,
     ) -> (Self, mpsc::Receiver<Change>) {
         let (changes, told) = mpsc::channel(CHANGE_QUEUE);
-        let (turns, logins) = (Mutex::default(), TurnMutex::default());
         let inner = Inner {
             store,
             vault,
@@ -203,7 +206,8 @@ impl Rotation {
             access: access.into(),
             clock,
             lead,
-            logins,
+            exchanges: Arc::default(),
+            places: Places::default(),
             changes,
             tasks: TaskTracker::new(),
             storing: RwLock::default(),
@@ -211,7 +215,7 @@ impl Rotation {
             registered: TurnMutex::default(),
             doubted: Mutex::default(),
             forge_seen: TurnMutex::default(),
-            turns,
+            turns: Mutex::default(),
             unwritten: Mutex::default(),
         };
         (Self(Arc::new(inner)), told)
@@ -381,7 +385,8 @@ impl Rotation {
             Ok(pair) => pair,
             Err(e @ PairError::Refused) => {
                 // A login of the same user may just have made it worthless; then the login's pair is the one to use.
-                drop(self.logins_done().await.ok_or(RotationError::NotNow)?);
+                let settled = timeout(LOGINS_WITHIN, inner.exchanges.settled(tenant)).await;
+                settled.map_err(|_| RotationError::NotNow)?;
                 if let Some(newer) = self.newer_than(credential).await? {
                     return Ok(newer);
                 }
@@ -426,12 +431,6 @@ impl Rotation {
     fn held(&self, credential: &Credential) -> Result<Fresh, RotationError> {
         let token = self.0.vault.open_sealed(&credential.access, &vault::access_place(&credential.id))?;
         Ok(Fresh { token, ends: credential.expires_at })
-    }
-
-    /// Waits for logins whose pair is not stored yet, and holds off further ones; `None` where Forgejo keeps them
-    /// waiting for too long.
-    async fn logins_done(&self) -> Option<MutexGuard<'_, ()>> {
-        timeout(QUEUE_TIMEOUT, self.0.logins.lock()).await.ok()
     }
 
     /// What is stored now, if it is no longer `old`.

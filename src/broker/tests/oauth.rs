@@ -12,4 +12,5 @@ mod flow;
 mod locked_store;
 mod pages;
 mod registration;
+mod side_by_side;
 mod trouble;

@@ -76,8 +76,10 @@ async fn token(Extract(forge): Extract<Forge>, headers: HeaderMap, body: Bytes) 
     if forge.with(|state| state.mode.fail_tokens) {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
+    forge.held_back(|mode| mode.hold_first_exchange).await;
     let mut fields = Fields::parse(&headers, &body);
     let (outcome, lose) = forge.with(|state| (grant_tokens(state, &headers, &mut fields), state.mode.lose_answer));
+    forge.held_back(|mode| mode.hold_first_pair).await;
     match outcome {
         _ if lose => lost(),
         Ok(body) => ([(header::CONTENT_TYPE, "application/json;charset=utf-8")], body).into_response(),

@@ -48,6 +48,8 @@ pub struct State {
     pub issues: Vec<Issue>,
     pub mode: Mode,
     pub requests: Vec<Seen>,
+    /// Whether somebody is held back now.
+    pub holds: bool,
     serial: u64,
     /// Accounts that were ever made, also before a reset: each has a time of its own.
     accounts: u32,
@@ -141,6 +143,16 @@ pub struct Mode {
     pub fail_memberships: bool,
     /// Accept requests for organisations and never answer until the mode changes.
     pub hang_memberships: bool,
+    /// Accept requests to the API with this user's tokens and never answer until the mode changes.
+    pub hang_api_of: Option<i64>,
+    /// Answer requests to the API with this user's tokens with 500.
+    pub fail_api_of: Option<i64>,
+    /// Milliseconds that each answer takes.
+    pub slow: Option<u64>,
+    /// Let the token endpoint do its work, counter and all, and hold the first answer back until the mode changes.
+    pub hold_first_pair: bool,
+    /// Hold the first request to the token endpoint back in the same way, before its work.
+    pub hold_first_exchange: bool,
     /// Answer every request to the token endpoint with 503; nothing else changes.
     pub fail_tokens: bool,
     /// Answer every request with this status.
@@ -188,6 +200,7 @@ impl Forge {
             issues: Vec::new(),
             mode: Mode::default(),
             requests: Vec::new(),
+            holds: false,
             serial: 0,
             accounts: 0,
             signing_key: 0xa5,
@@ -202,18 +215,42 @@ impl Forge {
 
     /// Puts a new mode in force and wakes the requests that hang.
     pub fn set_mode(&self, mode: Mode) {
-        self.inner.lock().mode = mode;
+        {
+            let mut state = self.inner.lock();
+            (state.mode, state.holds) = (mode, false);
+        }
         self.changed.notify_waiters();
     }
 
-    /// Waits for as long as the mode says to hang.
-    pub async fn unhung(&self, path: &str) {
+    /// Waits for as long as the mode says that a request, with this user's token, is to hang.
+    pub async fn unhung(&self, path: &str, user: Option<i64>) {
+        let is_api = path.starts_with("/api/");
+        self.unheld(|state| {
+            let mode = state.mode;
+            let of_these = mode.hang_api && is_api || mode.hang_memberships && path == MEMBERSHIPS;
+            let of_theirs = is_api && user.is_some() && mode.hang_api_of == user;
+            mode.hang || of_these || of_theirs
+        })
+        .await;
+        let slow = self.inner.lock().mode.slow;
+        if let Some(slow) = slow {
+            tokio::time::sleep(Duration::from_millis(slow)).await;
+        }
+    }
+
+    /// Holds the first that comes here back until the mode changes, if the mode says so.
+    pub async fn held_back(&self, is_so: impl Fn(&Mode) -> bool) {
+        let is_first = self.with(|state| is_so(&state.mode) && !std::mem::replace(&mut state.holds, true));
+        if is_first {
+            self.unheld(|state| state.holds).await;
+        }
+    }
+
+    async fn unheld(&self, holds: impl Fn(&State) -> bool) {
         loop {
             // Made before the look, so that a change between the look and the wait is not missed.
             let changed = self.changed.notified();
-            let mode = self.inner.lock().mode;
-            let of_these = mode.hang_api && path.starts_with("/api/") || mode.hang_memberships && path == MEMBERSHIPS;
-            if !(mode.hang || of_these) {
+            if !holds(&self.inner.lock()) {
                 return;
             }
             changed.await;

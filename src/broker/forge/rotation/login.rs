@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use rand::rngs::SysRng;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
@@ -14,9 +15,11 @@ use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{ForgejoUser, UpstreamError};
+use crate::forge::application::Application;
+use crate::forge::rotation::exchanges::Order;
 use crate::forge::rotation::{Change, Rotation, persist};
 use crate::forge::scopes::difference;
-use crate::forge::token_endpoint::{AuthorizationAnswer, PairError};
+use crate::forge::token_endpoint::{AuthorizationAnswer, Pair, PairError};
 use crate::forge::vault::VaultError;
 use crate::hex;
 use crate::store::{Credential, StoreError};
@@ -27,11 +30,33 @@ use wire::telemetry::message_id;
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long a login waits to hear which scopes Forgejo has granted: good to know, and no more.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long Forgejo is asked whose pair it has just given out. Other logins and refreshes that were refused wait for
-/// it, and are told to come back, not that all is lost.
+/// How long a login waits for a place among those that exchange their codes.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long Forgejo is asked whose pair it has just given out. Further logins of the same user, and refreshes that were
+/// refused, wait for it, and are told to come back, not that all is lost.
 const RETRY_FOR: Duration = Duration::from_mins(2);
+/// How long the first of these questions may take: whoever Forgejo does not name soon gives its place to others.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// Logins that ask Forgejo at once: a burst of people gets through, and a forge that is slow is not buried.
+const MAX_ASKING: usize = 64;
+/// Of those that were not answered, so many ask again at once. They have places of their own, so that accounts about which
+/// Forgejo does not answer keep nobody else waiting.
+const MAX_ASKING_AGAIN: usize = 16;
 /// Between questions whose pair it is.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+
+/// Places of logins that ask Forgejo something.
+#[derive(Debug)]
+pub(super) struct Places {
+    first: Semaphore,
+    again: Semaphore,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { first: Semaphore::new(MAX_ASKING), again: Semaphore::new(MAX_ASKING_AGAIN) }
+    }
+}
 
 /// Somebody who has logged in.
 #[derive(Debug, Clone)]
@@ -83,16 +108,11 @@ impl Rotation {
     /// Exchanges a login's code and stores what comes of it: the user, and their one credential. Their children that
     /// run get the new token.
     ///
-    /// Runs in a task of its own: a browser that goes away must not take a pair along that Forgejo has just given out.
+    /// Runs in a task of its own: whoever waits no more must not take a pair along that Forgejo has just given out.
     pub(crate) async fn log_in(&self, answer: AuthorizationAnswer) -> Result<LoggedIn, LogInError> {
         let rotation = self.clone();
         let task = self.0.tasks.spawn(async move {
-            let login = {
-                // Not begun, so that nothing is lost: the code at Forgejo is good for another try.
-                let _held = rotation.logins_done().await.ok_or(LogInError::NotNow)?;
-                rotation.exchanged(&answer).await?
-            };
-            // From here on no other login waits for this one.
+            let login = rotation.exchanged(&answer).await?;
             let (verdict, change) = rotation.judged(&login).await?;
             let _ = rotation.0.changes.send(change).await;
             verdict?;
@@ -110,6 +130,9 @@ impl Rotation {
     async fn exchanged(&self, answer: &AuthorizationAnswer) -> Result<Exchanged, LogInError> {
         let inner = &self.0;
         let application = inner.application.as_ref().ok_or(LogInError::NotConfigured)?;
+        // Not begun, so that nothing is lost: the code at Forgejo is good for another try.
+        let place = timeout(QUEUE_TIMEOUT, inner.places.first.acquire()).await.map_err(|_| LogInError::NotNow)?;
+        let mut exchange = inner.exchanges.begin();
         let pair = inner.forgejo.exchange(application, answer).await.map_err(|e| match e {
             PairError::Refused => LogInError::Code,
             PairError::Misconfigured => {
@@ -118,12 +141,37 @@ impl Rotation {
             }
             PairError::NotNow => LogInError::NotNow,
         })?;
-        let user = timeout(RETRY_FOR, self.whose(&pair.access)).await.unwrap_or(Err(LogInError::NotNow))?;
+        let span = exchange.came();
+        let first = timeout(FIRST_LOOK, inner.forgejo.whoami(&pair.access)).await;
+        drop(place);
+        let first = first.unwrap_or(Err(UpstreamError::Unreachable));
+        let user = timeout(RETRY_FOR, self.whose(&pair.access, first)).await.unwrap_or(Err(LogInError::NotNow))?;
+        let turn = exchange.is_of(user.id);
+        let mut stored = timeout(RETRY_FOR, turn.lock()).await.map_err(|_| LogInError::NotNow)?;
         // Not with this pair: what the earlier account had here is being ended at this moment.
         if !self.recognise(&user).await? {
             return Err(LogInError::NotAdmitted(NotAdmitted::Successor));
         }
-        let id = match inner.store.oauth_credential_of(user.id).await? {
+        let known = inner.store.oauth_credential_of(user.id).await?;
+        let (newest, span) = match span.order(*stored) {
+            Order::Newer => (Ok(pair), span),
+            Order::Older => (Err(pair.access), span),
+            Order::Unknown => {
+                exchange.asks_again();
+                let successor = self.successor(application, &user, &pair).await;
+                (successor.ok_or(pair.access), exchange.came())
+            }
+        };
+        let pair = match newest {
+            Ok(pair) => pair,
+            // Another login of this user has stored a newer one.
+            Err(access) => {
+                let id = known.ok_or(LogInError::NotNow)?;
+                let credential = inner.store.find_credential(&id).await?.ok_or(LogInError::NotNow)?;
+                return Ok(Exchanged { user, credential, access });
+            }
+        };
+        let id = match known {
             Some(known) => known,
             None => hex::random_id(&mut SysRng)?,
         };
@@ -131,8 +179,29 @@ impl Rotation {
         let credential = self.sealed(id, user.id, &pair)?;
         persist(|| inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now())).await?;
         drop(storing);
+        *stored = Some(span);
         self.note_vouched(&credential.id, &pair.access).await?;
         Ok(Exchanged { user, credential, access: pair.access })
+    }
+
+    /// What comes after a pair that was asked for at the same time as the one that is stored; `None` where that one is
+    /// the newer, whose refresh token alone Forgejo takes.
+    async fn successor(&self, application: &Application, user: &ForgejoUser, pair: &Pair) -> Option<Pair> {
+        let asking = async {
+            let mut failures = 0_u32;
+            loop {
+                match self.0.forgejo.refresh(application, &pair.refresh).await {
+                    Ok(successor) => return Some(successor),
+                    Err(PairError::Refused) => return None,
+                    Err(e @ (PairError::NotNow | PairError::Misconfigured)) => {
+                        warn!(tenant = %user.id, error = %e, "two logins came at once, and Forgejo does not say which is the later; asking again");
+                        failures = failures.saturating_add(1);
+                        sleep(BACKOFF.after(failures)).await;
+                    }
+                }
+            }
+        };
+        timeout(RETRY_FOR, asking).await.unwrap_or(None)
     }
 
     /// Whether the user is let in, and what that means for the grants that they have already.
@@ -177,10 +246,15 @@ impl Rotation {
 
     /// Whose pair this is, asked until Forgejo answers: given up here, it would be lost with every connection of a user
     /// whose older pair it has made worthless.
-    async fn whose(&self, access: &UpstreamToken) -> Result<ForgejoUser, LogInError> {
+    async fn whose(
+        &self,
+        access: &UpstreamToken,
+        first: Result<ForgejoUser, UpstreamError>,
+    ) -> Result<ForgejoUser, LogInError> {
         let mut failures = 0_u32;
+        let mut answer = first;
         loop {
-            match self.0.forgejo.whoami(access).await {
+            match answer {
                 Ok(user) => return Ok(user),
                 Err(UpstreamError::BadToken | UpstreamError::Forbidden) => {
                     return Err(LogInError::NotAdmitted(NotAdmitted::Locked));
@@ -192,6 +266,8 @@ impl Rotation {
                 }
                 Err(_) => return Err(LogInError::NotNow),
             }
+            let _place = self.0.places.again.acquire().await;
+            answer = self.0.forgejo.whoami(access).await;
         }
     }
 

@@ -346,14 +346,8 @@ async fn a_refresh_that_a_login_of_the_same_user_has_overtaken_waits_for_it_and_
     let credential = credential.await.expect("read").expect("a credential");
     fixture.clock.advance(Duration::from_mins(56));
     fixture.forge.with(|state| state.requests.clear());
-    let mut page = alice.open(fixture.authorize(&client, WEB, &[])).await;
-    let callback = loop {
-        let to = page.location().expect("straight through, because all was agreed to before");
-        if to.path() == "/oauth/callback" {
-            break to;
-        }
-        page = alice.open(&to).await;
-    };
+    // Straight through, because all was agreed to before.
+    let callback = alice.go_up_to("/oauth/callback", &fixture.authorize(&client, WEB, &[]), Decision::Deny).await;
     // The login has its pair from Forgejo, which has made the stored one worthless, and cannot yet say whose it is.
     fixture.misbehave(|mode| mode.hang_api = true);
     let mut logging_in = alice.clone();
@@ -433,14 +427,8 @@ async fn a_forge_that_fails_in_the_middle_of_a_login_costs_the_user_nothing() {
     let client = fixture.client(WEB).await;
     let mut alice = UserAgent::new("alice", "secret");
     let (access, _) = fixture.connect(&mut alice, &client, WEB).await;
-    let mut page = alice.open(fixture.authorize(&client, WEB, &[])).await;
-    let callback = loop {
-        let to = page.location().expect("straight through, because all was agreed to before");
-        if to.path() == "/oauth/callback" {
-            break to;
-        }
-        page = alice.open(&to).await;
-    };
+    // Straight through, because all was agreed to before.
+    let callback = alice.go_up_to("/oauth/callback", &fixture.authorize(&client, WEB, &[]), Decision::Deny).await;
     fixture.forge.with(|state| state.requests.clear());
     fixture.misbehave(|mode| mode.fail_api = true);
     let login = tokio::spawn(async move { alice.open(callback).await });
