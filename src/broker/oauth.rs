@@ -6,6 +6,7 @@
 //! → Forgejo → [`callback`] (who is it, are they let in) → the client → [`tokens`].
 
 mod account;
+mod arrivals;
 mod authorize;
 pub(crate) mod browser;
 mod callback;
@@ -51,6 +52,7 @@ use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::Rotation;
 use crate::mcp::writes::RecentWrites;
+use crate::oauth::arrivals::Arrivals;
 use crate::oauth::browser::Cookies;
 use crate::oauth::clients::Clients;
 use crate::oauth::config::OAuthConfig;
@@ -114,6 +116,7 @@ struct Context {
     limits: Arc<RateLimits>,
     clock: Clock,
     writes: RecentWrites,
+    arrivals: Arrivals,
 }
 
 /// The authorization server and the pages. Cheap to clone.
@@ -153,6 +156,7 @@ impl OAuth {
             limits,
             clock,
             writes,
+            arrivals: Arrivals::default(),
         })))
     }
 
@@ -200,6 +204,7 @@ impl OAuth {
     pub(crate) async fn tidy(&self) {
         let context = &self.0;
         context.limits.forget();
+        context.arrivals.forget_old(context.clock.now().minus(LOGIN_TTL));
         if let Err(e) = context.tidied().await {
             error!(error = %e, "what has expired could not be removed: {}", chain(&e));
         }

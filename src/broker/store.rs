@@ -47,7 +47,7 @@ pub(crate) use crate::store::consents::Consent;
 pub(crate) use crate::store::credentials::Credential;
 pub(crate) use crate::store::forge::{Fingerprint, KnownForge, OwnerCheck};
 pub(crate) use crate::store::grants::{FoundToken, GrantRow, GrantUse, NewGrant};
-pub(crate) use crate::store::logins::{Login, Visit, Visitor};
+pub(crate) use crate::store::logins::{FinishedLogin, Login, Visit, Visitor};
 pub(crate) use crate::store::refresh_tokens::{Exchange, NewPair, NoPair, RefreshRow, Seen, Used, Verdict};
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
 pub(crate) use crate::store::upkeep::Sizes;
@@ -171,6 +171,14 @@ impl Store {
             "CREATE TRIGGER no_check BEFORE UPDATE ON upstream_credentials BEGIN SELECT RAISE(ABORT, 'full'); END",
         ];
         self.writer().execute_all("refusing notes", refusals.map(sqlx::query)).await.expect("refused from now on");
+    }
+
+    /// Lets nobody be logged in, or again, as on a full disk.
+    #[cfg(test)]
+    pub(crate) async fn refuse_visits(&self, refuses: bool) {
+        let refusal = "CREATE TRIGGER no_visit BEFORE INSERT ON visits BEGIN SELECT RAISE(ABORT, 'full'); END";
+        let statement = if refuses { refusal } else { "DROP TRIGGER no_visit" };
+        self.writer().execute("refusing visits", sqlx::query(statement)).await.expect("from now on");
     }
 
     /// Another program's connection, which holds the write lock until it is dropped.

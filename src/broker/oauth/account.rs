@@ -291,7 +291,7 @@ pub(crate) async fn log_in(State(context): State<Arc<Context>>, request: Request
     match login::begin(&context, browser, None, None, source).await {
         Ok(response) => response,
         Err(login::NotBegun::TooMany) => page::too_many(),
-        Err(login::NotBegun::ForgejoAway) => page::forgejo_away(Some(("/account", "Try again"))),
+        Err(login::NotBegun::ForgejoAway) => page::forgejo_away(Some(("/account", "Try again")), None),
         Err(login::NotBegun::Store(e)) => failed(&e),
         Err(login::NotBegun::NoRandomness) => page::trouble(),
     }

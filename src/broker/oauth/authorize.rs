@@ -235,11 +235,12 @@ async fn to_forgejo(
     consented: Option<Scopes>,
     source: Source,
 ) -> Result<Response, Trouble> {
+    let again = login::again(Some(&query));
     login::begin(context, browser, Some(query), consented, source).await.map_err(|e| match e {
         NotBegun::TooMany => Trouble::Page(page::too_many()),
         NotBegun::ForgejoAway => {
             let back = asked.back.refusing(request::NOT_NOW, &context.public_url);
-            Trouble::Page(page::forgejo_away(Some((&back, "Back to the client"))))
+            Trouble::Page(page::forgejo_away(Some((&again, "Try again")), Some((&back, "Back to the client"))))
         }
         NotBegun::Store(e) => Trouble::Store(e),
         NotBegun::NoRandomness => Trouble::NoRandomness,

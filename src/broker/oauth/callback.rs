@@ -10,10 +10,11 @@ use tracing::{error, info, warn};
 
 use crate::auth::principal::Scopes;
 use crate::auth::rates::Source;
-use crate::auth::token::{AuthorizationCode, LoginState, NoRandomness, TokenHash, VisitKey};
+use crate::auth::token::{AuthorizationCode, LoginState, TokenHash, VisitKey};
 use crate::chain::chain;
 use crate::forge::rotation::{LogInError, LoggedIn};
 use crate::forge::token_endpoint::AuthorizationAnswer;
+use crate::oauth::arrivals::Arrived;
 use crate::oauth::browser::Browser;
 use crate::oauth::page;
 use crate::oauth::page::Message;
@@ -21,8 +22,9 @@ use crate::oauth::params::Params;
 use crate::oauth::request;
 use crate::oauth::request::AuthorizationRequest;
 use crate::oauth::{Context, LOGIN_TTL};
-use crate::oauth::{authorize, consent};
-use crate::store::{Code, Consent, Login, StoreError, Visit, Visitor};
+use crate::oauth::{authorize, consent, login};
+use crate::store::{Code, Consent, FinishedLogin, Login, StoreError, Visit, Visitor};
+use wire::clock::UnixTime;
 
 /// GET.
 pub(crate) async fn back(State(context): State<Arc<Context>>, RawQuery(query): RawQuery, request: Request) -> Response {
@@ -32,15 +34,18 @@ pub(crate) async fn back(State(context): State<Arc<Context>>, RawQuery(query): R
     let (Some(state), Some(browser)) = (state, context.cookies.known_browser(request.headers())) else {
         return not_begun();
     };
-    // Taken with the browser in the condition: whoever has the state alone can neither use nor use up the login.
-    let login = match context.store.take_login(&state.hash(), &browser.hash()).await {
+    // Found with the browser in the condition: whoever has the state alone can neither use nor use up the login. It is
+    // there until it has succeeded once, so that a page that says "try again" can be reloaded.
+    let login = match context.store.find_login(&state.hash(), &browser.hash()).await {
         Ok(Some(login)) => login,
         Ok(None) => return not_begun(),
         Err(e) => return failed(&e),
     };
+    let again = login::again(login.request.as_deref());
     if context.clock.now().since(login.created_at) >= LOGIN_TTL {
-        let text = "More than ten minutes have passed since this login began. Start again from your MCP client.";
-        return Message { title: "The login took too long", text, way: None }.respond(StatusCode::BAD_REQUEST);
+        let text = "More than ten minutes have passed since this login began.";
+        let way = Some((again.as_str(), "Start again"));
+        return Message { title: "The login took too long", text, way }.respond(StatusCode::BAD_REQUEST);
     }
     let asked = match &login.request {
         Some(query) => match authorize::read_again(&context, query, source).await {
@@ -49,18 +54,41 @@ pub(crate) async fn back(State(context): State<Arc<Context>>, RawQuery(query): R
         },
         None => None,
     };
-    let Some(code) = params.get("code") else { return refused_by_forgejo(&context, &params, asked.as_ref()) };
+    let Some(code) = params.get("code") else {
+        return match context.store.forget_login(&login.state).await {
+            Ok(()) => refused_by_forgejo(&context, &params, asked.as_ref()),
+            Err(e) => failed(&e),
+        };
+    };
     let answer = AuthorizationAnswer {
         code: code.to_owned(),
         verifier: browser.verifier(state.expose()),
         redirect: context.callback.clone(),
     };
-    let visit = context.cookies.visit(request.headers());
-    match context.rotation.log_in(answer).await {
+    let rotation = context.rotation.clone();
+    let may_try_again = || context.limits.logins.count(&source).is_ok();
+    let exchanging = async move { rotation.log_in(answer).await };
+    let outcome = match context.arrivals.outcome(login.state, login.created_at, may_try_again, exchanging).await {
+        Arrived::Ended(outcome) => outcome,
+        Arrived::GoesOn => return page::waiting(&context.site),
+        Arrived::TooOften => return page::too_many(),
+    };
+    match &*outcome {
         Ok(logged_in) => {
-            go_on(&context, &logged_in, &login, asked, browser, visit).await.unwrap_or_else(|e| failed(&e))
+            let visit = context.cookies.visit(request.headers());
+            go_on(&context, logged_in, &login, asked, browser, visit).await.unwrap_or_else(|e| failed(&e))
         }
-        Err(e) => not_logged_in(&context, &e, asked.as_ref(), source),
+        Err(e) => {
+            // Forgejo may yet take the code, or the store what comes of it; whatever else it was stays as it is.
+            let may_pass = matches!(e, LogInError::NotNow | LogInError::Store(_));
+            if !may_pass {
+                context.arrivals.forget(&login.state);
+                if let Err(e) = context.store.forget_login(&login.state).await {
+                    return failed(&e);
+                }
+            }
+            not_logged_in(&context, e, asked.as_ref(), &again, source)
+        }
     }
 }
 
@@ -72,7 +100,7 @@ fn not_begun() -> Response {
 
 fn failed(e: &StoreError) -> Response {
     error!(error = %e, "a login failed: {}", chain(&e));
-    page::trouble()
+    page::trouble_or(Some((page::HERE, "Try again")))
 }
 
 /// Forgejo sends an error (RFC 6749 section 4.1.2.1): the person said no there, or something is wrong.
@@ -97,7 +125,13 @@ fn refused_by_forgejo(context: &Context, params: &Params, asked: Option<&Authori
     }
 }
 
-fn not_logged_in(context: &Context, e: &LogInError, asked: Option<&AuthorizationRequest>, source: Source) -> Response {
+fn not_logged_in(
+    context: &Context,
+    e: &LogInError,
+    asked: Option<&AuthorizationRequest>,
+    again: &str,
+    source: Source,
+) -> Response {
     let back = |why| asked.map(|asked| asked.back.refusing(why, &context.public_url));
     match e {
         LogInError::NotAdmitted(why) => {
@@ -110,14 +144,16 @@ fn not_logged_in(context: &Context, e: &LogInError, asked: Option<&Authorization
         }
         LogInError::NotNow => {
             let back = back(request::NOT_NOW);
-            page::forgejo_away(back.as_deref().map(|back| (back, "Back to the client")))
+            let back = back.as_deref().map(|back| (back, "Back to the client"));
+            page::forgejo_away(Some((page::HERE, "Try again")), back)
         }
         LogInError::Code | LogInError::Misconfigured | LogInError::NotConfigured => {
             warn!(error = %e, source = %source, "a login failed: {}", chain(&e));
             let back = back(request::UPSTREAM);
-            let text = "Forgejo did not confirm the login. Start again from your MCP client; if it stays, tell the operator of this service.";
-            let way = back.as_deref().map(|back| (back, "Back to the client"));
-            Message { title: "The login failed", text, way }.respond(StatusCode::BAD_GATEWAY)
+            let text = "Forgejo did not confirm the login: it does so once, and its answer may have been lost. Start again; if it stays, tell the operator of this service.";
+            let back = back.as_deref().map(|back| (back, "Back to the client"));
+            Message { title: "The login failed", text, way: Some((again, "Start again")) }
+                .respond_or(StatusCode::BAD_GATEWAY, back)
         }
         LogInError::Store(_) | LogInError::Vault(_) | LogInError::NoRandomness(_) => {
             error!(error = %e, cause = ?std::error::Error::source(e), "a login failed: {}", chain(&e));
@@ -133,61 +169,71 @@ async fn go_on(
     login: &Login,
     asked: Option<AuthorizationRequest>,
     browser: Browser,
-    visit: Option<TokenHash>,
+    former: Option<TokenHash>,
 ) -> Result<Response, StoreError> {
     let tenant = logged_in.user.id;
     let now = context.clock.now();
-    let known = match visit {
+    let known = match former {
         Some(visit) => context.store.find_visit(&visit, now).await?,
         None => None,
     };
-    let former = visit;
-    let Ok(visit) = VisitKey::mint(&mut SysRng) else { return Ok(page::trouble()) };
+    let (Ok(visit), Ok(code)) = (VisitKey::mint(&mut SysRng), AuthorizationCode::mint(&mut SysRng)) else {
+        error!("a login failed: no random bytes");
+        return Ok(page::trouble_or(Some((page::HERE, "Try again"))));
+    };
     let begun = Visit { key: visit.hash(), browser: browser.hash(), tenant, ends: now.plus(context.policy.visit_ttl) };
-    context.store.begin_visit(&begun, former.as_ref()).await?;
-    let cookie = context.cookies.begin_visit(&visit, context.policy.visit_ttl);
-    let Some(asked) = asked else { return Ok(page::with_cookies(page::redirect("/account"), cookie)) };
     // The page named the visitor, and without the page it was the visitor's consent that was remembered; Forgejo may
     // have let in another.
     let is_the_one = known.is_none_or(|known| known.tenant == tenant);
-    let scopes = match login.consented {
-        Some(scopes) => Some(scopes).filter(|_| is_the_one),
-        None => consent::remembered(context, tenant, &asked).await?,
+    let scopes = match (&asked, login.consented) {
+        (None, _) => None,
+        (Some(_), Some(scopes)) => Some(scopes).filter(|_| is_the_one),
+        (Some(asked), None) => consent::remembered(context, tenant, asked).await?,
     };
-    let Some(scopes) = scopes else {
-        let query = login.request.as_deref().unwrap_or_default();
-        let visitor = Visitor { tenant, login: logged_in.user.login.clone() };
-        let page = consent::page(context, &asked, query, browser, Some(&visitor), false).await?;
-        return Ok(page::with_cookies(page, cookie));
+    let agreed = asked.as_ref().zip(scopes);
+    let code_row = agreed.map(|(asked, scopes)| row(&code, logged_in, asked, scopes, now));
+    let newly = agreed.filter(|(asked, _)| login.consented.is_some() && consent::is_remembered_at(asked));
+    let consent = newly.map(|(asked, scopes)| Consent {
+        tenant,
+        client_id: asked.client.id.clone(),
+        client_name: asked.client.name.to_string(),
+        redirect: asked.back.redirect.as_str().to_owned(),
+        scopes,
+    });
+    let finished = FinishedLogin {
+        state: &login.state,
+        visit: &begun,
+        former: former.as_ref(),
+        consent: consent.as_ref(),
+        code: code_row.as_ref(),
     };
-    if login.consented.is_some() && consent::is_remembered_at(&asked) {
-        let consent = Consent {
-            tenant,
-            client_id: asked.client.id.clone(),
-            client_name: asked.client.name.to_string(),
-            redirect: asked.back.redirect.as_str().to_owned(),
-            scopes,
-        };
-        context.store.put_consent(&consent, context.clock.now()).await?;
-        info!(tenant = %tenant, client = %asked.client.id, scopes = scopes.as_str(), "consent given");
+    if !context.store.finish_login(&finished, now).await? {
+        return Ok(not_begun());
     }
-    Ok(match send_code(context, logged_in, &asked, scopes).await? {
-        Ok(response) => page::with_cookies(response, cookie),
-        Err(NoRandomness) => page::trouble(),
-    })
+    context.arrivals.forget(&login.state);
+    if let Some(consent) = &consent {
+        info!(tenant = %tenant, client = %consent.client_id, scopes = consent.scopes.as_str(), "consent given");
+    }
+    let answer = match (&asked, agreed) {
+        (None, _) => page::redirect("/account"),
+        (Some(asked), Some(_)) => page::redirect(&asked.back.with(&[("code", code.expose())], &context.public_url)),
+        (Some(asked), None) => {
+            let query = login.request.as_deref().unwrap_or_default();
+            let visitor = Visitor { tenant, login: logged_in.user.login.clone() };
+            consent::page(context, asked, query, browser, Some(&visitor), false).await?
+        }
+    };
+    Ok(page::with_cookies(answer, context.cookies.begin_visit(&visit, context.policy.visit_ttl)))
 }
 
-async fn send_code(
-    context: &Context,
+fn row(
+    code: &AuthorizationCode,
     logged_in: &LoggedIn,
     asked: &AuthorizationRequest,
     scopes: Scopes,
-) -> Result<Result<Response, NoRandomness>, StoreError> {
-    let code = match AuthorizationCode::mint(&mut SysRng) {
-        Ok(code) => code,
-        Err(e) => return Ok(Err(e)),
-    };
-    let row = Code {
+    now: UnixTime,
+) -> Code {
+    Code {
         hash: code.hash(),
         client_id: asked.client.id.clone(),
         client_name: asked.client.name.to_string(),
@@ -196,9 +242,7 @@ async fn send_code(
         tenant: logged_in.user.id,
         credential_id: logged_in.credential_id.clone(),
         scopes,
-        created_at: context.clock.now(),
+        created_at: now,
         redeemed: None,
-    };
-    context.store.insert_code(&row).await?;
-    Ok(Ok(page::redirect(&asked.back.with(&[("code", code.expose())], &context.public_url))))
+    }
 }

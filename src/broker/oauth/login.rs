@@ -23,6 +23,11 @@ pub(crate) enum NotBegun {
     NoRandomness,
 }
 
+/// Where a login begins once more that was begun with this request of a client's, or on the account page.
+pub(crate) fn again(request: Option<&str>) -> String {
+    request.map_or_else(|| "/account".to_owned(), |query| format!("/oauth/authorize?{query}"))
+}
+
 /// Sends the browser to Forgejo. `request` is the client's, or nothing for the account page; `consented` is what the
 /// person has just agreed to, or nothing where that is to be remembered.
 pub(crate) async fn begin(

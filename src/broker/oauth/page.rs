@@ -13,7 +13,7 @@ use std::sync::Arc;
 use askama::Template;
 use axum::extract::{Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, REFERRER_POLICY, RETRY_AFTER, SET_COOKIE,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, REFERRER_POLICY, REFRESH, RETRY_AFTER, SET_COOKIE,
     STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -29,6 +29,9 @@ use crate::oauth::site::Site;
 
 /// Where the one style sheet is.
 pub(crate) const STYLE: &str = "/style.css";
+
+/// The page that this one is, with all that its address says: for whoever is to try again.
+pub(crate) const HERE: &str = "";
 
 /// Where the operator's logo is, if there is one.
 pub(crate) const LOGO: &str = "/logo";
@@ -142,7 +145,7 @@ pub(crate) struct Message<'a> {
 struct Told {
     title: String,
     text: String,
-    way: Option<(String, String)>,
+    ways: Vec<(String, String)>,
 }
 
 #[derive(Debug, Template)]
@@ -151,16 +154,22 @@ struct MessagePage<'a> {
     site: &'a Site,
     title: &'a str,
     text: &'a str,
-    way: Option<(&'a str, &'a str)>,
+    ways: &'a [(String, String)],
     reference: Option<&'a str>,
 }
 
 impl Message<'_> {
     /// A response that becomes the page.
     pub(crate) fn respond(&self, status: StatusCode) -> Response {
+        self.respond_or(status, None)
+    }
+
+    /// The same with a second way on.
+    pub(crate) fn respond_or(&self, status: StatusCode, second: Option<(&str, &str)>) -> Response {
         let mut response = status.into_response();
-        let way = self.way.map(|(address, words)| (address.to_owned(), words.to_owned()));
-        let told = Told { title: self.title.to_owned(), text: self.text.to_owned(), way };
+        let ways = self.way.into_iter().chain(second);
+        let ways = ways.map(|(address, words)| (address.to_owned(), words.to_owned())).collect();
+        let told = Told { title: self.title.to_owned(), text: self.text.to_owned(), ways };
         response.extensions_mut().insert(told);
         response
     }
@@ -174,7 +183,7 @@ pub(crate) async fn with_reference(State(context): State<Arc<Context>>, request:
     // 32 bits: enough to be found by, and short enough to be read out.
     let reference = hex::random_id(&mut SysRng).ok().and_then(|id| id.get(..8).map(str::to_owned)).unwrap_or_default();
     let response = next.run(request).instrument(info_span!("page", reference)).await;
-    let Some(Told { title, text, way }) = response.extensions().get().cloned() else { return response };
+    let Some(Told { title, text, ways }) = response.extensions().get().cloned() else { return response };
     let status = response.status();
     let is_told = !reference.is_empty() && context.limits.may_tell_page(source);
     if is_told && status.is_server_error() {
@@ -186,7 +195,7 @@ pub(crate) async fn with_reference(State(context): State<Arc<Context>>, request:
         site: &context.site,
         title: &title,
         text: &text,
-        way: way.as_ref().map(|(address, words)| (address.as_str(), words.as_str())),
+        ways: &ways,
         reference: is_told.then_some(&reference),
     };
     let mut page = respond(status, &page);
@@ -200,14 +209,32 @@ pub(crate) async fn with_reference(State(context): State<Arc<Context>>, request:
 
 /// The broker itself failed; its log says how.
 pub(crate) fn trouble() -> Response {
+    trouble_or(None)
+}
+
+/// The same with a way on.
+pub(crate) fn trouble_or(way: Option<(&str, &str)>) -> Response {
     let text = "The service has a problem of its own; its log says which. Try again in a moment, and tell the operator if it stays.";
-    Message { title: "This did not work", text, way: None }.respond(StatusCode::SERVICE_UNAVAILABLE)
+    Message { title: "This did not work", text, way }.respond(StatusCode::SERVICE_UNAVAILABLE)
 }
 
 /// Forgejo does not answer.
-pub(crate) fn forgejo_away(way: Option<(&str, &str)>) -> Response {
+pub(crate) fn forgejo_away(way: Option<(&str, &str)>, second: Option<(&str, &str)>) -> Response {
     let text = "Forgejo does not answer at the moment, so nobody can log in. What is connected stays connected. Try again in a few minutes.";
-    Message { title: "Forgejo cannot be reached", text, way }.respond(StatusCode::SERVICE_UNAVAILABLE)
+    Message { title: "Forgejo cannot be reached", text, way }.respond_or(StatusCode::SERVICE_UNAVAILABLE, second)
+}
+
+#[derive(Debug, Template)]
+#[template(path = "waiting.html", config = ".askama.toml")]
+struct WaitingPage<'a> {
+    site: &'a Site,
+}
+
+/// A login goes on. The browser asks again by itself, without a script.
+pub(crate) fn waiting(site: &Site) -> Response {
+    let mut response = respond(StatusCode::ACCEPTED, &WaitingPage { site });
+    response.headers_mut().insert(REFRESH, HeaderValue::from_static("1"));
+    response
 }
 
 /// Too many from one address.

@@ -6,6 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::token::TokenHash;
 use crate::store::refresh_tokens::{NewPair, Place, insert_pair};
+use crate::store::writer::Statement;
 use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::TenantId;
@@ -46,23 +47,30 @@ pub(crate) struct Redeemed {
 
 const CODE: &str = "reading a code";
 
-impl Store {
-    /// Writes a code.
-    pub(crate) async fn insert_code(&self, code: &Code) -> Result<(), StoreError> {
-        let statement = sqlx::query(
+impl Code {
+    /// Writes it.
+    pub(super) fn statement(&self) -> Result<Statement<'_>, StoreError> {
+        Ok(sqlx::query(
             "INSERT INTO authorization_codes (code_hash, client_id, client_name, redirect_uri, challenge, tenant, \
              credential_id, scopes, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
-        .bind(code.hash.0.as_slice())
-        .bind(&code.client_id)
-        .bind(&code.client_name)
-        .bind(&code.redirect_uri)
-        .bind(&code.challenge)
-        .bind(tenant_value(code.tenant)?)
-        .bind(&code.credential_id)
-        .bind(code.scopes.as_str())
-        .bind(code.created_at.secs());
-        self.writer().execute("storing a code", statement).await?;
+        .bind(self.hash.0.as_slice())
+        .bind(&self.client_id)
+        .bind(&self.client_name)
+        .bind(&self.redirect_uri)
+        .bind(&self.challenge)
+        .bind(tenant_value(self.tenant)?)
+        .bind(&self.credential_id)
+        .bind(self.scopes.as_str())
+        .bind(self.created_at.secs()))
+    }
+}
+
+impl Store {
+    /// Writes a code that no login of this test has led to.
+    #[cfg(test)]
+    pub(crate) async fn insert_code(&self, code: &Code) -> Result<(), StoreError> {
+        self.writer().execute("storing a code", code.statement()?).await?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use sqlx::{QueryBuilder, Row};
 
 use crate::auth::principal::{GrantId, Scopes};
+use crate::store::writer::Statement;
 use crate::store::{Store, StoreError, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::TenantId;
@@ -57,24 +58,24 @@ pub(crate) struct EndedConnection {
     pub(crate) at: UnixTime,
 }
 
-impl Store {
-    /// Remembers an approval; a later one for the same client and place replaces it.
-    pub(crate) async fn put_consent(&self, consent: &Consent, now: UnixTime) -> Result<(), StoreError> {
-        let statement = sqlx::query(
+impl Consent {
+    /// Remembers it; a later one for the same client and place replaces it.
+    pub(super) fn statement(&self, now: UnixTime) -> Result<Statement<'_>, StoreError> {
+        Ok(sqlx::query(
             "INSERT INTO consents (tenant, client_id, redirect, client_name, scopes, created_at) \
              VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, client_id, redirect) DO UPDATE SET \
              client_name = excluded.client_name, scopes = excluded.scopes, created_at = excluded.created_at",
         )
-        .bind(tenant_value(consent.tenant)?)
-        .bind(&consent.client_id)
-        .bind(&consent.redirect)
-        .bind(&consent.client_name)
-        .bind(consent.scopes.as_str())
-        .bind(now.secs());
-        self.writer().execute("storing a consent", statement).await?;
-        Ok(())
+        .bind(tenant_value(self.tenant)?)
+        .bind(&self.client_id)
+        .bind(&self.redirect)
+        .bind(&self.client_name)
+        .bind(self.scopes.as_str())
+        .bind(now.secs()))
     }
+}
 
+impl Store {
     /// What a user has agreed to, the newest first.
     pub(crate) async fn consents_of(&self, tenant: TenantId) -> Result<Vec<Consent>, StoreError> {
         let rows = sqlx::query(

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use crate::auth::principal::Scopes;
 use crate::auth::token::TokenHash;
 use crate::store::writer::Statement;
-use crate::store::{Store, StoreError, tenant_of, tenant_value};
+use crate::store::{Code, Consent, Store, StoreError, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
 
@@ -47,7 +47,22 @@ pub(crate) struct Visitor {
     pub(crate) login: Label,
 }
 
-const TAKING: &str = "taking a login";
+/// What a login leaves behind that has succeeded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FinishedLogin<'a> {
+    /// Which login.
+    pub(crate) state: &'a TokenHash,
+    /// Somebody is logged in from now on, in the browser that began it.
+    pub(crate) visit: &'a Visit,
+    /// The visit that the browser named.
+    pub(crate) former: Option<&'a TokenHash>,
+    /// What was agreed to and is remembered.
+    pub(crate) consent: Option<&'a Consent>,
+    /// For the client.
+    pub(crate) code: Option<&'a Code>,
+}
+
+const FINDING: &str = "reading a login";
 const READING: &str = "reading a visit";
 
 impl Store {
@@ -65,23 +80,55 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the login that this state names, if this browser began it; it is there once only.
-    pub(crate) async fn take_login(&self, state: &TokenHash, browser: &TokenHash) -> Result<Option<Login>, StoreError> {
-        let statement = sqlx::query(
-            "DELETE FROM logins WHERE state_hash = $1 AND browser_hash = $2 RETURNING request, consented, created_at",
+    /// The login that this state names, if this browser began it.
+    pub(crate) async fn find_login(&self, state: &TokenHash, browser: &TokenHash) -> Result<Option<Login>, StoreError> {
+        let row = sqlx::query(
+            "SELECT request, consented, created_at FROM logins WHERE state_hash = $1 AND browser_hash = $2",
         )
         .bind(state.0.as_slice())
         .bind(browser.0.as_slice());
-        let rows = self.writer().fetch_all(TAKING, statement).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let consented: Option<String> = row.try_get("consented").map_err(StoreError::query(TAKING))?;
+        let row = row.fetch_optional(self.readers()).await.map_err(StoreError::query(FINDING))?;
+        let Some(row) = row else { return Ok(None) };
+        let consented: Option<String> = row.try_get("consented").map_err(StoreError::query(FINDING))?;
         Ok(Some(Login {
             state: *state,
             browser: *browser,
-            request: row.try_get("request").map_err(StoreError::query(TAKING))?,
+            request: row.try_get("request").map_err(StoreError::query(FINDING))?,
             consented: consented.map(|scopes| Scopes::parse(&scopes)),
-            created_at: UnixTime::from_secs(row.try_get("created_at").map_err(StoreError::query(TAKING))?),
+            created_at: UnixTime::from_secs(row.try_get("created_at").map_err(StoreError::query(FINDING))?),
         }))
+    }
+
+    /// Removes a login that came to nothing.
+    pub(crate) async fn forget_login(&self, state: &TokenHash) -> Result<(), StoreError> {
+        let statement = sqlx::query("DELETE FROM logins WHERE state_hash = $1").bind(state.0.as_slice());
+        self.writer().execute("removing a login", statement).await?;
+        Ok(())
+    }
+
+    /// Removes a login that has succeeded and writes what it leaves behind, all or nothing; `false` where it is not there
+    /// any more. Every visit of the browser before, and the `former` one that it named, is over.
+    pub(crate) async fn finish_login(&self, finished: &FinishedLogin<'_>, now: UnixTime) -> Result<bool, StoreError> {
+        let FinishedLogin { state, visit, former, consent, code } = *finished;
+        let begun =
+            sqlx::query("INSERT INTO visits (visit_hash, browser_hash, tenant, expires_at) VALUES ($1, $2, $3, $4)")
+                .bind(visit.key.0.as_slice())
+                .bind(visit.browser.0.as_slice())
+                .bind(tenant_value(visit.tenant)?)
+                .bind(visit.ends.secs());
+        let consent = consent.map(|consent| consent.statement(now)).transpose()?;
+        let code = code.map(Code::statement).transpose()?;
+        let mut write = self.writer().begin("finishing a login").await?;
+        let take = sqlx::query("DELETE FROM logins WHERE state_hash = $1 AND browser_hash = $2");
+        let take = take.bind(state.0.as_slice()).bind(visit.browser.0.as_slice());
+        if write.execute(take).await?.rows_affected() == 0 {
+            return write.abandon().await.map(|()| false);
+        }
+        for statement in [visits_of(&visit.browser, former), begun].into_iter().chain(consent).chain(code) {
+            write.execute(statement).await?;
+        }
+        write.commit().await?;
+        Ok(true)
     }
 
     /// How many logins that began after `since` are under way.
@@ -96,17 +143,6 @@ impl Store {
         let statement = sqlx::query("DELETE FROM logins WHERE created_at < $1").bind(before.secs());
         self.writer().execute("removing old logins", statement).await?;
         Ok(())
-    }
-
-    /// Somebody is logged in; every visit of the browser before, and the `former` one that it named, is over.
-    pub(crate) async fn begin_visit(&self, visit: &Visit, former: Option<&TokenHash>) -> Result<(), StoreError> {
-        let begun =
-            sqlx::query("INSERT INTO visits (visit_hash, browser_hash, tenant, expires_at) VALUES ($1, $2, $3, $4)")
-                .bind(visit.key.0.as_slice())
-                .bind(visit.browser.0.as_slice())
-                .bind(tenant_value(visit.tenant)?)
-                .bind(visit.ends.secs());
-        self.writer().execute_all("storing a visit", [visits_of(&visit.browser, former), begun]).await
     }
 
     /// Who this is, unless the visit is over.

@@ -3,6 +3,7 @@
 mod account;
 mod attacks;
 mod browsers;
+mod come_again;
 mod connections;
 mod discovery;
 mod documents;

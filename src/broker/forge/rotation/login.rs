@@ -26,8 +26,8 @@ use crate::store::{Credential, StoreError};
 use wire::secret::UpstreamToken;
 use wire::telemetry::message_id;
 
-/// How long a browser waits for its login.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long Forgejo may take to tell what a user is a member of.
+const MEMBERSHIPS_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long a login waits to hear which scopes Forgejo has granted: good to know, and no more.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a login waits for a place among those that exchange their codes.
@@ -119,10 +119,7 @@ impl Rotation {
             let _ = timeout(PROBE_TIMEOUT, rotation.compare_scopes(&login)).await;
             Ok(LoggedIn { user: login.user, credential_id: login.credential.id })
         });
-        // The task goes on without the browser.
-        timeout(LOGIN_TIMEOUT, task)
-            .await
-            .map_or(Err(LogInError::NotNow), |ended| ended.unwrap_or(Err(LogInError::NotNow)))
+        task.await.unwrap_or(Err(LogInError::NotNow))
     }
 
     /// Exchanges the code, and stores what comes of it under the user whose it is: what was stored for them before is
@@ -208,7 +205,7 @@ impl Rotation {
     async fn judged(&self, login: &Exchanged) -> Result<(Result<(), LogInError>, Change), LogInError> {
         let (inner, Exchanged { user, credential, access }) = (&self.0, login);
         let access_lists = inner.access.now();
-        let verdict = timeout(LOGIN_TIMEOUT, access_lists.verify(&inner.forgejo, user, access)).await;
+        let verdict = timeout(MEMBERSHIPS_TIMEOUT, access_lists.verify(&inner.forgejo, user, access)).await;
         let verdict = match verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable))) {
             Err(AccessError::NotAdmitted(why)) => {
                 // What bars an account for now ends nothing; the next look notes it.

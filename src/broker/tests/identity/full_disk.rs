@@ -10,8 +10,8 @@ use crate::auth::restriction::Restrictions;
 use crate::auth::token::{RefreshName, TokenHash};
 use crate::forge::vault::Sealed;
 use crate::store::{
-    Code, Consent, Credential, Exchange, GrantUse, Login, NewGrant, NewPair, RegisteredClient, SessionDigest,
-    SessionRecord, Store, StoreError, Used, Verdict, Visit,
+    Code, Consent, Credential, Exchange, FinishedLogin, GrantUse, Login, NewGrant, NewPair, RegisteredClient,
+    SessionDigest, SessionRecord, Store, StoreError, Used, Verdict, Visit,
 };
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -38,9 +38,8 @@ enum Answered {
     Settings(SessionDigest),
     GrantUsed(GrantId),
     Credential(String),
-    Consent(TenantId),
+    Finished(TenantId, TokenHash),
     Granted(GrantId),
-    Visit(TokenHash),
     TokenForgotten(TokenHash),
 }
 
@@ -65,6 +64,11 @@ fn used(round: u8) -> GrantUse {
 fn visit(round: u8) -> Visit {
     let browser = hash(round, "browser");
     Visit { key: hash(round, "visit"), browser, tenant: tenant(round), ends: LATER }
+}
+
+fn login(round: u8, state: &str, browser: TokenHash) -> Login {
+    let request = Some("query".to_owned());
+    Login { state: hash(round, state), browser, request, consented: None, created_at: START }
 }
 
 fn tenant(round: u8) -> TenantId {
@@ -152,6 +156,7 @@ async fn prepare(store: &Store, round: u8) -> Result<(), StoreError> {
     let first = pair(round, "live-access", "live-refresh");
     assert!(store.redeem_code(&code(round, "live-code"), &grant(round, "live"), &first, START).await?);
     store.insert_code(&code(round, "waiting-code")).await?;
+    store.insert_login(&self::login(round, "back", hash(round, "browser"))).await?;
     store.insert_grant(&personal(round, "doomed")).await?;
     for what in ["ends", "used", "set"] {
         store.insert_session(&session(round, what)).await?;
@@ -167,13 +172,7 @@ async fn write_all(store: &Store, round: u8) -> (Vec<Answered>, usize) {
         redirects: vec!["http://localhost/".to_owned()],
         secret: None,
     };
-    let login = Login {
-        state: hash(round, "state"),
-        browser: hash(0, "browser"),
-        request: Some("query".to_owned()),
-        consented: None,
-        created_at: START,
-    };
+    let login = login(round, "state", hash(0, "browser"));
     let consent = Consent {
         tenant: tenant(round),
         client_id: "client".to_owned(),
@@ -181,6 +180,8 @@ async fn write_all(store: &Store, round: u8) -> (Vec<Answered>, usize) {
         redirect: "http://localhost".to_owned(),
         scopes: Scopes { write: true },
     };
+    let (back, visit) = (hash(round, "back"), visit(round));
+    let finished = FinishedLogin { state: &back, visit: &visit, former: None, consent: Some(&consent), code: None };
     let (waiting, redeemed) = (code(round, "waiting-code"), pair(round, "redeemed-access", "redeemed-refresh"));
     let (refresh, next) = (hash(round, "live-refresh"), pair(round, "next-access", "next-refresh"));
     let fresh = credential(round, 2);
@@ -218,9 +219,8 @@ async fn write_all(store: &Store, round: u8) -> (Vec<Answered>, usize) {
             store.replace_credential(&credential(round, 1), &fresh, LATER).await.map(drop),
             Answered::Credential(fresh.id.clone()),
         ),
-        (store.put_consent(&consent, START).await, Answered::Consent(tenant(round))),
+        (store.finish_login(&finished, START).await.map(drop), Answered::Finished(tenant(round), hash(round, "visit"))),
         (store.insert_grant(&personal(round, "granted")).await, Answered::Granted(grant(round, "granted"))),
-        (store.begin_visit(&visit(round), None).await, Answered::Visit(hash(round, "visit"))),
         (
             store.forget_access_token(&hash(round, "live-access")).await,
             Answered::TokenForgotten(hash(round, "live-access")),
@@ -237,7 +237,7 @@ async fn is_there(store: &Store, answered: &Answered) -> Result<bool, StoreError
     let record = async |digest| store.find_session(digest).await;
     Ok(match answered {
         Answered::Registered(id) => store.find_client(id).await?.is_some(),
-        Answered::Login(state) => store.take_login(state, &hash(0, "browser")).await?.is_some(),
+        Answered::Login(state) => store.find_login(state, &hash(0, "browser")).await?.is_some(),
         Answered::Code(code) => store.find_code(code).await?.is_some(),
         Answered::Redeemed(code, access) => {
             let redeemed = store.find_code(code).await?.is_some_and(|code| code.redeemed.is_some());
@@ -258,9 +258,10 @@ async fn is_there(store: &Store, answered: &Answered) -> Result<bool, StoreError
             store.grants().await?.iter().any(|grant| grant.id == *id && grant.last_used_at == Some(LATER))
         }
         Answered::Credential(id) => store.find_credential(id).await?.is_some_and(|found| found.access.bytes == [2; 60]),
-        Answered::Consent(tenant) => !store.consents_of(*tenant).await?.is_empty(),
+        Answered::Finished(tenant, visit) => {
+            !store.consents_of(*tenant).await?.is_empty() && store.find_visit(visit, START).await?.is_some()
+        }
         Answered::Granted(grant) => store.find_grant(grant).await?.is_some(),
-        Answered::Visit(visit) => store.find_visit(visit, START).await?.is_some(),
         Answered::TokenForgotten(token) => store.find_token(token).await?.is_none(),
     })
 }
