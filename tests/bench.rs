@@ -11,7 +11,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::deployment::{Deployment, DeploymentConfig, Process, Program, Result, Running};
+use harness::release;
 
 /// Turns, and calls of each kind in a turn.
 const TURNS: usize = 20;
@@ -53,7 +54,7 @@ fn main() -> Result<()> {
             other => return Err(format!("unknown argument {other}").into()),
         }
     }
-    let binaries = release()?;
+    let binaries = release::programs()?;
     let child = binaries.join("stand-in-child");
     let dir = binaries.parent().unwrap_or(&binaries).join("bench");
     let _ = std::fs::remove_dir_all(&dir);
@@ -73,18 +74,6 @@ fn main() -> Result<()> {
     TIGHT.clone_into(&mut deployment.config.broker);
     deployment.start_broker()?;
     idle_sessions(&mut deployment, &token, &child, idle)
-}
-
-/// Builds what is measured; cargo builds the programs for a benchmark of their own package only.
-fn release() -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status =
-        Command::new(cargo).args(["build", "--release", "--locked", "--workspace", "--bins", "--quiet"]).status()?;
-    if !status.success() {
-        return Err("the programs cannot be built".into());
-    }
-    let this = std::env::current_exe()?;
-    Ok(this.ancestors().nth(2).ok_or("not run by cargo")?.to_owned())
 }
 
 /// A handler that gives back what it got: what HTTP costs with axum and nothing behind it.

@@ -1,7 +1,7 @@
 //! What plays the outside world in tests, benchmarks and the quickstart. Nothing that is installed depends on it.
 //!
 //! [`forge`] is a stub of Forgejo's API and OAuth provider, [`user_agent`] a browser without a screen, [`mcp_session`] a
-//! plain MCP client, [`https`] a TLS server; [`deployment`] runs the real programs together, [`supervised`] a real
+//! plain MCP client, [`https`] a TLS server; [`release`] builds what benchmarks measure, [`deployment`] runs the real programs together, [`supervised`] a real
 //! supervisor alone, [`cgroups`] a kernel in which its limits hold.
 
 #![expect(
@@ -19,6 +19,7 @@ pub mod deployment;
 pub mod forge;
 pub mod https;
 pub mod mcp_session;
+pub mod release;
 pub mod supervised;
 pub mod user_agent;
 

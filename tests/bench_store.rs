@@ -1,0 +1,209 @@
+//! `cargo bench --bench store`: what 100,000 users, grants and sessions in the store cost everybody: refreshing a token,
+//! `/account`, a start, memory, and the job that removes what is over. Read the ratios before the times; nothing here
+//! passes or fails.
+//!
+//! One user is real; the others are copies of what the broker wrote for them, under other names. `-- --users N` sets how
+//! many.
+
+#![expect(clippy::print_stdout, reason = "a program that prints a table")]
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use harness::deployment::{Deployment, DeploymentConfig, Process, Program, Result, Running};
+use harness::mcp_session::Session;
+use harness::release;
+use harness::user_agent::{Decision, UserAgent};
+use serde_json::Value;
+use url::Url;
+
+/// Requests of each kind.
+const REQUESTS: usize = 500;
+const REDIRECT: &str = "https://client.example/callback";
+const VERIFIER: &str = "a-verifier-of-forty-three-characters-or-more-0123";
+
+/// Fills the database: argv is its path and the number of users. The last statement is what the tidy job finds.
+const FILL: &str = r#"
+import sqlite3, sys
+db, n = sqlite3.connect(sys.argv[1]), int(sys.argv[2])
+def copies(table, **other):
+    names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+    values = ", ".join(other.get(name, f"one.{name}") for name in names)
+    db.execute(f"""WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {n})
+        INSERT INTO {table} ({", ".join(names)}) SELECT {values} FROM c, (SELECT * FROM {table} LIMIT 1) one""")
+copies("users", tenant="1000000 + i", login="'copy-' || i")
+copies("upstream_credentials", id="'copy-' || i", tenant="1000000 + i", access_expires_at="one.access_expires_at + 86400",
+       checked_at="one.checked_at + 86400")
+copies("grants", id="'copy-' || i", tenant="1000000 + i", credential_id="'copy-' || i", family_hash="randomblob(32)")
+copies("sessions", session_hash="randomblob(32)", tenant="1000000 + i", grant_id="'copy-' || i")
+copies("refresh_tokens", token_hash="randomblob(32)", grant_id="'copy-' || i")
+copies("access_tokens", token_hash="randomblob(32)", grant_id="'copy-' || i", expires_at="1")
+db.commit()
+db.close()
+"#;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut users = 100_000;
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--users" => users = arguments.next().ok_or("--users needs a number")?.parse()?,
+            // Cargo's own.
+            "--bench" => {}
+            other => return Err(format!("unknown argument {other}").into()),
+        }
+    }
+    let binaries = release::programs()?;
+    let dir = binaries.parent().unwrap_or(&binaries).join("bench-store");
+    let _ = std::fs::remove_dir_all(&dir);
+    let child = binaries.join("stand-in-child");
+    let mut config = DeploymentConfig::new(&binaries, &dir, Program::stand_in(&child, &["--fast"]));
+    config.first_uid = 89_200;
+    config.oauth = true;
+    "[rates]\nfailures = 100000\n[sessions]\ntotal = 1000000\n".clone_into(&mut config.broker);
+    let mut deployment = Deployment::set(config)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(measure(&mut deployment, users))
+}
+
+async fn measure(deployment: &mut Deployment, users: u32) -> Result<()> {
+    deployment.user("alice")?;
+    let mut alice = Person::connect(deployment).await?;
+    // What is copied: a session too.
+    drop(Session::open(&deployment.url, &alice.access).await);
+    restart(deployment, None)?;
+    let empty = alice.times(deployment, REQUESTS).await?;
+    let (memory, started) = (resident(deployment.broker.as_ref()), restart(deployment, None)?);
+    let loaded_start = restart(deployment, Some(users))?;
+    // The job that removes what is over begins with the broker.
+    let tidying = alice.times(deployment, REQUESTS).await?;
+    let loaded = alice.times(deployment, REQUESTS).await?;
+    let loaded_memory = resident(deployment.broker.as_ref());
+    let second_start = restart(deployment, None)?;
+    println!("{users} users, grants, sessions and refresh tokens (x: against an empty store)");
+    row("refresh", "empty", &empty.refresh, &empty.refresh);
+    row("refresh", "full, while as many expired tokens are removed", &tidying.refresh, &empty.refresh);
+    row("refresh", "full", &loaded.refresh, &empty.refresh);
+    row("/account", "empty", &empty.account, &empty.account);
+    row("/account", "full", &loaded.account, &empty.account);
+    println!("  start: empty {started:.1?}, full {loaded_start:.1?}, and once more {second_start:.1?} (aim: 0.5 s)");
+    let bytes = loaded_memory.saturating_sub(memory).saturating_mul(1024) / u64::from(users.max(1));
+    println!("  memory: empty {memory} KiB, full {loaded_memory} KiB: {bytes} bytes a stopped session");
+    Ok(())
+}
+
+fn row(what: &str, when: &str, times: &[Duration], unit: &[Duration]) {
+    let at = |times: &[Duration], percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
+    let ratio = at(times, 50).as_secs_f64() / at(unit, 50).as_secs_f64();
+    let last = times.last().copied().unwrap_or_default();
+    println!(
+        "  {what:<9} {when:<48} p50 {:>8.1?}  p99 {:>8.1?}  max {last:>8.1?}  x {ratio:.2}",
+        at(times, 50),
+        at(times, 99)
+    );
+}
+
+/// Starts the broker anew, with copies of its user in the store where that is asked for; how long the start took.
+fn restart(deployment: &mut Deployment, copies: Option<u32>) -> Result<Duration> {
+    if let Some(mut broker) = deployment.broker.take() {
+        broker.stop()?;
+    }
+    if let Some(users) = copies {
+        let database = deployment.config.dir.join("broker/broker.db");
+        let status = Command::new("python3").args(["-c", FILL]).arg(database).arg(users.to_string()).status()?;
+        if !status.success() {
+            return Err("the database cannot be filled".into());
+        }
+    }
+    let began = Instant::now();
+    deployment.start_broker()?;
+    Ok(began.elapsed())
+}
+
+/// Resident memory in KiB.
+fn resident(program: Option<&Running>) -> u64 {
+    let Some(pid) = program.map(Running::pid) else { return 0 };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = Process { pid, status }.field("VmRSS");
+    field.split(' ').next().and_then(|kib| kib.parse().ok()).unwrap_or_default()
+}
+
+/// In order of length.
+struct Measured {
+    refresh: Vec<Duration>,
+    account: Vec<Duration>,
+}
+
+/// Who is real.
+struct Person {
+    http: reqwest::Client,
+    user_agent: UserAgent,
+    client: String,
+    access: String,
+    refresh: String,
+}
+
+impl Person {
+    async fn connect(deployment: &Deployment) -> Result<Self> {
+        let http = harness::mcp_session::http();
+        let metadata = serde_json::json!({"client_name": "Bench", "redirect_uris": [REDIRECT],
+            "token_endpoint_auth_method": "none"});
+        let answer = http.post(format!("{}/oauth/register", deployment.url)).json(&metadata).send().await?;
+        let answer: Value = answer.json().await?;
+        let client = answer.get("client_id").and_then(Value::as_str).ok_or("no client")?.to_owned();
+        let mut user_agent = UserAgent::new("alice", "secret-of-alice");
+        let query = [
+            ("response_type", "code"),
+            ("client_id", client.as_str()),
+            ("redirect_uri", REDIRECT),
+            ("code_challenge_method", "S256"),
+            ("code_challenge", "oroLTuavjsSokHw90r4c-vQlAuGTf32wNsPC1UFaIZc"),
+        ];
+        let address = Url::parse_with_params(&format!("{}/oauth/authorize", deployment.url), query)?;
+        let known = [deployment.url.as_str(), deployment.forgejo.as_str()];
+        let page = user_agent.go(address.as_str(), &known, Decision::Allow).await;
+        let to = page.location().ok_or("no redirect")?;
+        let code = to.query_pairs().find(|(name, _)| name == "code").ok_or("no code")?.1.into_owned();
+        let mut person = Self { http, user_agent, client, access: String::new(), refresh: String::new() };
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("client_id", &person.client),
+            ("redirect_uri", REDIRECT),
+            ("code", &code),
+            ("code_verifier", VERIFIER),
+        ];
+        let tokens = person.tokens(deployment, &form).await?;
+        (person.access, person.refresh) = tokens;
+        Ok(person)
+    }
+
+    async fn tokens(&self, deployment: &Deployment, form: &[(&str, &str)]) -> Result<(String, String)> {
+        let request = self.http.post(format!("{}/oauth/token", deployment.url)).form(form);
+        let tokens: Value = request.send().await?.json().await?;
+        let text = |name: &str| tokens.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
+        Ok(text("access_token").zip(text("refresh_token")).ok_or_else(|| format!("no tokens: {tokens}"))?)
+    }
+
+    async fn times(&mut self, deployment: &Deployment, count: usize) -> Result<Measured> {
+        let (mut refresh, mut account) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let began = Instant::now();
+            let form = [
+                ("grant_type", "refresh_token"),
+                ("client_id", self.client.as_str()),
+                ("refresh_token", &self.refresh),
+            ];
+            let tokens = self.tokens(deployment, &form).await?;
+            refresh.push(began.elapsed());
+            (self.access, self.refresh) = tokens;
+            let began = Instant::now();
+            let page = self.user_agent.open(format!("{}/account", deployment.url)).await;
+            account.push(began.elapsed());
+            if !page.text.contains("Your connected clients") {
+                return Err(format!("no account page: {} {}", page.status, page.text).into());
+            }
+        }
+        refresh.sort_unstable();
+        account.sort_unstable();
+        Ok(Measured { refresh, account })
+    }
+}
