@@ -1,5 +1,5 @@
 //! Objects of System V IPC, where an operator allows them: they outlive their process, and go before their uid is leased
-//! again. Needs root.
+//! again; POSIX queues there are none. Needs root.
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail the test")]
 
@@ -67,5 +67,20 @@ async fn also_with_the_list_of_allowed_calls_and_without_seccomp() {
     if root_or_skip("also_with_the_list_of_allowed_calls_and_without_seccomp") {
         none_is_left("[sandbox]\nsysv_ipc = true\nseccomp = \"allow-list\"\n").await;
         none_is_left("[sandbox]\nseccomp = \"off\"\n").await;
+    }
+}
+
+#[tokio::test]
+async fn no_posix_queue_is_made_with_any_filter_or_without_one() {
+    if !root_or_skip("no_posix_queue_is_made_with_any_filter_or_without_one") {
+        return;
+    }
+    for (seccomp, answers) in
+        [("deny-list", "EPERM, EPERM, EPERM"), ("allow-list", "EPERM, EPERM, EPERM"), ("off", "EMFILE, EMFILE, ENOENT")]
+    {
+        let supervised = supervised(own_range(), &format!("[sandbox]\nseccomp = \"{seccomp}\"\n"));
+        let mut kid = Client::connect(&supervised).await.spawn(1).await;
+        kid.tell("queue").await;
+        assert_eq!(kid.line().await, answers, "{seccomp}: whether one is made, in a user namespace too, and is there");
     }
 }

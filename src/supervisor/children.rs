@@ -16,9 +16,10 @@ use crate::reaper::{Reaped, RunningChild};
 use crate::spawn::{ExecNews, StartError};
 use wire::message::StartStep;
 
-/// From fork to exec: a millisecond is usual, and a busy machine or a program on a slow disk may take longer. What takes
-/// as long as this is held: in its cgroup's CPU limit, or by a file system that does not answer.
-const EXEC_DEADLINE: Duration = Duration::from_secs(2);
+/// From fork to exec: a millisecond is usual, and on a machine whose processors a hundred others want, or with a program on
+/// a slow disk, it took seconds. What takes as long as this is held: in its cgroup's CPU limit, or by a file system that
+/// does not answer. Nobody else waits meanwhile, and it counts against its user's children.
+const EXEC_DEADLINE: Duration = Duration::from_secs(5);
 /// What it may take to go when it is killed on its way, before the broker is answered all the same. It never runs
 /// anything any more then.
 const KILLED_DEADLINE: Duration = Duration::from_secs(1);

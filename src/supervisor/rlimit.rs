@@ -214,6 +214,9 @@ impl ChildLimits {
             (Resource::RLIMIT_NPROC, own_uid.then_some(self.processes)),
             // A core would hold the token.
             (Resource::RLIMIT_CORE, Some(NO_CORE)),
+            // POSIX queues outlive their process and are nobody's to list; without bytes for them none is made, also where
+            // no seccomp filter denies it (mq_overview(7)).
+            (Resource::RLIMIT_MSGQUEUE, Some(0)),
             (Resource::RLIMIT_FSIZE, Some(self.file_size)),
             (Resource::RLIMIT_CPU, (self.cpu_seconds != 0).then_some(self.cpu_seconds)),
             (Resource::RLIMIT_DATA, (self.data != 0).then_some(self.data)),

@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! ipc             one object of each kind of SysV IPC, the memory given away to uid 1; answers how many it got
+//! queue           a POSIX queue, from here and from a user namespace of its own; answers how each try ended, and whether
+//!                 a queue is there
 //! leaderless      a process whose first thread has ended and whose second runs; answers its pid
 //! hop             a process that is another one each moment: setsid, fork, the parent exits, for ever
 //! descriptors     opens until it may not any more; answers how many it got
@@ -34,6 +36,7 @@ fn main() -> std::io::Result<()> {
         let number: i32 = number.parse().unwrap_or(0);
         let said = match command {
             "ipc" => ipc(),
+            "queue" => queue(),
             "leaderless" => leaderless(),
             "hop" => leave(hop).map_or("no process".to_owned(), |_| "hopping".to_owned()),
             "herd" => (0..number).map_while(|_| leave(sleep)).count().to_string(),
@@ -104,6 +107,22 @@ fn ipc() -> String {
         [libc::semget(libc::IPC_PRIVATE, 1, 0o600), libc::msgget(libc::IPC_PRIVATE, 0o600), given]
     };
     made.iter().filter(|id| **id >= 0).count().to_string()
+}
+
+fn queue() -> String {
+    let made = |name: &std::ffi::CStr, flags| {
+        // SAFETY: the name ends with NUL, and no attributes are given.
+        let queue = unsafe { libc::mq_open(name.as_ptr(), flags, 0o600, std::ptr::null::<libc::mq_attr>()) };
+        nix::errno::Errno::result(queue).map_or_else(|errno| format!("{errno:?}"), |_| "made".to_owned())
+    };
+    let create = libc::O_CREAT | libc::O_RDWR;
+    let first = made(c"/forgejo-mcp-leftover", create);
+    // Where a child may have one, it is root there; its limits stay.
+    // SAFETY: unshare(2) takes a number, and this program has one thread.
+    unsafe { libc::unshare(libc::CLONE_NEWUSER) };
+    let second = made(c"/forgejo-mcp-leftover", create);
+    let there = made(c"/forgejo-mcp-leftover", libc::O_RDONLY);
+    format!("{first}, {second}, {there}")
 }
 
 fn call() -> String {
