@@ -325,8 +325,7 @@ fn proxy_headers(public_url: &str, before: CameIn, after: CameIn) -> Finding {
         finding(CHECK, Health::Warn, found, Some("name the reverse proxy's address there, or all clients count as one"))
     } else if public_url.starts_with("https:") && after.bare > before.bare && after.forwarded == before.forwarded {
         let found = "the reverse proxy sends no X-Forwarded-For: all clients count as one address";
-        let advice = "let it append the client's address (nginx: proxy_set_header X-Forwarded-For \
-                      $proxy_add_x_forwarded_for;)";
+        let advice = "let it name the client's address (nginx: proxy_set_header X-Forwarded-For $remote_addr;)";
         finding(CHECK, Health::Warn, found, Some(advice))
     } else if after.forwarded > before.forwarded {
         good(CHECK, "clients' addresses arrive")

@@ -275,17 +275,20 @@ impl RateLimits {
     /// From where this request comes, as far as trusted proxies say.
     pub(crate) fn address(&self, request: &Request) -> IpAddr {
         let peer = peer_of(request);
-        let address = self.behind(peer, request.headers());
+        self.count_way_in(peer, request.headers());
+        self.behind(peer, request.headers()).to_canonical()
+    }
+
+    /// Whether the header came counts, not whom it names: a client on the proxy's own machine has a proxy's address.
+    fn count_way_in(&self, peer: Peer, headers: &HeaderMap) {
         let [forwarded, bare, forwarded_by_stranger] = &self.came_in;
-        let counter = match (self.is_proxy(peer), address != peer.address) {
-            (true, true) => Some(forwarded),
-            (true, false) => Some(bare),
-            (false, _) => request.headers().contains_key(FORWARDED_FOR).then_some(forwarded_by_stranger),
+        let counter = match (self.is_proxy(peer), headers.contains_key(FORWARDED_FOR)) {
+            (true, true) => forwarded,
+            (true, false) => bare,
+            (false, true) => forwarded_by_stranger,
+            (false, false) => return,
         };
-        if let Some(counter) = counter {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-        address.to_canonical()
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How requests have come in since the start.
@@ -435,6 +438,22 @@ mod tests {
         assert_eq!(source("127.0.0.1", &["\u{e4}, 198.51.100.7"]), "198.51.100.7", "whatever stands left of it");
         assert_eq!(source("127.0.0.1", &["198.51.100.7:4711"]), "198.51.100.7");
         assert_eq!(source("127.0.0.1", &[]), "127.0.0.1");
+    }
+
+    #[test]
+    fn a_client_on_the_proxys_own_machine_is_forwarded_like_any_other() {
+        let limits = limits();
+        let ways = |peer: &str, forwarded: Option<&'static str>| {
+            let value = forwarded.map(|text| (FORWARDED_FOR.parse().expect("a name"), HeaderValue::from_static(text)));
+            let peer = Peer { address: peer.parse().expect("an address"), is_proxy: false };
+            limits.count_way_in(peer, &HeaderMap::from_iter(value));
+            let CameIn { forwarded, bare, forwarded_by_stranger } = limits.came_in();
+            [forwarded, bare, forwarded_by_stranger]
+        };
+        assert_eq!(ways("127.0.0.1", Some("127.0.0.1")), [1, 0, 0]);
+        assert_eq!(ways("127.0.0.1", None), [1, 1, 0]);
+        assert_eq!(ways("192.0.2.1", None), [1, 1, 0]);
+        assert_eq!(ways("192.0.2.1", Some("127.0.0.1")), [1, 1, 1]);
     }
 
     #[test]

@@ -126,6 +126,7 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
                     "notifications/progress",
                     &json!({"progressToken": token, "progress": done, "total": number("count")}),
                 );
+                std::thread::sleep(Duration::from_millis(number("ms")));
             }
             Ok(text("done"))
         }
