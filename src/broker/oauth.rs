@@ -61,6 +61,8 @@ use crate::oauth::site::Site;
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
 
+/// Forgejo tokens that were not used for so long have no grant any more; one that comes again gets a new one.
+const UNUSED_TOKENS: Duration = Duration::from_hours(30 * 24);
 /// How long a login at Forgejo may take.
 const LOGIN_TTL: Duration = Duration::from_mins(10);
 /// Bytes of a form or of a client's metadata.
@@ -232,6 +234,9 @@ impl Context {
             for grant in expired {
                 self.revocation.end(&grant, "expired");
             }
+        }
+        for grant in self.store.end_unused_shown(now.minus(UNUSED_TOKENS), now).await? {
+            self.revocation.end(&grant, "unused");
         }
         self.store.tidy(now).await?;
         self.store.forget_logins(now.minus(LOGIN_TTL)).await?;

@@ -18,6 +18,7 @@ mod logins;
 mod overview;
 mod refresh_tokens;
 mod sessions;
+mod shown;
 mod standing;
 mod tidy;
 mod upkeep;
@@ -50,6 +51,7 @@ pub(crate) use crate::store::grants::{FoundToken, GrantRow, GrantUse, NewGrant};
 pub(crate) use crate::store::logins::{FinishedLogin, Login, Visit, Visitor};
 pub(crate) use crate::store::refresh_tokens::{Exchange, NewPair, NoPair, RefreshRow, Seen, Used, Verdict};
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
+pub(crate) use crate::store::shown::ShownGrant;
 pub(crate) use crate::store::upkeep::Sizes;
 pub(crate) use crate::store::writes::{WRITES_KEPT, WriteCall};
 
@@ -161,6 +163,12 @@ impl Store {
         let mut inner = Inner::open(&dir.path().join("broker.db"), SqliteSynchronous::Off).await?;
         inner.dir = Some(dir);
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// Where its files lie.
+    #[cfg(test)]
+    pub(crate) fn directory(&self) -> &Path {
+        self.0.path.parent().expect("a directory")
     }
 
     /// Lets nothing be noted of accounts and tokens from now on, as on a full disk.

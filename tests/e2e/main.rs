@@ -15,6 +15,7 @@ mod descriptors;
 mod eras;
 mod failing_children;
 mod forgejo_says_no;
+mod forgejo_tokens;
 mod front_page;
 mod hostile_children;
 mod isolation;

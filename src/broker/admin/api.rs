@@ -158,6 +158,8 @@ pub enum GrantKind {
     Login,
     /// The operator made a token.
     Token,
+    /// A user shows a token of Forgejo's own.
+    Forgejo,
 }
 
 /// One of `GET /tokens`; times in seconds since 1970.

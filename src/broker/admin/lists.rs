@@ -49,7 +49,11 @@ pub(super) async fn tokens(
         number: grant.tenant.get(),
         client: grant.client_id,
         scopes: grant.scopes.as_str().to_owned(),
-        kind: if grant.is_operators { GrantKind::Token } else { GrantKind::Login },
+        kind: match (grant.is_operators, grant.is_shown) {
+            (true, _) => GrantKind::Token,
+            (_, true) => GrantKind::Forgejo,
+            _ => GrantKind::Login,
+        },
         tools: grant.restrictions.tools.map(|tools| tools.names()),
         networks: grant.restrictions.networks.map(|networks| networks.texts()),
         created_at: grant.created_at.secs(),

@@ -9,6 +9,9 @@
 //! A token that was looked up once is kept, with its principal, in a bounded table, so that a call costs no query.
 //! Revoking drops it at once; a look-up that was under way at that moment does not bring it back.
 
+mod denied;
+mod shown;
+
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +25,8 @@ use axum::response::Response;
 use parking_lot::Mutex;
 use tracing::{debug, error, warn};
 
+pub(crate) use crate::auth::bearer::denied::Denied;
+use crate::auth::bearer::shown::ShownTokens;
 use crate::auth::principal::{GrantId, Principal, PrincipalParts};
 use crate::auth::rates::{RateLimits, Source};
 use crate::auth::token::{AccessToken, TokenHash};
@@ -37,60 +42,6 @@ use wire::telemetry::message_id;
 
 /// Principals kept in memory by the bearer layer.
 pub(crate) const MAX_CACHED_PRINCIPALS: usize = 65_536;
-
-/// What a client is told whose user Forgejo does not let in for now.
-const BARRED: &str = "Forgejo does not let this account in at the moment: it is locked, or must change its password. Log \
-                      in at Forgejo and do what it asks, or ask its administrator; then try again. Nothing was disconnected.";
-
-/// What is said where a token comes from a network that it is not for.
-const ELSEWHERE: &str =
-    "This token is not for the network that it comes from. Use it from where its operator allows it.";
-
-/// Why a request has no principal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denied {
-    /// No header.
-    Absent,
-    /// More than one, another scheme, or nothing behind the scheme.
-    Malformed,
-    /// Never minted here.
-    Unknown,
-    /// Minted here, and over.
-    Expired,
-    /// Its grant was revoked.
-    Revoked,
-    /// Forgejo does not let its user in for now.
-    Barred,
-    /// The token is good, but not from there.
-    Elsewhere,
-    /// The broker cannot tell; logged where it happened.
-    Unavailable,
-}
-
-impl Denied {
-    /// The stable name that the log and the metrics use.
-    const fn code(self) -> &'static str {
-        match self {
-            Self::Absent | Self::Malformed => "no-token",
-            Self::Unknown => "bad-token",
-            Self::Expired => "expired-token",
-            Self::Revoked => "revoked-token",
-            Self::Barred => "account-barred",
-            Self::Elsewhere => "wrong-network",
-            Self::Unavailable => "unavailable",
-        }
-    }
-
-    /// The `reason` in the challenge.
-    const fn reason(self) -> Option<&'static str> {
-        match self {
-            Self::Unknown => Some("unknown"),
-            Self::Expired => Some("expired"),
-            Self::Revoked => Some("revoked"),
-            Self::Absent | Self::Malformed | Self::Barred | Self::Elsewhere | Self::Unavailable => None,
-        }
-    }
-}
 
 /// What a refused client is told besides the reason.
 #[derive(Debug, Clone)]
@@ -127,6 +78,7 @@ struct Inner {
     challenge: Challenge,
     rotation: Option<Rotation>,
     known: Mutex<Known>,
+    shown: ShownTokens,
 }
 
 #[derive(Debug, Default)]
@@ -175,7 +127,15 @@ impl Principals {
         challenge: Challenge,
         rotation: Option<Rotation>,
     ) -> Self {
-        Self(Arc::new(Inner { store, vault, clock, challenge, rotation, known: Mutex::default() }))
+        Self(Arc::new(Inner {
+            store,
+            vault,
+            clock,
+            challenge,
+            rotation,
+            known: Mutex::default(),
+            shown: ShownTokens::default(),
+        }))
     }
 
     /// Who sends these headers, wherever they come from.
@@ -257,6 +217,7 @@ impl Principals {
             login: row.login,
             upstream,
             upstream_ends,
+            is_shown: false,
             scopes: row.scopes,
             restrictions: row.restrictions,
             grant: row.grant,
@@ -267,14 +228,22 @@ impl Principals {
     /// A child with the caller's token died at its start: the answer for its client, where Forgejo does not let the
     /// account in any more.
     pub(crate) async fn refusal_of(&self, caller: &Principal) -> Option<Response> {
-        let standing = self.0.rotation.as_ref()?.look_again(&caller.grant).await;
+        let standing = if caller.is_shown {
+            self.look_at_shown_again(caller, false).await?
+        } else {
+            self.0.rotation.as_ref()?.look_again(&caller.grant).await
+        };
         self.refusal_for(standing, caller)
     }
 
     /// A child with the caller's token says that Forgejo refuses it: the answer for its client, where that is so. Forgejo
     /// is asked once a minute at most.
     pub(crate) async fn refusal_of_doubted(&self, caller: &Principal) -> Option<Response> {
-        let standing = self.0.rotation.as_ref()?.look_at_doubted(&caller.grant).await?;
+        let standing = if caller.is_shown {
+            self.look_at_shown_again(caller, true).await?
+        } else {
+            self.0.rotation.as_ref()?.look_at_doubted(&caller.grant).await?
+        };
         self.refusal_for(standing, caller)
     }
 
@@ -342,17 +311,14 @@ impl Principals {
 
     fn refuse(&self, denied: Denied) -> Response {
         let mut response = Response::new(Body::empty());
-        if denied == Denied::Unavailable {
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+        if let Some(seconds) = denied.retry_after() {
+            let too_many = matches!(denied, Denied::TooMany { .. });
+            *response.status_mut() =
+                if too_many { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::SERVICE_UNAVAILABLE };
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
             return response;
         }
-        let in_words = match denied {
-            Denied::Barred => Some(BARRED),
-            Denied::Elsewhere => Some(ELSEWHERE),
-            _ => None,
-        };
-        if let Some(words) = in_words {
+        if let Some(words) = denied.words() {
             // No challenge: another token would be refused like this one, and nothing is to be done with the client.
             *response.status_mut() = StatusCode::FORBIDDEN;
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -466,7 +432,10 @@ impl BearerLayer {
 /// [`axum::middleware::from_fn_with_state`].
 pub(crate) async fn require_bearer(State(layer): State<BearerLayer>, mut request: Request, next: Next) -> Response {
     let from = layer.limits.unseen_address(&request);
-    let authenticated = layer.principals.authenticate(request.headers()).await;
+    let authenticated = match layer.principals.authenticate(request.headers()).await {
+        Err(Denied::Unknown) => layer.principals.authenticate_shown(request.headers(), from, &layer.limits).await,
+        outcome => outcome,
+    };
     match authenticated.and_then(|principal| layer.admit(&principal, from).map(|()| principal)) {
         Ok(principal) => {
             // Nothing behind this layer has a use for the token.

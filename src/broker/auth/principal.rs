@@ -105,6 +105,8 @@ pub(crate) struct PrincipalParts {
     pub(crate) upstream: UpstreamToken,
     /// When that token ends, where it does. Of two of a grant's tokens the one that ends later is the newer.
     pub(crate) upstream_ends: Option<UnixTime>,
+    /// Whether the caller shows that token themselves, so that nobody else has it.
+    pub(crate) is_shown: bool,
     /// What the grant allows.
     pub(crate) scopes: Scopes,
     /// What it is held to besides.

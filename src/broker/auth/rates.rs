@@ -32,6 +32,10 @@ const BAD_TOKENS_OF_ONE: u32 = 20;
 /// And from all together.
 const BAD_TOKENS_OF_ALL: u32 = 300;
 
+/// Forgejo tokens a minute that were never good here and are shown from one address: each is a question to Forgejo. Whoever
+/// has many scripts begins with each of them once.
+const SHOWN_TOKENS: u32 = 20;
+
 /// Lines a minute about pages with a message that one address got: more than a person reads.
 const PAGES_OF_ONE: u32 = 10;
 /// And all together.
@@ -233,6 +237,8 @@ pub(crate) struct RateLimits {
     pub(crate) documents: ByAddress,
     /// Token and revocation requests that fail.
     pub(crate) failures: ByAddress,
+    /// Forgejo tokens that were never good here, where such are taken.
+    pub(crate) shown_tokens: ByAddress,
     /// Exchanges of refresh tokens, by family: each leaves two rows behind.
     pub(crate) refreshes: Limiter<GrantId>,
     /// Lines about bad tokens, by address and in all: a flood must not fill the journal.
@@ -252,6 +258,7 @@ impl RateLimits {
             logins: ByAddress::new(rates.logins),
             documents: ByAddress::new(rates.documents),
             failures: ByAddress::new(rates.failures),
+            shown_tokens: ByAddress::new(SHOWN_TOKENS),
             refreshes: Limiter(RateLimiter::keyed(refreshes())),
             bad_tokens: (Limiter::new(BAD_TOKENS_OF_ONE), Limiter::new(BAD_TOKENS_OF_ALL)),
             pages: (Limiter::new(PAGES_OF_ONE), Limiter::new(PAGES_OF_ALL)),
@@ -350,13 +357,14 @@ impl RateLimits {
     }
 
     /// How many requests of each kind were one too many.
-    pub(crate) fn refused(&self) -> [(&'static str, u64); 4] {
+    pub(crate) fn refused(&self) -> [(&'static str, u64); 5] {
         let refused = |limiter: &ByAddress| limiter.refused.load(Ordering::Relaxed);
         [
             ("registrations", refused(&self.registrations)),
             ("logins", refused(&self.logins)),
             ("documents", refused(&self.documents)),
             ("failures", refused(&self.failures)),
+            ("forgejo_tokens", refused(&self.shown_tokens)),
         ]
     }
 
@@ -370,7 +378,7 @@ impl RateLimits {
 
     /// Forgets addresses that are within all their limits.
     pub(crate) fn forget(&self) {
-        for limiter in [&self.registrations, &self.logins, &self.documents, &self.failures] {
+        for limiter in [&self.registrations, &self.logins, &self.documents, &self.failures, &self.shown_tokens] {
             limiter.forget();
         }
         self.refreshes.0.retain_recent();

@@ -69,6 +69,8 @@ pub(crate) struct Access {
     pub(crate) deny: Vec<Subject>,
     /// Whether restricted accounts may.
     pub(crate) restricted: bool,
+    /// Whether users may show tokens of Forgejo's own instead of logging in.
+    pub(crate) forgejo_tokens: bool,
     /// How long Forgejo may bar an account before what it has here is ended.
     pub(crate) revoke_barred_after: Duration,
 }
@@ -152,6 +154,7 @@ impl Access {
             allow: subjects(&mut section, "allow"),
             deny: subjects(&mut section, "deny"),
             restricted: section.flag("restricted", false),
+            forgejo_tokens: section.flag("forgejo_tokens", false),
             revoke_barred_after: section.duration("revoke_barred_after", BARRED_FOR, seconds(0, 366 * 24 * 3600)),
         };
         section.close();

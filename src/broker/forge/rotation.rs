@@ -15,6 +15,7 @@ mod ownership;
 mod recheck;
 mod registration;
 mod reseal;
+mod shown;
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -40,6 +41,7 @@ use crate::forge::rotation::login::Places;
 pub(crate) use crate::forge::rotation::login::{LogInError, LoggedIn};
 pub(crate) use crate::forge::rotation::ownership::Standing;
 pub(crate) use crate::forge::rotation::reseal::ResealError;
+pub(crate) use crate::forge::rotation::shown::ShownVerdict;
 use crate::forge::token_endpoint::{Pair, PairError};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};

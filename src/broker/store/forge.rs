@@ -124,7 +124,7 @@ impl Store {
     /// Credentials that a live grant needs and that were last checked before `before`, the longest ago first.
     pub(crate) async fn credentials_unchecked_since(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
         let rows = sqlx::query(credential_rows!(
-            "WHERE (checked_at IS NULL OR checked_at < $1) AND EXISTS \
+            "WHERE (checked_at IS NULL OR checked_at < $1) AND c.is_shown = 0 AND EXISTS \
              (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) \
              ORDER BY COALESCE(checked_at, 0)"
         ))

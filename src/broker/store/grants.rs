@@ -103,6 +103,8 @@ pub(crate) struct Grant {
     pub(crate) restrictions: Restrictions,
     /// Whether the operator made it, on a token of Forgejo's that was handed over.
     pub(crate) is_operators: bool,
+    /// Whether it is a token of Forgejo's own that its user shows.
+    pub(crate) is_shown: bool,
     /// When it was given.
     pub(crate) created_at: UnixTime,
     /// When it was last used, as far as that was written.
@@ -131,7 +133,7 @@ macro_rules! grants_page {
     ($which:literal) => {
         concat!(
             "SELECT g.id, g.client_id, g.tenant, g.scopes, g.tools, g.networks, g.created_at, g.last_used_at, g.revoked_at, \
-             u.login, c.kind = 'pat' AS is_operators, \
+             u.login, c.kind = 'pat' AND c.is_shown = 0 AS is_operators, c.is_shown, \
              COALESCE((SELECT MAX(r.expires_at) FROM refresh_tokens r WHERE r.grant_id = g.id), \
              (SELECT MAX(t.expires_at) FROM access_tokens t WHERE t.grant_id = g.id)) AS expires_at \
              FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id \
@@ -281,7 +283,7 @@ impl Store {
         let mut write = self.writer().begin("changing a token").await?;
         let restrict = sqlx::query(
             "UPDATE grants SET tools = $1, networks = $2 WHERE id = $3 AND revoked_at IS NULL AND credential_id IN \
-             (SELECT c.id FROM upstream_credentials c WHERE c.kind = 'pat')",
+             (SELECT c.id FROM upstream_credentials c WHERE c.kind = 'pat' AND c.is_shown = 0)",
         )
         .bind(tools)
         .bind(networks)
@@ -358,6 +360,7 @@ fn grant(row: &SqliteRow) -> Result<Grant, StoreError> {
         scopes: Scopes::parse(&text(row, "scopes")?),
         restrictions: restrictions(row)?,
         is_operators: row.try_get("is_operators").map_err(StoreError::query(READING))?,
+        is_shown: row.try_get("is_shown").map_err(StoreError::query(READING))?,
         created_at: time(row, "created_at")?.ok_or(StoreError::Damaged(READING))?,
         last_used_at: time(row, "last_used_at")?,
         expires_at: time(row, "expires_at")?,

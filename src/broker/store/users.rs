@@ -76,7 +76,7 @@ impl Store {
             "SELECT u.tenant, u.login, u.account_created_at, \
              (SELECT COUNT(*) FROM grants g WHERE g.tenant = u.tenant AND g.revoked_at IS NULL) AS live, \
              (SELECT COUNT(*) FROM grants g JOIN upstream_credentials c ON c.id = g.credential_id \
-             WHERE g.tenant = u.tenant AND g.revoked_at IS NULL AND c.kind = 'pat') AS personal, \
+             WHERE g.tenant = u.tenant AND g.revoked_at IS NULL AND c.kind = 'pat' AND c.is_shown = 0) AS personal, \
              (SELECT COUNT(*) FROM sessions s JOIN grants g ON g.id = s.grant_id \
              WHERE g.tenant = u.tenant AND g.revoked_at IS NULL AND s.ended_at IS NULL) AS open, \
              (SELECT MAX(g.last_used_at) FROM grants g WHERE g.tenant = u.tenant) AS used_at \

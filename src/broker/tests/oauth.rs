@@ -10,6 +10,7 @@ mod documents;
 mod families;
 pub(crate) mod fixture;
 mod flow;
+mod forgejo_tokens;
 mod locked_store;
 mod pages;
 mod registration;

@@ -16,6 +16,7 @@ pub(crate) fn routes() -> Router<Forge> {
         .route("/stub/users", post(add_user))
         .route("/stub/users/{login}", post(change_user).delete(delete_user))
         .route("/stub/tokens", post(add_token))
+        .route("/stub/tokens/{token}", axum::routing::delete(delete_token))
         .route("/stub/apps", post(add_app))
         .route("/stub/pairs", post(add_pair).get(unused_pairs))
         .route("/stub/grants/{login}", axum::routing::delete(revoke_grants))
@@ -117,6 +118,14 @@ async fn add_token(Extract(forge): Extract<Forge>, Json(new): Json<NewToken>) ->
         Some(token) => Json(json!({"token": token})).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     }
+}
+
+/// As its user does it at Settings, Applications.
+async fn delete_token(Extract(forge): Extract<Forge>, Path(token): Path<String>) -> StatusCode {
+    forge.with(|state| match state.tokens.remove(&token) {
+        Some(_) => StatusCode::NO_CONTENT,
+        None => StatusCode::NOT_FOUND,
+    })
 }
 
 #[derive(Deserialize)]

@@ -28,6 +28,9 @@ impl Rotation {
             ended = ended.saturating_add(1);
         }
         inner.store.age_owner_checks().await?;
+        if !lists.forgejo_tokens {
+            self.end_shown().await?;
+        }
         Ok(ended)
     }
 }

@@ -183,16 +183,19 @@ impl Rotation {
     /// child can have Forgejo asked as often as it likes. `None` where that was just done.
     pub(crate) async fn look_at_doubted(&self, grant: &GrantId) -> Option<Standing> {
         let row = self.0.store.find_grant(grant).await.ok().flatten()?;
+        if self.may_doubt(&row.credential_id) { Some(self.look_again(grant).await) } else { None }
+    }
+
+    /// Whether Forgejo was not asked about a credential because of such a doubt for a while; it counts as asked then.
+    pub(super) fn may_doubt(&self, credential: &str) -> bool {
         let now = self.0.clock.now();
-        {
-            let mut doubted = self.0.doubted.lock();
-            doubted.retain(|_, at| now.age_of(*at).is_some_and(|age| age < DOUBT_EVERY));
-            if doubted.contains_key(&row.credential_id) {
-                return None;
-            }
-            doubted.insert(row.credential_id, now);
+        let mut doubted = self.0.doubted.lock();
+        doubted.retain(|_, at| now.age_of(*at).is_some_and(|age| age < DOUBT_EVERY));
+        let may = !doubted.contains_key(credential);
+        if may {
+            doubted.insert(credential.to_owned(), now);
         }
-        Some(self.look_again(grant).await)
+        may
     }
 
     /// Whether Forgejo's user is the account that this number was until now, as far as that is known. Where it is not,

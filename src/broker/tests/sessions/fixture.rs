@@ -77,6 +77,7 @@ pub(crate) fn caller_but(
         login: Label::parse(format!("user{user}")).expect("a label"),
         upstream: UpstreamToken::parse(upstream).expect("a token"),
         upstream_ends: None,
+        is_shown: false,
         scopes: Scopes { write: true },
         restrictions: Restrictions::default(),
         grant: GrantId::new(grant),
