@@ -448,21 +448,36 @@ fn held(supervised: &Supervised) -> (u32, usize, usize) {
 
 #[tokio::test]
 async fn five_thousand_starts_and_ends_cost_nothing_lasting_whatever_they_leave() {
-    if !root_or_skip("five_thousand_starts_and_ends_cost_nothing_lasting_whatever_they_leave") {
+    if root_or_skip("five_thousand_starts_and_ends_cost_nothing_lasting_whatever_they_leave") {
+        starts_and_ends(5000, None).await;
+    }
+}
+
+#[tokio::test]
+async fn nor_do_a_thousand_with_cgroups_of_which_none_is_left() {
+    let test = "nor_do_a_thousand_with_cgroups_of_which_none_is_left";
+    if !root_or_skip(test) {
         return;
     }
-    let supervised = supervised(Surroundings::default(), &uids(32));
+    let Some(own) = OwnCgroup::v2(test) else { return };
+    starts_and_ends(1000, Some(&own.0)).await;
+}
+
+/// Each tenth child leaves something behind.
+async fn starts_and_ends(rounds: u32, cgroup: Option<&Path>) {
+    let policy = cgroup.map(|root| format!("[cgroup]\nroot = \"{}\"\n", root.display())).unwrap_or_default();
+    let supervised = supervised(Surroundings::default(), &format!("{}{policy}", uids(32)));
     let mut client = Client::connect(&supervised).await;
     let left_behind = ["hop", "leaderless", "herd 5", "orphans 5"];
     let mut early = None;
-    for round in 0..5000_u32 {
+    for round in 0..rounds {
         let mut kid = spawn_when_clean(&mut client, u64::from(round % 7 + 1)).await;
         if round % 10 == 0 {
             let command = left_behind.iter().cycle().nth(usize::try_from(round / 10).expect("small")).expect("one");
             ask(&mut kid, command).await;
         }
         client.stop(&mut kid).await;
-        if round == 1000 {
+        if round == rounds / 5 {
             status_when(&mut client, |status| status.uids_free == 32).await;
             early = Some(held(&supervised));
         }
@@ -472,4 +487,8 @@ async fn five_thousand_starts_and_ends_cost_nothing_lasting_whatever_they_leave(
     let (early, late) = (early.expect("measured"), held(&supervised));
     assert_eq!((late.1, late.2), (early.1, 0), "descriptors and zombies");
     assert!(late.0 < early.0 + 512, "{} KiB became {} KiB", early.0, late.0);
+    if let Some(root) = cgroup {
+        let left = std::fs::read_dir(root.join("children")).expect("the node of all").flatten();
+        assert_eq!(left.filter(|entry| entry.path().is_dir()).count(), 0, "cgroups");
+    }
 }
