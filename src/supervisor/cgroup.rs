@@ -98,12 +98,12 @@ impl Cgroups {
         let (all, _) = root.make(ALL)?;
         let controllers = all.enable(&on)?;
         let cgroups = Self { all, controllers, available: Available::read(root.path()) };
-        for left in cgroups.leftovers() {
+        for left in cgroups.leftovers()? {
             if let Err(error) = leaf::kill(&left) {
                 tracing::error!(reason = "cgroup-stays", %error, "what an earlier supervisor left is not killed");
             }
         }
-        for user in cgroups.users() {
+        for user in cgroups.users()? {
             // Refused where a leaf is left.
             let _ = user.remove();
         }
@@ -113,14 +113,19 @@ impl Cgroups {
 
     /// Directories of children that an earlier supervisor left. Never those of their users: these may have new children
     /// before the last leftover is gone.
-    pub(crate) fn leftovers(&self) -> Vec<Dir> {
-        self.users().flat_map(|user| user.children()).collect()
+    pub(crate) fn leftovers(&self) -> Result<Vec<Dir>, CgroupError> {
+        let mut left = Vec::new();
+        for user in self.users()? {
+            left.extend(user.children()?);
+        }
+        Ok(left)
     }
 
-    fn users(&self) -> impl Iterator<Item = Dir> {
-        self.all.children().filter(|dir| {
+    fn users(&self) -> Result<impl Iterator<Item = Dir>, CgroupError> {
+        let is_user = |dir: &Dir| {
             dir.path().file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(TENANT))
-        })
+        };
+        Ok(self.all.children()?.into_iter().filter(is_user))
     }
 
     /// Sets the limits of all children together; also of those that run.

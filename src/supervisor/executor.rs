@@ -178,7 +178,8 @@ impl Executor {
         }
         let effects = self.state.borrow_mut().core.found_dirty(&dirty);
         self.carry_out(effects.into());
-        let left = self.setup.cgroups.as_ref().map(Cgroups::leftovers).unwrap_or_default();
+        // Where the range was another before, nothing else tells of what is left.
+        let left = self.setup.cgroups.as_ref().map_or(Ok(Vec::new()), Cgroups::leftovers).map_err(io::Error::other)?;
         tokio::task::spawn_local(stuck::remove_leftovers(left));
         tokio::task::spawn_local(self.clone().tell_of_replacements());
         Ok(())

@@ -164,7 +164,7 @@ async fn serve(args: Args, config: Config, inherited: Inherited) -> Result<(), (
         privileges::give_up().map_err(|e| (EX_NOPERM, format!("giving up what root need not have: {e}")))?;
     }
 
-    executor.begin().map_err(|e| os("beginning to reap", &e))?;
+    executor.begin().map_err(|e| os("looking for what an earlier supervisor left", &e))?;
     let accepting: Vec<_> =
         listeners.into_iter().map(|listener| tokio::task::spawn_local(accept(listener, executor.clone()))).collect();
     tokio::task::spawn_local(lifecycle::watchdog());

@@ -104,10 +104,21 @@ impl Dir {
         self.0.parent().map(|dir| Self(dir.to_owned()))
     }
 
-    /// Those below it.
-    pub(crate) fn children(&self) -> impl Iterator<Item = Self> + use<> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| Self(entry.path()))
+    /// Those below it; none where it is not there. What cannot be looked at is an error, and never "nothing there".
+    pub(crate) fn children(&self) -> Result<Vec<Self>, CgroupError> {
+        let failed = |source| CgroupError::File { file: self.0.clone(), source };
+        let entries = match fs::read_dir(&self.0) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let mut dirs = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().map_err(failed)?.is_dir() {
+                dirs.push(Self(entry.path()));
+            }
+        }
+        Ok(dirs)
     }
 
     /// Removes it; one that is not there is no error. Refused while it holds anything.
