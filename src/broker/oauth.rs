@@ -51,6 +51,7 @@ use crate::chain::chain;
 use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::Rotation;
+use crate::http::origin::REMEMBERED;
 use crate::mcp::writes::RecentWrites;
 use crate::oauth::arrivals::Arrivals;
 use crate::oauth::browser::Cookies;
@@ -59,6 +60,7 @@ use crate::oauth::config::OAuthConfig;
 use crate::oauth::document::{DocumentCache, DocumentCacheError};
 use crate::oauth::site::Site;
 use crate::store::{Store, StoreError};
+use crate::trace;
 use wire::clock::Clock;
 
 /// Forgejo tokens that were not used for so long have no grant any more; one that comes again gets a new one.
@@ -177,6 +179,9 @@ impl OAuth {
             programs = programs
                 .route("/oauth/register", post(register::register))
                 .route("/oauth/token", post(tokens::token))
+                // Where revision 2025-03-26 has it for servers without metadata: the Python SDK refreshes here when it begins
+                // with the tokens of an earlier run, before it has read any metadata.
+                .route("/token", post(tokens::token))
                 .route("/oauth/revoke", post(tokens::revoke));
             way = way
                 .route("/oauth/authorize", get(authorize::show))
@@ -189,11 +194,13 @@ impl OAuth {
                 .route("/account/disconnect", post(account::disconnect))
                 .route("/account/reduce", post(account::reduce));
         }
-        let cors = CorsLayer::new().allow_origin(Any).allow_methods([Method::GET, Method::POST]).allow_headers([
-            AUTHORIZATION,
-            CONTENT_TYPE,
-            HeaderName::from_static("mcp-protocol-version"),
-        ]);
+        let version = HeaderName::from_static("mcp-protocol-version");
+        let traces = [trace::TRACEPARENT, trace::TRACESTATE].map(HeaderName::from_static);
+        let cors = CorsLayer::new()
+            .allow_origin(Any)
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers([&[AUTHORIZATION, CONTENT_TYPE, version][..], &traces].concat())
+            .max_age(REMEMBERED);
         let pages = way.merge(pages.layer(map_response(page::apart)));
         let told = from_fn_with_state(Arc::clone(context), page::with_reference);
         let all = programs.layer(cors).merge(pages.layer(told));

@@ -55,7 +55,7 @@ struct Caller {
     id: String,
 }
 
-/// POST `/oauth/token`.
+/// POST `/oauth/token`, and `/token` for clients that have not read where it is.
 pub(crate) async fn token(State(context): State<Arc<Context>>, request: Request) -> Response {
     let network = context.limits.source(&request).network();
     answer(&context, request, async |params, caller| match params.get("grant_type") {

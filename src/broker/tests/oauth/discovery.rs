@@ -185,13 +185,17 @@ async fn a_client_that_ever_completed_a_login_is_kept_and_one_that_never_did_is_
 #[tokio::test]
 async fn pages_of_other_sites_may_call_what_is_for_programs() {
     let fixture = Fixture::new().await;
-    for path in ["/oauth/token", "/oauth/register", "/oauth/revoke", "/.well-known/oauth-authorization-server"] {
+    let metadata = "/.well-known/oauth-authorization-server";
+    for path in ["/oauth/token", "/token", "/oauth/register", "/oauth/revoke", metadata] {
         let request = fixture.http.request(reqwest::Method::OPTIONS, format!("{}{path}", fixture.url));
         let request = request.header("origin", "https://page.example").header("access-control-request-method", "POST");
-        let request = request.header("access-control-request-headers", "content-type,mcp-protocol-version");
+        let request = request.header("access-control-request-headers", "content-type,mcp-protocol-version,traceparent");
         let response = request.send().await.expect("an answer");
         assert_eq!(response.status(), 200, "{path}");
         assert_eq!(response.headers()["access-control-allow-origin"], "*");
+        let allowed = response.headers()["access-control-allow-headers"].to_str().expect("text");
+        assert!(allowed.contains("mcp-protocol-version") && allowed.contains("traceparent"), "{allowed}");
+        assert!(response.headers().contains_key("access-control-max-age"));
         assert!(!response.headers().contains_key("access-control-allow-credentials"));
     }
 }
