@@ -21,10 +21,10 @@ use harness::deployment::Deployment;
 use harness::https::Server;
 use harness::user_agent::Decision;
 
-/// For a whole exchange of a client that is a program of its own.
 /// More than the life of an access token.
 const AFTER_THE_TOKEN: Duration = Duration::from_hours(2);
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// For a whole exchange of a client that is a program of its own.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) fn installed() -> Option<PathBuf> {
     let dir = harness::workspace().join("target/clients");
@@ -54,13 +54,13 @@ pub(crate) fn script(name: &str) -> PathBuf {
     harness::workspace().join("tests/clients").join(name)
 }
 
-fn start(command: &mut Command) -> Child {
+pub(crate) fn start(command: &mut Command) -> Child {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     piped.spawn().expect("the client starts")
 }
 
 /// Plays the person for a client that says `OPEN url`; its `RESULT`.
-async fn run(deployment: &Deployment, command: &mut Command, decisions: &[Decision]) -> Value {
+pub(crate) async fn run(deployment: &Deployment, command: &mut Command, decisions: &[Decision]) -> Value {
     let mut decisions = decisions.iter().copied();
     let mut child = start(command);
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -86,8 +86,31 @@ async fn run(deployment: &Deployment, command: &mut Command, decisions: &[Decisi
     panic!("no result; it said:\n{}\n{}", String::from_utf8_lossy(&output.stderr), deployment.output());
 }
 
+/// Plays the person for a program that names the page to go to in some line, and ends well; what it said.
+pub(crate) async fn log_in_for(deployment: &Deployment, command: &mut Command) -> String {
+    let mut child = start(command);
+    let mut out = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let page = format!("{}/oauth/authorize?", deployment.url);
+    let mut said = String::new();
+    let exchange = async {
+        while let Some(line) = out.next_line().await.expect("text") {
+            said.push_str(&line);
+            said.push('\n');
+            if let Some(at) = line.find(&page) {
+                let url = line.split_at(at).1.split_whitespace().next().expect("an address");
+                bring_back(deployment, url, Decision::Allow).await;
+            }
+        }
+    };
+    timeout(TIMEOUT, exchange).await.expect("in time");
+    let output = child.wait_with_output().await.expect("an end");
+    let said = format!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}\n{}", deployment.output());
+    said
+}
+
 /// Logs in as alice and takes the answer to the client's own listener.
-async fn bring_back(deployment: &Deployment, url: &str, decision: Decision) {
+pub(crate) async fn bring_back(deployment: &Deployment, url: &str, decision: Decision) {
     let mut alice = user_agent("alice");
     let page = alice.go(url, &[&deployment.url, &deployment.forgejo], decision).await;
     let to = page.location().unwrap_or_else(|| panic!("no way back: {} {}", page.status, page.text));
@@ -276,23 +299,7 @@ async fn the_conformance_suite_finds_nothing_wrong_with_the_authorization_server
     let mut command = node(&dir);
     command.arg(suite).args(["authorization", "--url", &deployment.url, "--client-id", client, "--port", &port]);
     command.args(["--resource", &format!("{}/mcp", deployment.url)]);
-    let mut child = start(&mut command);
-    let mut out = BufReader::new(child.stdout.take().expect("piped")).lines();
-    let mut said = String::new();
-    let exchange = async {
-        while let Some(line) = out.next_line().await.expect("text") {
-            said.push_str(&line);
-            said.push('\n');
-            if let Some(at) = line.find(&format!("{}/oauth/authorize?", deployment.url)) {
-                let url = line.split_at(at).1.split_whitespace().next().expect("an address");
-                bring_back(&deployment, url, Decision::Allow).await;
-            }
-        }
-    };
-    timeout(TIMEOUT, exchange).await.expect("in time");
-    let output = child.wait_with_output().await.expect("an end");
-    let said = format!("{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{said}");
+    let said = log_in_for(&deployment, &mut command).await;
     for scenario in ["authorization-server-metadata-endpoint", "authorization-code-grant"] {
         assert!(said.contains(scenario), "{scenario} was not run:\n{said}");
     }

@@ -6,6 +6,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![expect(clippy::print_stderr, reason = "what is skipped is said")]
 
+mod authorization;
 mod browser;
 mod bursts;
 mod chaos;
