@@ -1,6 +1,6 @@
 //! Event streams (SSE; HTML, section 9.2): how messages become chunks of one, and what keeps it open.
 //!
-//! Streams carry no event ids: nothing can be resumed here, and clients that see ids try to.
+//! Streams carry no event ids; [`get_stream`](crate::child::get_stream) says why.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -12,11 +12,11 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::answering::{Answering, Next};
 use crate::child::bridge::stateless::Listening;
+use crate::child::get_stream::Listener;
 use crate::child::listens::Heard;
 use crate::jsonrpc::Spliced;
 
@@ -58,10 +58,21 @@ pub(super) fn several(messages: impl Stream<Item = Next> + Send + 'static) -> Re
 }
 
 /// The session's own stream, until the session ends or another stream replaces it.
-pub(crate) fn listen(messages: mpsc::Receiver<Spliced>) -> Response {
-    let messages =
-        stream::unfold(messages, async |mut messages| messages.recv().await.map(|message| (message, messages)));
-    respond(kept_alive(VecDeque::from([KEEPALIVE]), messages))
+pub(crate) fn listen(listener: Listener) -> Response {
+    let queue = VecDeque::from([KEEPALIVE]);
+    respond(stream::unfold((listener, queue), |(mut listener, mut queue)| async move {
+        loop {
+            if let Some(chunk) = queue.pop_front() {
+                // What another stream takes over ends without its end here, so that no client takes it for a message.
+                return listener.may_hand_over(queue.is_empty()).then_some((Ok(chunk), (listener, queue)));
+            }
+            match timeout(KEEPALIVE_AFTER, listener.next()).await {
+                Ok(Some(message)) => enqueue(&mut queue, message),
+                Ok(None) => return None,
+                Err(_) => queue.push_back(KEEPALIVE),
+            }
+        }
+    }))
 }
 
 /// A subscription's stream, until it ends or its client hangs up. `first` is its first message.

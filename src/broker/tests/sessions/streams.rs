@@ -76,12 +76,37 @@ async fn what_belongs_to_no_request_goes_to_the_sessions_own_stream() {
     assert_eq!(next_event(&mut stream).await["params"]["data"], "before anyone listens");
     child.says(note("live")).await;
     assert_eq!(next_event(&mut stream).await["params"]["data"], "live");
-    // A second stream replaces the first.
-    let second = fixture.send(&alice, listen()).await;
-    assert_eq!(second.status(), StatusCode::OK);
-    assert!(stream.next().await.is_none(), "the first has ended");
     fixture.registry.end_grant(&alice.grant, "test");
-    assert!(events(second).await.is_empty(), "and the second ends with the session");
+    assert!(stream.next().await.is_none(), "it ends with the session");
+}
+
+#[tokio::test]
+async fn a_second_stream_takes_over_what_nobody_has_read_of_the_first_which_ends() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    let listen = || request(Method::GET, Some(&id)).body(Body::empty()).expect("a request");
+    let mut first = fixture.send(&alice, listen()).await.into_body().into_data_stream();
+    child.says(note("read")).await;
+    assert_eq!(next_event(&mut first).await["params"]["data"], "read");
+    child.says(json!({"jsonrpc": "2.0", "id": "s-1", "method": "roots/list"})).await;
+    child.says(note("after")).await;
+    // The beginning of the child's request, and no more.
+    first.next().await.expect("the stream goes on").expect("readable");
+    let mut second = fixture.send(&alice, listen()).await.into_body().into_data_stream();
+    assert!(first.next().await.is_none(), "the first has ended, in the middle");
+    let asked = next_event(&mut second).await;
+    assert_eq!(asked["method"], "roots/list");
+    let answer = json!({"jsonrpc": "2.0", "id": asked["id"], "result": {"roots": []}});
+    assert_eq!(fixture.post(&alice, Some(&id), answer).await.status(), StatusCode::ACCEPTED);
+    assert_eq!(child.hears().await.expect("the answer")["id"], "s-1");
+    assert_eq!(next_event(&mut second).await["params"]["data"], "after");
+    // Gone without a word, in the middle again.
+    child.says(note("once more")).await;
+    second.next().await.expect("the stream goes on").expect("readable");
+    drop(second);
+    let mut third = fixture.send(&alice, listen()).await.into_body().into_data_stream();
+    assert_eq!(next_event(&mut third).await["params"]["data"], "once more");
 }
 
 #[tokio::test]
