@@ -28,6 +28,8 @@ use harness::deployment::Deployment;
 const TIMEOUT: Duration = Duration::from_mins(2);
 /// Of the large answer.
 const LARGE: usize = 5_000_000;
+/// Seconds, after which the head of an answer has gone out without it.
+const LATE: u64 = 12;
 
 /// The real child and the one on the SDK, each behind a broker.
 struct Places {
@@ -121,6 +123,7 @@ impl Places {
             {"do": "call", "name": "test_tool_with_progress", "arguments": {}},
             {"do": "read", "uri": "test://template/7/data"},
             {"do": "call", "name": "big", "arguments": {"bytes": LARGE}},
+            {"do": "call", "name": "big", "arguments": {"bytes": LARGE, "seconds": LATE}},
         ]);
         let came = follow(&mut self.fixture, "", with(command(), &steps), mode).await;
         let told = || format!("{mode}: {}\n{}", brief(&came), self.fixture.output());
@@ -128,6 +131,7 @@ impl Places {
         assert_eq!(came[1]["progress"], 3, "{}", told());
         assert!(came[2]["text"].as_str().is_some_and(|text| text.contains(r#""id":"7""#)), "{}", told());
         assert_eq!(came[3]["length"], LARGE, "{}", told());
+        assert_eq!(came[4]["length"], LARGE, "late: {}", told());
     }
 }
 

@@ -71,6 +71,12 @@ impl Abilities {
         Self(set)
     }
 
+    /// Of the parameters of `initialize`.
+    pub(crate) fn of_initialize(params: &str) -> Self {
+        let params: Value = serde_json::from_str(params).unwrap_or_default();
+        params.get("capabilities").map_or(Self::default(), Self::of)
+    }
+
     fn has(self, bit: u8) -> bool {
         self.0 & bit != 0
     }

@@ -17,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::budget::Budget;
+use crate::child::abilities::Abilities;
 use crate::child::activity::Activity;
 use crate::child::bridge::stateless::OpenRequest;
+use crate::child::calls::form::Form;
 use crate::child::calls::{Calls, Event, InFlight, Mode, Stateless};
 use crate::child::era::Server;
 use crate::child::get_stream::GetStream;
@@ -123,7 +125,7 @@ impl Pending {
     pub(crate) async fn next(&mut self) -> Option<Event> {
         let event = self.events.recv().await;
         match event {
-            Some(Event::Note(_) | Event::Silence) => event,
+            Some(Event::Note(_) | Event::Silence(_)) => event,
             Some(Event::Ask(question)) => self.ask(question),
             ended => {
                 if let Some(open) = self.open.take() {
@@ -248,6 +250,11 @@ impl Bridge {
         let _ = self.program.set(program.into());
     }
 
+    /// Notes what the session's client can be asked for.
+    pub(crate) fn set_abilities(&self, abilities: Abilities) {
+        self.shared.calls.lock().set_abilities(abilities);
+    }
+
     /// What the child calls itself (`serverInfo.name`).
     pub(crate) fn program(&self) -> &str {
         self.program.get().map_or("", |program| program)
@@ -259,17 +266,17 @@ impl Bridge {
         &self,
         request: &Message,
         id: RawId,
-        takes_notes: bool,
+        form: Form,
         deadline: Instant,
     ) -> Result<Pending, SendError> {
-        self.enter(request, id, takes_notes, None, deadline).await
+        self.enter(request, id, form, None, deadline).await
     }
 
     async fn enter(
         &self,
         request: &Message,
         id: RawId,
-        takes_notes: bool,
+        form: Form,
         stateless: Option<Box<Stateless>>,
         deadline: Instant,
     ) -> Result<Pending, SendError> {
@@ -282,7 +289,7 @@ impl Bridge {
         };
         let (to, events) = mpsc::channel(MAX_STREAM_BACKLOG);
         let about = stateless.as_ref().map(|_| (id.clone(), About::of(request)));
-        let entry = InFlight { to, takes_notes, stateless, permit, deadline };
+        let entry = InFlight { to, form, stateless, permit, deadline };
         let (number, line) = {
             let mut calls = self.shared.calls.lock();
             calls.enter(request, id, entry, Instant::now()).map_err(|_| SendError::Closed)?
@@ -337,7 +344,7 @@ impl Bridge {
     /// flight anywhere.
     pub(crate) fn tick(&self) {
         let now = Instant::now();
-        let lines = self.shared.calls.lock().tick(now);
+        let lines = self.shared.calls.lock().tick(now, self.shared.get_stream.is_listened_to());
         let expired = self.shared.parked.lock().expired(now);
         drop(expired);
         self.shared.notify_if_quiet();

@@ -4,13 +4,15 @@
 //! request gets a number of the broker's own towards the child, which is its progress token too, and its own id
 //! back on the answer. Requests of the child towards the client are numbered the same way.
 //!
-//! Who the clients are ([`Mode`]) decides where the child's own messages go; `stateless.rs` beside this file has what is
-//! different without a session.
+//! Who the clients are ([`Mode`]) and in which [`form`] their answers go out decide where the child's own messages go;
+//! [`stateless`] has what is different without a session, [`time`] what the time brings.
 //!
 //! No I/O and no await: the table takes a message, changes itself and says where the message goes.
 
 mod failing;
+pub(crate) mod form;
 pub(crate) mod stateless;
+mod time;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ use tokio::time::Instant;
 
 use crate::child::abilities::{Abilities, Asked};
 use crate::child::activity::{Active, Activity};
+use crate::child::calls::form::Form;
+use crate::child::calls::time::{FIRST_SILENCE, SILENCE};
 use crate::child::listed::{Listed, ToolSet};
 use crate::child::listens::Listens;
 use crate::child::log_level::LogLevel;
@@ -44,8 +48,8 @@ pub(crate) enum Event {
     Gone(Spliced),
     /// The client cancelled the request; nothing more comes.
     Cancelled,
-    /// Nothing was to be said for a while.
-    Silence,
+    /// Nothing was to be said for a while. From now on the answer has this form.
+    Silence(Form),
     /// The request's deadline has passed; nothing more comes.
     TimedOut,
 }
@@ -94,10 +98,6 @@ pub(crate) struct Stateless {
     pub(crate) logs: Option<LogLevel>,
 }
 
-/// How long nothing is said to a client that waits before it hears of it the first time.
-const FIRST_SILENCE: Duration = Duration::from_secs(10);
-/// And each further time, so that proxies keep a stream open and a dead peer is noticed.
-const SILENCE: Duration = Duration::from_secs(15);
 /// Requests of a child that its client may leave unanswered; real children ask one thing at a time.
 const MAX_ASKS: usize = 64;
 
@@ -113,7 +113,7 @@ struct Call {
     for_tool: bool,
     /// Whether its answer names the child's tools.
     for_tools: bool,
-    takes_notes: bool,
+    form: Form,
     /// None in a session.
     stateless: Option<Box<Stateless>>,
     to: mpsc::Sender<Event>,
@@ -136,8 +136,8 @@ struct Ask {
 pub(crate) struct InFlight {
     /// Where its events go.
     pub(crate) to: mpsc::Sender<Event>,
-    /// Whether the client takes messages ahead of the answer (its `Accept` has `text/event-stream`).
-    pub(crate) takes_notes: bool,
+    /// The form of its answer.
+    pub(crate) form: Form,
     /// What it says of itself, where it has no session.
     pub(crate) stateless: Option<Box<Stateless>>,
     /// Its permit among the requests in flight.
@@ -153,6 +153,8 @@ pub(crate) enum Route {
     Delivered,
     /// To the session's own stream.
     GetStream(Spliced),
+    /// To who listens to the session's own stream now, if anybody does: it is of no use later.
+    Listener(Spliced),
     /// To the stateless clients that listen, as far as they want to hear of it.
     Listens,
     /// Back to the child: the broker answers it.
@@ -174,6 +176,8 @@ pub(crate) struct Calls {
     listed: Listed,
     closed: bool,
     mode: Mode,
+    /// What the session's client can be asked for.
+    abilities: Abilities,
     listens: Listens,
     tasks: Tasks,
     /// How long a client may take to answer the child.
@@ -194,6 +198,7 @@ impl Calls {
             listed: Listed::default(),
             closed: false,
             mode,
+            abilities: Abilities::default(),
             listens: Listens::default(),
             tasks: Tasks::default(),
             ask_timeout,
@@ -204,6 +209,11 @@ impl Calls {
     fn number(&mut self) -> u64 {
         self.next = self.next.wrapping_add(1);
         self.next
+    }
+
+    /// What the session's client has said that it can be asked for.
+    pub(crate) fn set_abilities(&mut self, abilities: Abilities) {
+        self.abilities = abilities;
     }
 
     /// Requests without an answer, those whose client has hung up included.
@@ -270,7 +280,7 @@ impl Calls {
             progress: progress.map(|token| Bytes::copy_from_slice(&token)),
             for_tool: request.method() == Some("tools/call"),
             for_tools: lists_tools(request),
-            takes_notes: entry.takes_notes,
+            form: entry.form,
             stateless: entry.stateless,
             to: entry.to,
             deadline: entry.deadline,
@@ -298,39 +308,6 @@ impl Calls {
         }
         self.touched = now;
         Some(notification.rewritten(None, Some((&named, number.to_string().into()))))
-    }
-
-    /// What the time brings, called once a second while anything is in flight: gives up on requests whose deadline has
-    /// passed and on the child's that the client never answered, and tells clients that wait of silence. What to tell the
-    /// child.
-    pub(crate) fn tick(&mut self, now: Instant) -> Vec<Spliced> {
-        let mut out: Vec<Spliced> = Vec::new();
-        let before = self.open.len();
-        self.open.retain(|&number, call| {
-            let keep = now < call.deadline;
-            if !keep {
-                let _ = call.to.try_send(Event::TimedOut);
-                out.push(cancelled(number, "timeout"));
-            } else if now >= call.silent_at {
-                call.silent_at = now + SILENCE;
-                // A client that reads nothing needs no word of it.
-                let _ = call.to.try_send(Event::Silence);
-            }
-            keep
-        });
-        if self.open.len() < before {
-            self.touched = now;
-        }
-        self.asks.retain(|_, ask| {
-            let keep = now < ask.deadline;
-            if !keep {
-                let text =
-                    jsonrpc::error_text(Some(&ask.id), code::INTERNAL_ERROR, "the client did not answer in time");
-                out.push(Spliced::whole(text));
-            }
-            keep
-        });
-        out
     }
 
     /// A client's answer to a request of the child: the form in which the child sees it, if it asked.
@@ -418,7 +395,13 @@ impl Calls {
         let number = std::str::from_utf8(&token).ok().and_then(|token| token.parse::<u64>().ok());
         let call = number.and_then(|number| self.open.get_mut(&number));
         match call.and_then(|call| call.progress.clone().map(|asked| (call, asked))) {
-            Some((call, asked)) => deliver(call, message.rewritten(None, Some((&token, asked))), now),
+            Some((call, asked)) if call.form.takes_notes() => {
+                deliver(call, message.rewritten(None, Some((&token, asked))), now)
+            }
+            Some((_, asked)) if self.mode == Mode::Session => {
+                Route::Listener(message.rewritten(None, Some((&token, asked))))
+            }
+            Some(_) => Route::Dropped("progress for an answer that has no room for it"),
             None => Route::Dropped("progress of nothing in flight"),
         }
     }
@@ -444,7 +427,7 @@ impl Calls {
     /// The newest request whose client takes messages ahead of the answer, a tool call where there is one: what a
     /// request of the child most likely belongs to.
     fn newest(&mut self) -> Option<&mut Call> {
-        let open = self.open.iter_mut().filter(|(_, call)| call.takes_notes && !call.to.is_closed());
+        let open = self.open.iter_mut().filter(|(_, call)| call.form.takes_notes() && !call.to.is_closed());
         open.max_by_key(|(number, call)| (call.for_tool, **number)).map(|(_, call)| call)
     }
 
@@ -453,7 +436,7 @@ impl Calls {
         if self.open.len() != 1 {
             return None;
         }
-        self.open.values_mut().next().filter(|call| call.takes_notes && !call.to.is_closed())
+        self.open.values_mut().next().filter(|call| call.form.takes_notes() && !call.to.is_closed())
     }
 }
 
@@ -468,15 +451,11 @@ fn lists_tools(request: &Message) -> bool {
 fn deliver(call: &mut Call, message: Spliced, now: Instant) -> Route {
     call.silent_at = now + SILENCE;
     if call.to.try_send(Event::Note(message)).is_ok() {
+        if call.form == Form::Open {
+            call.form = Form::Events;
+        }
         return Route::Delivered;
     }
     call.to = mpsc::channel(1).0;
     Route::Dropped("the client reads its stream too slowly")
-}
-
-fn cancelled(number: u64, why: &str) -> Spliced {
-    let text = format!(
-        r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number},"reason":"{why}"}}}}"#
-    );
-    Spliced::whole(text.into())
 }

@@ -18,6 +18,7 @@ use tracing::info;
 use crate::child::abilities::Abilities;
 use crate::child::bridge::{Bridge, Outcome, Pending};
 use crate::child::calls::Event;
+use crate::child::calls::form::Form;
 use crate::child::handshake::{self, HandshakeError};
 use crate::jsonrpc::Message;
 
@@ -224,7 +225,7 @@ async fn send(bridge: &Bridge, method: &str, params: &Value, deadline: Instant) 
     let text = format!(r#"{{"jsonrpc":"2.0","id":0,"method":"{method}","params":{params}}}"#);
     let request = Message::parse(text.into()).map_err(|_| HandshakeError::new("the first request is damaged", ""))?;
     let Some(id) = request.id().cloned() else { return Err(HandshakeError::new("the first request has no id", "")) };
-    let sent = bridge.request(&request, id, false, deadline).await;
+    let sent = bridge.request(&request, id, Form::Json, deadline).await;
     sent.map_err(|_| HandshakeError::new("it does not read its input", &bridge.last_words()))
 }
 
@@ -233,7 +234,7 @@ async fn answer(pending: &mut Pending) -> Answer {
         match event {
             Event::Answer(text, _) => return Answer::Said(text.to_bytes()),
             Event::Gone(_) | Event::TimedOut => return Answer::Gone,
-            Event::Note(_) | Event::Ask(_) | Event::Silence | Event::Cancelled => {}
+            Event::Note(_) | Event::Ask(_) | Event::Silence(_) | Event::Cancelled => {}
         }
     }
     Answer::Gone

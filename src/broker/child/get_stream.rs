@@ -61,6 +61,18 @@ impl GetStream {
         Listener { get_stream: Arc::clone(self), number, is_taking: false }
     }
 
+    /// Hands a message to the client that listens; of no use where none does.
+    pub(crate) fn send_to_listener(&self, message: Spliced) {
+        if self.is_listened_to() {
+            self.send(message);
+        }
+    }
+
+    /// Whether a client listens.
+    pub(crate) fn is_listened_to(&self) -> bool {
+        self.state.lock().listener.is_some()
+    }
+
     /// The session is over: who listens takes what there is, and the stream ends.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();

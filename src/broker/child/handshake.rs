@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
+use crate::child::abilities::Abilities;
 use crate::child::bridge::{Bridge, SendError};
 use crate::child::calls::Event;
+use crate::child::calls::form::Form;
 use crate::child::get_stream::GetStream;
 use crate::child::listed::ToolSet;
 use crate::jsonrpc::{Message, Spliced};
@@ -60,9 +62,10 @@ pub(crate) async fn initialize(
     deadline: Instant,
 ) -> Result<InitializeAnswer, HandshakeError> {
     let Some(id) = request.id().cloned() else { return Err(HandshakeError::new("initialize has no id", "")) };
+    bridge.set_abilities(Abilities::of_initialize(request.params().unwrap_or_default()));
     let too_late = || HandshakeError::new("it did not answer initialize in time", &bridge.last_words());
     let exchange = async {
-        let mut pending = match bridge.request(request, id, false, deadline).await {
+        let mut pending = match bridge.request(request, id, Form::Json, deadline).await {
             Ok(pending) => pending,
             Err(SendError::Deadline) => return Err(too_late()),
             Err(SendError::Closed) => return Ok(None),
@@ -72,7 +75,7 @@ pub(crate) async fn initialize(
                 Event::Answer(text, _) => return Ok(Some(text)),
                 Event::TimedOut => return Err(too_late()),
                 Event::Gone(_) => return Ok(None),
-                Event::Note(_) | Event::Ask(_) | Event::Silence | Event::Cancelled => {}
+                Event::Note(_) | Event::Ask(_) | Event::Silence(_) | Event::Cancelled => {}
             }
         }
         Ok(None)
@@ -142,7 +145,7 @@ pub(crate) async fn replay(
     for setting in &before.settings {
         if let Some(id) = setting.id().cloned() {
             // The client had its answer from the child before.
-            let _ = bridge.request(setting, id, false, deadline).await;
+            let _ = bridge.request(setting, id, Form::Json, deadline).await;
         }
     }
     let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
@@ -180,7 +183,7 @@ async fn compare_tools(bridge: &Bridge, known: ToolSet, is_news: bool, get_strea
     let Ok(request) = Message::parse(request) else { return };
     let Some(id) = request.id().cloned() else { return };
     // A child that does not answer is noticed by the request that it was started for.
-    let Ok(mut pending) = bridge.request(&request, id, false, deadline).await else { return };
+    let Ok(mut pending) = bridge.request(&request, id, Form::Json, deadline).await else { return };
     let get_stream = Arc::clone(get_stream);
     tokio::spawn(async move {
         // Ends with the child, or at the deadline.

@@ -218,6 +218,7 @@ impl Reader {
         match route {
             Route::Delivered | Route::Listens | Route::NoMessage => {}
             Route::GetStream(message) => self.shared.get_stream.send(message),
+            Route::Listener(message) => self.shared.get_stream.send_to_listener(message),
             // Not awaited: a child that floods pings without reading must not stop its own reader.
             Route::Child(message) => self.shared.stdin.try_send(message),
             Route::Dropped(reason) => debug!(reason, "a message of the child was dropped"),

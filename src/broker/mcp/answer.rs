@@ -1,13 +1,15 @@
-//! From what a child says to an HTTP answer: JSON where the answer comes first, an event stream where something
-//! comes before it or the child is silent for long.
+//! From what a child says to an HTTP answer: an event stream where something comes before the answer, else JSON, whose head
+//! goes out ahead of its text where the answer is long in coming.
 //!
-//! The form is chosen as late as possible, because some clients read JSON of any size but refuse an event above
-//! 1 MiB. [`answering`] is a request until its answer, [`events`] makes streams, [`several`] answers a batch, [`asked`] is
-//! what is known of a request meanwhile.
+//! Some clients read JSON of any size but refuse an event above 1 MiB. The [`form`] is settled here while a request is on
+//! its way, and by the table of requests from then on. [`answering`] is a request until its answer, [`events`] makes streams,
+//! [`late`] is JSON with its head ahead, [`several`] answers a batch, [`asked`] is what is known of a request meanwhile.
 
 mod answering;
 mod asked;
 mod events;
+mod form;
+mod late;
 mod several;
 
 use std::convert::Infallible;
@@ -22,44 +24,43 @@ use futures_util::stream;
 use tokio::time::timeout;
 
 use crate::child::calls::Event;
+use crate::child::calls::form::Form;
 use crate::jsonrpc::Spliced;
-use crate::mcp::headers::Accept;
 use crate::mcp::refusal::Refusal;
 use crate::metrics::CallOutcome;
 
 pub(crate) use answering::{Answering, Next};
 pub(crate) use asked::{Asked, Sent};
 pub(crate) use events::{listen, listening, single_event, whole_stream};
+pub(crate) use form::AnswerForm;
 pub(crate) use several::several;
 
-/// How long a request may be on its way to a child before its answer is committed to SSE instead of JSON, so that the
-/// client sees headers. (With the child, silence is told by the table of requests: one timer for all.)
-const SSE_AFTER_SILENCE: Duration = Duration::from_secs(10);
+use late::late;
+
+/// How long nothing may come for a client before the head of its answer goes out. (With the child, silence is told by the
+/// table of requests: one timer for all.)
+const COMMIT_AFTER: Duration = Duration::from_secs(10);
 
 /// Answers below this go out in one piece.
 const JOIN_BELOW: usize = 64 * 1024;
 
 /// Answers one request. `sending` brings it to a child, by the request's deadline; what it refuses is refused with an HTTP
-/// status as long as no stream has begun, and as a JSON-RPC error on the stream after that.
-pub(crate) async fn respond<S>(sending: S, mut asked: Asked, accept: Accept) -> Result<Response, Refusal>
+/// status as long as no head has gone out, and as a JSON-RPC error after that.
+pub(crate) async fn respond<S>(sending: S, mut asked: Asked) -> Result<Response, Refusal>
 where
     S: Future<Output = Result<Sent, Refusal>> + Send + 'static,
 {
     let mut sending: answering::Sending = Box::pin(sending);
-    let sent = if accept.events {
-        match timeout(SSE_AFTER_SILENCE, sending.as_mut()).await {
-            Ok(sent) => sent,
-            Err(_) => return Ok(events::rest(Answering::sending(sending, asked), None)),
-        }
-    } else {
-        sending.await
+    let Ok(sent) = timeout(COMMIT_AFTER, sending.as_mut()).await else {
+        let form = asked.form.commit();
+        return Ok(committed(Answering::sending(sending, asked), form));
     };
-    let sent = sent.inspect_err(|refusal| asked.refused(refusal))?;
+    let mut sent = sent.inspect_err(|refusal| asked.refused(refusal))?;
     asked.sent(&sent);
-    if !accept.json {
+    let form = asked.form.get();
+    if form == Form::Events {
         return Ok(events::rest(Answering::sent(sent, asked), None));
     }
-    let mut sent = sent;
     loop {
         match sent.pending.next().await {
             Some(Event::Answer(text, ending)) => {
@@ -76,15 +77,15 @@ where
                 asked.came_to(CallOutcome::ChildGone);
                 return Ok(json(error));
             }
-            Some(Event::Note(text)) if accept.events => {
+            Some(Event::Note(text)) if form.takes_notes() => {
                 return Ok(events::rest(Answering::sent(sent, asked), Some(text)));
             }
-            Some(Event::Silence) if accept.events => return Ok(events::rest(Answering::sent(sent, asked), None)),
+            Some(Event::Silence(form)) => return Ok(committed(Answering::sent(sent, asked), form)),
             // Without an event stream there is nowhere to put it.
-            Some(Event::Note(_) | Event::Ask(_) | Event::Silence) => {}
+            Some(Event::Note(_) | Event::Ask(_)) => {}
             Some(Event::Cancelled) => {
                 asked.came_to(CallOutcome::Cancelled);
-                return Ok(if accept.events { events::whole_stream(Vec::new()) } else { json(asked.cancelled()) });
+                return Ok(if form.takes_notes() { events::whole_stream(Vec::new()) } else { json(asked.cancelled()) });
             }
             Some(Event::TimedOut) => {
                 asked.came_to(CallOutcome::TimedOut);
@@ -96,6 +97,11 @@ where
             }
         }
     }
+}
+
+/// The head of an answer in this form, and the rest as it comes.
+fn committed(answering: Answering, form: Form) -> Response {
+    if form == Form::Json { late(answering.last()) } else { events::rest(answering, None) }
 }
 
 /// A JSON answer; large ones go out in the pieces they consist of.

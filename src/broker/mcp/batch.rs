@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::jsonrpc::batch::{self, BatchError};
 use crate::jsonrpc::{Kind, Message, MessageError, RawId, Spliced, empty_result};
-use crate::mcp::answer::{Answering, Next, several};
+use crate::mcp::answer::{AnswerForm, Answering, Next, several};
 use crate::mcp::endpoint::{self, Endpoint, Post, Said};
 use crate::mcp::era::Era;
 use crate::mcp::observed::Observed;
@@ -120,7 +120,9 @@ impl Member {
                 }
                 Step::Answered(Spliced::whole(empty_result(&id)))
             }
-            (Kind::Request { id, .. }, Ok(need)) => Step::Ask(Box::new(post.says(message, need)), id, observed),
+            (Kind::Request { id, .. }, Ok(need)) => {
+                Step::Ask(Box::new(post.says(message, need, AnswerForm::of_several(post.accept))), id, observed)
+            }
             (Kind::Notification { .. } | Kind::Response { .. }, _) => Step::Tell(message, post.deadline),
         }
     }

@@ -21,7 +21,7 @@ use crate::child::bridge::SendError;
 use crate::child::handshake::HandshakeError;
 use crate::jsonrpc::{Kind, Message, MessageError, RawId, Spliced, empty_result};
 use crate::live::Live;
-use crate::mcp::answer::{self, Asked, Sent};
+use crate::mcp::answer::{self, AnswerForm, Asked, Sent};
 use crate::mcp::batch;
 use crate::mcp::body;
 use crate::mcp::doubt::Doubt;
@@ -113,7 +113,7 @@ impl Endpoint {
             caller: said.caller.clone(),
             deadline: said.deadline,
         };
-        Asked { id, limit, budget, observed, doubt: self.0.principals.as_ref().map(doubt) }
+        Asked { id, form: said.form.clone(), limit, budget, observed, doubt: self.0.principals.as_ref().map(doubt) }
     }
 
     /// The sessions and children.
@@ -193,9 +193,9 @@ impl Post<'_> {
     }
 
     /// A message of it.
-    pub(super) fn says(&self, message: Message, need: Need) -> Said {
+    pub(super) fn says(&self, message: Message, need: Need, form: AnswerForm) -> Said {
         let (caller, revision, accept) = (self.caller.clone(), self.revision, self.accept);
-        Said { caller, revision, accept, message, need, deadline: self.deadline }
+        Said { caller, revision, accept, form, message, need, deadline: self.deadline }
     }
 }
 
@@ -210,7 +210,7 @@ async fn one(endpoint: &Endpoint, post: Post<'_>, message: Message) -> Result<Re
     let is_observed = observed.is_some();
     let answered = async {
         let need = endpoint.0.scope.need(&post.caller, &message)?;
-        let said = post.says(message, need);
+        let said = post.says(message, need, AnswerForm::of(post.accept));
         match Era::of(post.headers, &said.message) {
             Era::Session => dispatch(endpoint, post.headers, said, &mut observed).await,
             Era::Stateless => stateless::receive(endpoint, post.headers, said, &mut observed).await,
@@ -246,6 +246,8 @@ pub(crate) struct Said {
     pub(crate) revision: Revision,
     /// The forms of an answer that are taken.
     pub(crate) accept: Accept,
+    /// The form of the answer.
+    pub(crate) form: AnswerForm,
     /// What.
     pub(crate) message: Message,
     /// What remains to be known before a child may hear it.
@@ -277,9 +279,8 @@ async fn dispatch(
             Ok(answer::json(Spliced::whole(empty_result(&id))))
         }
         Kind::Request { id, .. } => {
-            let accept = said.accept;
             let (sending, asked) = request(endpoint, session, said, id, observed.take());
-            answer::respond(sending, asked, accept).await.map_err(Refusal::in_session)
+            answer::respond(sending, asked).await.map_err(Refusal::in_session)
         }
         Kind::Notification { .. } | Kind::Response { .. } => {
             pass_on(&session, &said.message, said.deadline).await;
@@ -342,7 +343,7 @@ async fn send(
     tool: Option<&str>,
 ) -> Result<Sent, Refusal> {
     let refuse = |error: SessionError| endpoint.refuse(&error, said.revision);
-    let Said { caller, accept, message, need, deadline, .. } = said;
+    let Said { caller, message, need, deadline, .. } = said;
     loop {
         let bridge = match endpoint.0.registry.bridge(&session.route, caller, *deadline).await {
             Ok(bridge) => bridge,
@@ -351,7 +352,7 @@ async fn send(
         if !endpoint.0.scope.allows(need, &bridge).await {
             return Err(endpoint.0.scope.insufficient());
         }
-        match bridge.request(message, id.clone(), accept.events, *deadline).await {
+        match bridge.request(message, id.clone(), said.form.get(), *deadline).await {
             Ok(pending) => {
                 session.note(message);
                 let view = endpoint.0.scope.view(caller, &bridge, message);

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use crate::child::bridge::{Bridge, Pending, SendError};
 use crate::child::calls::stateless::Resumed;
@@ -55,10 +55,10 @@ pub(super) async fn receive(
         return listen::open(endpoint, &said, &request, id, observed).await;
     }
     let tool = observed.as_ref().and_then(|observed| observed.tool().map(str::to_owned));
-    let (asked, accept) = (endpoint.asked(&said, id.clone(), observed.take()), said.accept);
+    let asked = endpoint.asked(&said, id.clone(), observed.take());
     let endpoint = endpoint.clone();
     let sending = async move { send(&endpoint, &said, &request, &id, tool.as_deref()).await };
-    let mut response = answer::respond(sending, asked, accept).await?;
+    let mut response = answer::respond(sending, asked).await?;
     // As long as no stream has begun, the status says what the error says.
     if let Some(Ending::Error(Some(code))) = response.extensions().get::<Ending>() {
         *response.status_mut() = refusal::status_of(*code);
@@ -118,7 +118,7 @@ async fn send(
             ChildEra::Stateless => {
                 let stamp = view.as_ref().filter(|view| view.leaves_out()).map(|_| Stamp::Private);
                 let stateless = Stateless { stamp, logs: request.logs, ..Stateless::default() };
-                bridge.request_stateless(&said.message, id.clone(), said.accept.events, stateless, said.deadline).await
+                bridge.request_stateless(&said.message, id.clone(), said.form.get(), stateless, said.deadline).await
             }
             ChildEra::Session => translate(endpoint, said, request, id, &bridge, server).await?,
         };
@@ -151,11 +151,11 @@ async fn translate(
     }
     let stamp = Stamp::Translated { caching: Caching::of(method), server: server.info.get().into() };
     let stateless = Stateless { stamp: Some(stamp), abilities: request.abilities, logs: request.logs };
-    let (takes_notes, deadline) = (said.accept.events, said.deadline);
+    let deadline = said.deadline;
     let brought = Brought::of(&said.message);
     if let Some(state) = &brought.state {
         let waits = endpoint.registry().children_of(&said.caller).into_iter().find(|bridge| bridge.knows(state));
-        let entry = Resumed { takes_notes, stateless, deadline };
+        let entry = Resumed { form: said.form.get(), stateless, now: Instant::now(), deadline };
         let resumed = match waits {
             Some(bridge) => bridge.resume(&said.message, id.clone(), &brought, entry).await,
             None => None,
@@ -169,7 +169,7 @@ async fn translate(
     {
         return Ok(Err(error));
     }
-    Ok(bridge.request_stateless(&translated, id.clone(), takes_notes, stateless, deadline).await)
+    Ok(bridge.request_stateless(&translated, id.clone(), said.form.get(), stateless, deadline).await)
 }
 
 /// The message of a request, for tests of the parts.

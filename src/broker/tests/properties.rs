@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::child::activity::Activity;
+use crate::child::calls::form::Form;
 use crate::child::calls::{Calls, Event, InFlight, Mode, Route};
 use crate::child::lines::{Line, Lines};
 use crate::jsonrpc::{Message, RawId};
@@ -167,7 +168,7 @@ fn entered(calls: &mut Calls, request: &Message) -> (u64, Bytes, mpsc::Receiver<
     let (to, events) = mpsc::channel(8);
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a permit");
     let entry =
-        InFlight { to, takes_notes: true, stateless: None, permit, deadline: Instant::now() + Duration::from_mins(1) };
+        InFlight { to, form: Form::Events, stateless: None, permit, deadline: Instant::now() + Duration::from_mins(1) };
     let id: RawId = request.id().expect("an id").clone();
     let (number, out) = calls.enter(request, id, entry, Instant::now()).expect("open");
     (number, out.to_bytes(), events)

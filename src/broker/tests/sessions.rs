@@ -14,6 +14,7 @@ mod deadlines;
 mod ends;
 mod idle;
 mod journal;
+mod late;
 mod living_on;
 mod misreading;
 mod observing;

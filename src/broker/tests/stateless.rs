@@ -3,6 +3,7 @@
 mod asking;
 mod cancelling;
 pub(crate) mod fixture;
+mod late;
 mod listening;
 mod relaying;
 mod routing;

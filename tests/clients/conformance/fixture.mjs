@@ -94,8 +94,11 @@ const both = {
     else: { required: ['email'] },
     additionalProperties: false,
   }],
-  // Not of the suite: an answer that fills many buffers.
-  big: [(_, { bytes }) => text('x'.repeat(bytes)), object({ bytes: { type: 'integer' } })],
+  // Not of the suite: an answer that fills many buffers, after some silence.
+  big: [async (_, { bytes, seconds = 0 }) => {
+    await pause(seconds * 1000);
+    return text('x'.repeat(bytes));
+  }, object({ bytes: { type: 'integer' }, seconds: { type: 'integer' } }, ['bytes'])],
   test_logging_tool: [async (call) => { await call.log('A line.'); return text('Logged.'); }],
   test_trigger_tool_change: [async (call) => { await call.changed('tools'); return text('Changed.'); }],
   test_trigger_prompt_change: [async (call) => { await call.changed('prompts'); return text('Changed.'); }],

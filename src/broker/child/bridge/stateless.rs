@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Bridge, Pending, SendError, Shared};
+use crate::child::calls::form::Form;
 use crate::child::calls::stateless::{ListenRefused, Resumed};
 use crate::child::calls::{Ending, Event, Mode, Question, Stateless};
 use crate::child::era::{ChildEra, Server};
@@ -147,11 +148,11 @@ impl Bridge {
         &self,
         request: &Message,
         id: RawId,
-        takes_notes: bool,
+        form: Form,
         stateless: Stateless,
         deadline: Instant,
     ) -> Result<Pending, SendError> {
-        self.enter(request, id, takes_notes, Some(Box::new(stateless)), deadline).await
+        self.enter(request, id, form, Some(Box::new(stateless)), deadline).await
     }
 
     /// Has the child log from this level on.
@@ -236,7 +237,7 @@ impl Pending {
                     let message = Message::parse(text.to_bytes()).ok()?;
                     return Some(Self::answered(message.edited(Some(id), Vec::new()), Ending::Error(None)));
                 }
-                Event::Note(_) | Event::Ask(_) | Event::Silence => {}
+                Event::Note(_) | Event::Ask(_) | Event::Silence(_) => {}
                 Event::Cancelled | Event::TimedOut => return None,
             }
         }

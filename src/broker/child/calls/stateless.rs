@@ -9,7 +9,9 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Ask, Asked, Call, Calls, Event, MAX_ASKS, Mode, Question, Route, Stateless, cancelled, deliver};
+use super::{Ask, Asked, Call, Calls, Event, MAX_ASKS, Mode, Question, Route, Stateless, deliver};
+use crate::child::calls::form::Form;
+use crate::child::calls::time::{FIRST_SILENCE, cancelled};
 use crate::child::listens::{Filter, Heard, TooManyListens};
 use crate::child::log_level::LogLevel;
 use crate::jsonrpc::{self, Message, RawId, Spliced};
@@ -65,7 +67,8 @@ impl Calls {
         if let Some(call) = call {
             call.id = id;
             call.progress = request.asked_progress_token().map(|token| Bytes::copy_from_slice(&token));
-            call.takes_notes = entry.takes_notes;
+            call.form = entry.form;
+            call.silent_at = entry.now + FIRST_SILENCE;
             call.stateless = Some(Box::new(entry.stateless));
             call.deadline = entry.deadline;
         }
@@ -80,7 +83,9 @@ impl Calls {
     pub(crate) fn park(&mut self, number: u64, now: Instant) -> Instant {
         let until = now + self.ask_timeout;
         if let Some(call) = self.open.get_mut(&number) {
-            call.takes_notes = false;
+            call.form = Form::Json;
+            // Nobody is there to be told of silence.
+            call.silent_at = until;
             call.progress = None;
             call.deadline = until;
         }
@@ -188,7 +193,7 @@ impl Calls {
         let alone = self.mode == Mode::Relay || self.open.len() == 1;
         let wants = |call: &&mut Call| {
             let least = call.stateless.as_ref().and_then(|stateless| stateless.logs);
-            call.takes_notes
+            call.form.takes_notes()
                 && !call.to.is_closed()
                 && least.is_some_and(|least| level.is_none_or(|level| level >= least))
         };
@@ -205,9 +210,11 @@ impl Calls {
 #[derive(Debug)]
 pub(crate) struct Resumed {
     /// As in [`InFlight`].
-    pub(crate) takes_notes: bool,
+    pub(crate) form: Form,
     /// As in [`InFlight`].
     pub(crate) stateless: Stateless,
+    /// Since when it is there.
+    pub(crate) now: Instant,
     /// When it is given up.
     pub(crate) deadline: Instant,
 }

@@ -72,7 +72,7 @@ impl Answering {
                 },
                 Phase::Sent(sent) => match sent.pending.next().await {
                     Some(Event::Note(text)) => return Some(Next::Note(text)),
-                    Some(Event::Silence | Event::Ask(_)) => return Some(Next::Silence),
+                    Some(Event::Silence(_) | Event::Ask(_)) => return Some(Next::Silence),
                     Some(Event::Answer(text, ending)) => {
                         // The status is sent already: what it came to shows with the client's next request.
                         let _ = asked.settled(&text, ending).await;
@@ -100,6 +100,17 @@ impl Answering {
             };
             self.phase = Phase::Over;
             return Some(last);
+        }
+    }
+
+    /// The answer, or the error that stands for it; what comes ahead of it has gone elsewhere.
+    pub(super) async fn last(mut self) -> Spliced {
+        loop {
+            match self.next().await {
+                Some(Next::Last(text) | Next::Cancelled(text)) => return text,
+                Some(Next::Note(_) | Next::Silence) => {}
+                None => return self.asked.lost(),
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::form::AnswerForm;
 use crate::budget::{Budget, counted};
 use crate::child::bridge::Pending;
 use crate::child::calls::Ending;
@@ -29,6 +30,8 @@ pub(crate) struct Sent {
 pub(crate) struct Asked {
     /// The request's id.
     pub(crate) id: RawId,
+    /// The form of its answer.
+    pub(crate) form: AnswerForm,
     /// How long it may take in all, to name it where it took too long.
     pub(crate) limit: Duration,
     /// Of the caller.

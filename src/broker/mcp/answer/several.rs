@@ -5,9 +5,11 @@ use std::pin::pin;
 
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::future::FutureExt;
 use futures_util::stream::{Stream, StreamExt};
+use tokio::time::timeout;
 
-use super::{Next, events, json};
+use super::{COMMIT_AFTER, Next, events, json, late};
 use crate::jsonrpc::Spliced;
 use crate::mcp::headers::Accept;
 
@@ -17,6 +19,15 @@ pub(crate) async fn several(messages: impl Stream<Item = (usize, Next)> + Send +
     if accept.events {
         return events::several(messages.map(|(_, next)| next));
     }
+    let mut whole = array(messages).boxed();
+    match timeout(COMMIT_AFTER, whole.as_mut()).await {
+        Ok(answers) => json(answers),
+        Err(_) => late(whole),
+    }
+}
+
+/// The answers as one JSON array, in the order of the requests.
+async fn array(messages: impl Stream<Item = (usize, Next)>) -> Spliced {
     let mut messages = pin!(messages);
     let mut answers: Vec<(usize, Spliced)> = Vec::new();
     while let Some((place, next)) = messages.next().await {
@@ -34,5 +45,5 @@ pub(crate) async fn several(messages: impl Stream<Item = (usize, Next)> + Send +
         parts.extend(answer.into_parts());
     }
     parts.push(Bytes::from_static(b"]"));
-    json(Spliced::of(parts))
+    Spliced::of(parts)
 }

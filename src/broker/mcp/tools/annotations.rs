@@ -15,6 +15,7 @@ use tracing::warn;
 use super::list;
 use crate::child::bridge::Bridge;
 use crate::child::calls::Event;
+use crate::child::calls::form::Form;
 use crate::child::era::own_params;
 use crate::jsonrpc::Message;
 
@@ -110,7 +111,7 @@ async fn list_all(bridge: &Bridge, deadline: Instant) -> Option<HashMap<String, 
         let text = format!(r#"{{"jsonrpc":"2.0","id":"broker-tools","method":"tools/list","params":{params}}}"#);
         let request = Message::parse(text.into()).ok()?;
         let id = request.id()?.clone();
-        let mut pending = bridge.request(&request, id, false, deadline).await.ok()?;
+        let mut pending = bridge.request(&request, id, Form::Json, deadline).await.ok()?;
         let answer = loop {
             if let Event::Answer(text, _) = pending.next().await? {
                 break text.to_bytes();

@@ -155,10 +155,9 @@ async fn a_request_without_an_answer_ends_at_its_deadline_and_the_child_is_told(
     let (id, mut child) = fixture.open(&alice).await;
     let calling = fixture.posting(&alice, Some(&id), call("late", "x"));
     let heard = child.hears().await.expect("the call");
-    let seen = events(calling.await.expect("no panic")).await;
-    assert_eq!(seen.len(), 1);
-    assert_eq!(seen[0]["id"], "late");
-    assert!(seen[0]["error"]["message"].as_str().expect("text").contains("5m"));
+    let answer = body(calling.await.expect("no panic")).await;
+    assert_eq!(answer["id"], "late");
+    assert!(answer["error"]["message"].as_str().expect("text").contains("5m"));
     assert_eq!(child.hears().await.expect("a cancellation")["params"]["requestId"], heard["id"]);
 }
 

@@ -150,7 +150,7 @@ async fn every_way_a_call_can_end_is_counted_and_told_as_what_it_was() {
     // The client hangs up while its stream is open.
     let abandoned = fixture.posting(&alice, Some(&id), issue("create_issue"));
     child.hears().await.expect("the call");
-    drop(abandoned.await.expect("a stream, after some silence"));
+    drop(abandoned.await.expect("an answer that has begun, after some silence"));
     assert_eq!(counted(&fixture, "abandoned"), 1);
 
     let late = fixture.posting(&alice, Some(&id), issue("create_issue"));

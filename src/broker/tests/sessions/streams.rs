@@ -1,4 +1,4 @@
-//! JSON where the answer comes first, an event stream where something comes before it; the session's own stream.
+//! JSON where the answer comes first, an event stream where something comes before it or nothing else is taken; the session's own stream.
 
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
@@ -45,19 +45,19 @@ async fn a_client_that_takes_events_only_gets_events() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_child_commits_the_answer_to_a_stream_that_is_kept_alive() {
+async fn a_stream_is_kept_alive_through_silence() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
     let (id, mut child) = fixture.open(&alice).await;
-    let calling = fixture.posting(&alice, Some(&id), call(1, "slow"));
+    let mut asked = post(Some(&id), call(1, "slow").to_string());
+    asked.headers_mut().insert("accept", "text/event-stream".parse().expect("a header"));
+    let calling = fixture.sending(&alice, asked);
     let heard = child.hears().await.expect("the call");
-    let response = calling.await.expect("no panic");
-    assert_eq!(header(&response, "content-type"), Some("text/event-stream"));
-    let reading = tokio::spawn(crate::tests::sessions::fixture::text(response));
-    tokio::time::sleep(std::time::Duration::from_secs(40)).await;
+    let reading = tokio::spawn(crate::tests::sessions::fixture::text(calling.await.expect("no panic")));
+    tokio::time::sleep(std::time::Duration::from_secs(50)).await;
     child.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {}})).await;
     let text = reading.await.expect("no panic");
-    assert_eq!(text.matches(": keepalive\n\n").count(), 3, "one at once, two in forty seconds: {text}");
+    assert_eq!(text.matches(": keepalive\n\n").count(), 4, "one at once, three in fifty seconds: {text}");
     assert_eq!(text.matches("data: ").count(), 1);
     assert!(!text.contains("id: "), "no event ids: nothing can be resumed");
 }
