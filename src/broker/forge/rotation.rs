@@ -12,6 +12,7 @@ mod exchanges;
 mod login;
 mod offboarding;
 mod ownership;
+mod pause;
 mod recheck;
 mod registration;
 mod reseal;
@@ -31,7 +32,6 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::auth::principal::GrantId;
-use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::forge::access::Lists;
 use crate::forge::api::Forgejo;
@@ -40,6 +40,7 @@ use crate::forge::rotation::exchanges::Exchanges;
 use crate::forge::rotation::login::Places;
 pub(crate) use crate::forge::rotation::login::{LogInError, LoggedIn};
 pub(crate) use crate::forge::rotation::ownership::Standing;
+use crate::forge::rotation::pause::{BACKOFF, Pause, Recovery};
 pub(crate) use crate::forge::rotation::reseal::ResealError;
 pub(crate) use crate::forge::rotation::shown::ShownVerdict;
 use crate::forge::token_endpoint::{Pair, PairError};
@@ -51,8 +52,6 @@ use wire::message::TenantId;
 use wire::secret::UpstreamToken;
 use wire::telemetry::message_id;
 
-/// Between tries after a failure.
-const BACKOFF: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(5));
 /// How long a refresh that was refused waits for logins that may be the reason.
 const LOGINS_WITHIN: Duration = Duration::from_secs(20);
 /// How long whoever has a token that is good for now waits for its successor.
@@ -137,24 +136,11 @@ struct Inner {
     doubted: Mutex<HashMap<String, UnixTime>>,
     /// When the forge itself was last compared with the one that the database belongs to.
     forge_seen: TurnMutex<Option<UnixTime>>,
+    recovery: Recovery,
     /// One refresh a credential at a time.
     turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
     /// What was found of a credential's token and is being written.
     unwritten: Mutex<HashMap<String, OwnerCheck>>,
-}
-
-/// How a credential's last refreshes went.
-#[derive(Debug, Default)]
-struct Pause {
-    failures: u32,
-    until: Option<UnixTime>,
-    /// Not before then is Forgejo asked again whose the token is: it was away.
-    look_at: Option<UnixTime>,
-    word: Word,
-    /// The last look found the account barred, which the store may not have taken.
-    is_barred: bool,
-    /// Forgejo is asked this time, however fresh its last word is.
-    asks_anew: bool,
 }
 
 /// What Forgejo has said of the broker's own application.
@@ -162,6 +148,8 @@ struct Pause {
 struct Registered {
     is_so: bool,
     ask_at: Option<UnixTime>,
+    /// [`Recovery::answers`] when it was asked: where Forgejo answers again, it is asked again.
+    answers: u64,
 }
 
 /// What Forgejo said when it was asked about an account.
@@ -180,12 +168,6 @@ enum Word {
 struct Look {
     fresh: Result<Fresh, RotationError>,
     word: Word,
-}
-
-impl Pause {
-    fn is_over(&self, now: UnixTime) -> bool {
-        [self.until, self.look_at].into_iter().flatten().all(|until| until <= now)
-    }
 }
 
 impl Rotation {
@@ -217,6 +199,7 @@ impl Rotation {
             registered: TurnMutex::default(),
             doubted: Mutex::default(),
             forge_seen: TurnMutex::default(),
+            recovery: Recovery::default(),
             turns: Mutex::default(),
             unwritten: Mutex::default(),
         };
@@ -295,11 +278,9 @@ impl Rotation {
 
     /// Keeps those that somebody waits for and those with a pause that is not over.
     fn forget_idle_turns(&self) {
-        let now = self.0.clock.now();
-        self.0
-            .turns
-            .lock()
-            .retain(|_, turn| Arc::strong_count(turn) > 1 || turn.try_lock().is_ok_and(|pause| !pause.is_over(now)));
+        let (now, answers) = (self.0.clock.now(), self.0.recovery.answers());
+        let is_over = |turn: &TurnMutex<Pause>| turn.try_lock().is_ok_and(|pause| pause.is_over(now, answers));
+        self.0.turns.lock().retain(|_, turn| Arc::strong_count(turn) > 1 || !is_over(turn));
     }
 
     async fn in_turn(&self, id: &str, turn: &TurnMutex<Pause>, asks_anew: bool) -> (Look, Option<Change>) {
@@ -347,8 +328,14 @@ impl Rotation {
         let now = inner.clock.now();
         let still_good = credential.expires_at.is_some_and(|end| end > now);
         let not_now = || if still_good { self.held(credential) } else { Err(RotationError::NotNow) };
-        if pause.until.is_some_and(|until| until > now) {
-            return not_now();
+        let answers = inner.recovery.answers();
+        let mut ahead = None;
+        if pause.holds(now, answers) {
+            // Who can do without waits for the end of the pause; who would be refused may be the first to find it well.
+            ahead = (!still_good).then(|| inner.recovery.ask_ahead(pause, now)).flatten();
+            if ahead.is_none() {
+                return not_now();
+            }
         }
         let Some(application) = &inner.application else { return not_now() };
         if Self::is_of_another(application, credential) {
@@ -356,17 +343,17 @@ impl Rotation {
             return if is_over { Err(RotationError::LoginAgain) } else { not_now() };
         }
         let refresh = inner.vault.open_sealed(sealed, &vault::refresh_place(&credential.id))?;
-        match self.refreshed(application, credential, &refresh, change).await {
+        let refreshed = self.refreshed(application, credential, &refresh, change).await;
+        drop(ahead);
+        match refreshed {
             Ok(fresh) => {
                 // Tokens may live shorter than the lead: half of their life passes before the next refresh.
                 let life = fresh.ends.map(|end| end.since(now)).unwrap_or_default();
-                let Pause { is_barred, asks_anew, .. } = *pause;
-                *pause = Pause { until: Some(now.plus(life / 2)), is_barred, asks_anew, ..Pause::default() };
+                pause.succeed(now, life / 2);
                 Ok(fresh)
             }
             Err(RotationError::NotNow) => {
-                pause.failures = pause.failures.saturating_add(1);
-                pause.until = Some(now.plus(BACKOFF.after(pause.failures)));
+                pause.fail(inner.clock.now(), answers);
                 not_now()
             }
             Err(e) => Err(e),
@@ -383,7 +370,9 @@ impl Rotation {
     ) -> Result<Fresh, RotationError> {
         let inner = &self.0;
         let tenant = credential.tenant;
-        let pair = match inner.forgejo.refresh(application, refresh).await {
+        let answer = inner.forgejo.refresh(application, refresh).await;
+        self.heard(&answer);
+        let pair = match answer {
             Ok(pair) => pair,
             Err(e @ PairError::Refused) => {
                 // A login of the same user may just have made it worthless; then the login's pair is the one to use.
@@ -427,6 +416,13 @@ impl Rotation {
         inner.store.age_owner_check(&credential.id).await?;
         info!(MESSAGE_ID = message_id::TOKEN_ROTATED, tenant = %tenant, "token refreshed at Forgejo, of user {tenant}");
         Ok(Fresh { token: pair.access, ends: fresh.expires_at })
+    }
+
+    /// Notes that the token endpoint has answered, where it has: nobody waits for it any more.
+    fn heard(&self, answer: &Result<Pair, PairError>) {
+        if matches!(answer, Ok(_) | Err(PairError::Refused)) {
+            self.0.recovery.note_answer();
+        }
     }
 
     /// The token that a credential holds.

@@ -4,6 +4,7 @@ mod barred;
 mod forge_identity;
 mod offboarding;
 mod ownership;
+mod recovery;
 mod registration;
 mod reseal;
 

@@ -42,8 +42,8 @@ const MAX_ASKING: usize = 64;
 /// Of those that were not answered, so many ask again at once. They have places of their own, so that accounts about which
 /// Forgejo does not answer keep nobody else waiting.
 const MAX_ASKING_AGAIN: usize = 16;
-/// Between questions whose pair it is.
-const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+/// Between questions whose pair it is. A browser waits, and is not to wait on when Forgejo is well again.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
 
 /// Places of logins that ask Forgejo something.
 #[derive(Debug)]
@@ -130,7 +130,9 @@ impl Rotation {
         // Not begun, so that nothing is lost: the code at Forgejo is good for another try.
         let place = timeout(QUEUE_TIMEOUT, inner.places.first.acquire()).await.map_err(|_| LogInError::NotNow)?;
         let mut exchange = inner.exchanges.begin();
-        let pair = inner.forgejo.exchange(application, answer).await.map_err(|e| match e {
+        let pair = inner.forgejo.exchange(application, answer).await;
+        self.heard(&pair);
+        let pair = pair.map_err(|e| match e {
             PairError::Refused => LogInError::Code,
             PairError::Misconfigured => {
                 error!(reason = "client-refused", error = %e, "nobody can log in: {}", chain(&e));
@@ -187,7 +189,9 @@ impl Rotation {
         let asking = async {
             let mut failures = 0_u32;
             loop {
-                match self.0.forgejo.refresh(application, &pair.refresh).await {
+                let answer = self.0.forgejo.refresh(application, &pair.refresh).await;
+                self.heard(&answer);
+                match answer {
                     Ok(successor) => return Some(successor),
                     Err(PairError::Refused) => return None,
                     Err(e @ (PairError::NotNow | PairError::Misconfigured)) => {

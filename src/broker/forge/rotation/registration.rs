@@ -29,9 +29,10 @@ impl Rotation {
     pub(super) async fn is_registered(&self, application: &Application) -> bool {
         let (inner, now) = (&self.0, self.0.clock.now());
         let mut state = inner.registered.lock().await;
-        if !state.is_so && state.ask_at.is_none_or(|at| at <= now) {
+        let answers = inner.recovery.answers();
+        if !state.is_so && (state.answers != answers || state.ask_at.is_none_or(|at| at <= now)) {
             state.is_so = inner.forgejo.knows(application).await;
-            state.ask_at = Some(now.plus(ASK_REGISTRATION));
+            (state.ask_at, state.answers) = (Some(now.plus(ASK_REGISTRATION)), answers);
         }
         state.is_so
     }
