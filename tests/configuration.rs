@@ -267,7 +267,7 @@ fn the_broker_reports_every_problem_with_file_and_key() {
 fn everything_about_logging_in_is_checked_too() {
     let dir = harness::roots_directory().expect("a directory");
     let text = "public_url = \"https://mcp.example\"\n[forgejo]\nurl = \"https://git.example\"\nscopes = [\"all\"]\n\
-                client_id = \"x\"\n[access]\nallow = [\"alice\"]\ndeny = [\"org:acme\"]\nforgejo_tokens = 1\n[oauth]\n\
+                client_id = \"x\"\n[access]\nallow = [\"alice\", \"id:0\"]\ndeny = [\"org:acme\"]\nforgejo_tokens = 1\n[oauth]\n\
                 access_token_ttl = \"never\"\nredirect_schemes = [\"cursor\", \"JavaScript\"]\n[oauth.documents]\n\
                 fetch = \"maybe\"\nca_file = \"/nonexistent\"\n[oauth.clients.a]\n\
                 redirect_uris = [\"http://a.example/\"]\n[oauth.clients.b]\nredirect_uris = [\"https://b.example/\"]\n\
@@ -281,7 +281,8 @@ fn everything_about_logging_in_is_checked_too() {
         "forgejo.scopes: must hold read:user",
         "forgejo.scopes: must hold read:organization",
         "forgejo.client_id",
-        "access.allow",
+        "access.allow: `alice` must be id:NUMBER, user:LOGIN",
+        "access.allow: `id:0` must be",
         "access.forgejo_tokens",
         "oauth.access_token_ttl",
         "oauth.redirect_schemes: `JavaScript`",

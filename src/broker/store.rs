@@ -13,6 +13,7 @@ mod credentials;
 mod forge;
 mod grants;
 mod keys;
+mod list_names;
 mod lock;
 mod logins;
 mod overview;
@@ -53,6 +54,7 @@ pub(crate) use crate::store::refresh_tokens::{Exchange, NewPair, NoPair, Refresh
 pub(crate) use crate::store::sessions::{LiveSession, SessionDigest, SessionRecord};
 pub(crate) use crate::store::shown::ShownGrant;
 pub(crate) use crate::store::upkeep::Sizes;
+pub(crate) use crate::store::users::Account;
 pub(crate) use crate::store::writes::{WRITES_KEPT, WriteCall};
 
 use crate::auth::principal::GrantId;

@@ -21,6 +21,13 @@ impl Redactor {
         }
     }
 
+    /// The same, if it reads as it is until now.
+    pub(crate) fn hide_unless_known(&mut self, name: &str, stand_in: String) {
+        if !self.knows(name) {
+            self.hide(name, stand_in);
+        }
+    }
+
     /// The text without them.
     pub(crate) fn clean(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
@@ -49,8 +56,10 @@ impl Redactor {
             out.push_str("ADDRESS");
         } else if word.starts_with("fjb_") || is_secret(core) {
             out.push_str("SECRET");
-        } else if let Some((name, rest)) = word.split_once(':').filter(|(name, _)| self.knows(name)) {
-            // A host with its port.
+        } else if let Some((name, rest)) =
+            word.split_once(':').filter(|(name, rest)| self.knows(name) || self.knows(rest))
+        {
+            // A host with its port, an entry of a list.
             self.push(out, name);
             out.push(':');
             self.push(out, rest);
@@ -88,6 +97,7 @@ mod tests {
             ("login=alice of Alice, not malice", "login=user-1 of user-1, not malice"),
             ("https://git.acme.example/api and git.acme.example:3000.", "https://FORGE/api and FORGE:3000."),
             ("from 192.0.2.7 and [2001:db8::1]:443", "from ADDRESS and [ADDRESS]:443"),
+            ("user:Alice, user:malice", "user:user-1, user:malice"),
             ("alice@acme.example wrote", "EMAIL wrote"),
             ("token 0123456789abcdef0123456789abcdef01234567;", "token SECRET;"),
             ("Bearer fjb_at_short", "Bearer SECRET"),

@@ -43,6 +43,7 @@ async fn gather(client: &Client, files: &Files) -> Vec<(&'static str, String)> {
     for (file, key, stand_in) in configured(files) {
         hide_host(&mut redactor, file, key, stand_in);
     }
+    files.broker_config.iter().for_each(|file| hide_listed(&mut redactor, file));
     let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap_or_default();
     let status = match client.status().await {
         Ok(status) => serde_json::to_value(status).unwrap_or_default(),
@@ -96,6 +97,17 @@ fn hide_host(redactor: &mut Redactor, file: &Path, key: &[&str], stand_in: &str)
     let authority = address.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     redactor.hide(host, stand_in.to_owned());
+}
+
+/// Hides the logins that the lists name: they may never have been here.
+fn hide_listed(redactor: &mut Redactor, file: &Path) {
+    let table = doctor::table(file).unwrap_or_default();
+    let access = table.get("access").and_then(toml::Value::as_table);
+    let lists = access.into_iter().flat_map(|access| ["allow", "deny"].map(|list| access.get(list)));
+    let entries = lists.flatten().filter_map(toml::Value::as_array).flatten().filter_map(toml::Value::as_str);
+    for (n, login) in entries.filter_map(|entry| entry.split_once(':').map(|(_, name)| name)).enumerate() {
+        redactor.hide_unless_known(login, format!("listed-{n}"));
+    }
 }
 
 async fn versions() -> String {

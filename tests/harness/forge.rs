@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+mod accounts;
 mod api;
 mod authorize;
 mod control;
@@ -28,6 +29,7 @@ pub async fn serve(listener: TcpListener, forge: Forge) -> std::io::Result<()> {
     let root = format!("http://{}", listener.local_addr()?);
     forge.with(|state| state.root = root);
     let misbehaving = api::routes()
+        .merge(accounts::routes())
         .merge(oauth::routes())
         .merge(authorize::routes())
         .route("/", get(|| ready("This is stub-forgejo, a stand-in for tests. It is not Forgejo.\n")))

@@ -1,12 +1,14 @@
 //! What Forgejo does, word for word where the broker depends on it: on the stub, or on a real one.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::Method;
 use reqwest::header::{COOKIE, WWW_AUTHENTICATE};
 use serde_json::{Value, json};
+use wire::clock::Clock;
 
 use crate::fixture::{App, Fixture, exchange_form, refused, returned, text, user_agent};
 use harness::user_agent::{Form, Page, UserAgent};
@@ -340,4 +342,55 @@ async fn a_forge_tells_everybody_the_keys_that_it_signs_tokens_with() {
     assert_eq!(told[0], told[1]);
     let key = &told[0]["keys"][0];
     assert!(key["kty"].is_string() && (key["n"].is_string() || key["x"].is_string()), "{key}");
+}
+
+/// A login that nobody had here before, also not in an earlier run on a real forge.
+fn new_login(of: &str) -> String {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    format!("{of}-{}-{}", Clock::system().now().secs(), MADE.fetch_add(1, Ordering::Relaxed))
+}
+
+async fn make(fixture: &Fixture, login: &str) -> Value {
+    let user = json!({"username": login, "password": format!("secret-of-{login}"),
+        "email": format!("{login}@example.org"), "must_change_password": false});
+    let answer = fixture.as_admin(Method::POST, "/api/v1/admin/users", &user).await;
+    assert_eq!(answer.status(), 201);
+    answer.json().await.unwrap()
+}
+
+#[tokio::test]
+async fn everybody_is_told_whose_a_login_is_and_where_one_that_was_given_up_has_gone() {
+    let fixture = Fixture::given().await;
+    let (old, new) = (new_login("old"), new_login("new"));
+    let made = make(&fixture, &old).await;
+    let told: Value =
+        fixture.get(&format!("/api/v1/users/{}", old.to_uppercase())).send().await.unwrap().json().await.unwrap();
+    for member in ["id", "login", "created"] {
+        assert_eq!(told[member], made[member], "{member}");
+    }
+    let rename = format!("/api/v1/admin/users/{old}/rename");
+    assert_eq!(fixture.as_admin(Method::POST, &rename, &json!({"new_username": new})).await.status(), 204);
+    let moved = fixture.get(&format!("/api/v1/users/{old}")).send().await.unwrap();
+    assert_eq!(moved.status(), 307);
+    assert!(moved.headers()["location"].to_str().unwrap().ends_with(&format!("/api/v1/users/{new}")));
+    let told: Value = fixture.get(&format!("/api/v1/users/{new}")).send().await.unwrap().json().await.unwrap();
+    assert_eq!((&told["id"], &told["created"]), (&made["id"], &made["created"]), "a rename makes no other account");
+    let nobody = fixture.get(&format!("/api/v1/users/{}", new_login("nobody"))).send().await.unwrap();
+    assert_eq!(nobody.status(), 404);
+    // The login is free for another.
+    let another = make(&fixture, &old).await;
+    assert_ne!(another["id"], made["id"]);
+    let told: Value = fixture.get(&format!("/api/v1/users/{old}")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(told["id"], another["id"]);
+}
+
+#[tokio::test]
+async fn no_number_is_given_out_twice() {
+    let fixture = Fixture::given().await;
+    let login = new_login("gone");
+    let made = make(&fixture, &login).await;
+    let delete = format!("/api/v1/admin/users/{login}?purge=true");
+    assert_eq!(fixture.as_admin(Method::DELETE, &delete, &json!({})).await.status(), 204);
+    let again = make(&fixture, &login).await;
+    assert!(again["id"].as_i64() > made["id"].as_i64(), "{again}");
 }

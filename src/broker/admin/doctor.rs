@@ -3,6 +3,7 @@
 //! What only the operator's own rights can see (configuration files, units, the child program) the tool looks at itself.
 //! Nothing is changed. Every look has a deadline.
 
+mod named;
 mod visibility;
 
 use std::sync::Arc;
@@ -64,6 +65,7 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Json<Vec<Finding>> {
     let mut all = vec![store, key];
     all.extend(forgejo);
     all.extend(cut_off(&admin).await);
+    all.extend(named::look(&admin).await);
     all.extend(supervisor);
     all.push(descriptors(&admin));
     all.push(child);

@@ -106,7 +106,7 @@ pub(super) async fn create(State(admin): State<Admin>, request: Request) -> Resu
     if !user.login.as_str().eq_ignore_ascii_case(&asked.user) {
         return Err(Refused::OtherUser { asked: asked.user, actual: user.login.as_str().to_owned() });
     }
-    admin.rotation.lists().now().verify(&admin.forgejo, &user, &asked.forgejo_token).await?;
+    admin.rotation.admits(&user, &asked.forgejo_token).await?;
     if !admin.rotation.recognise(&user).await? {
         return Err(AccessError::from(NotAdmitted::Successor).into());
     }

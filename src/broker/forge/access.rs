@@ -1,8 +1,11 @@
 //! Who may log in: the operator's lists, checked at every login and whenever an upstream token is refreshed.
 //!
 //! Trusts what Forgejo's API says about a token's user, and nothing else. Names are compared without case, as Forgejo
-//! does.
+//! does; a login on a list stands for the account that it was when it was first looked up ([`names`]).
 
+pub(crate) mod names;
+
+use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,17 +13,22 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use wire::config_file::{Section, seconds};
 
+use crate::forge::access::names::{Candidate, NamedAccount, Names};
 use crate::forge::api::{Forgejo, ForgejoUser, UpstreamError};
 use crate::forge::membership::Memberships;
+use crate::store::Account;
+use wire::message::TenantId;
 use wire::secret::UpstreamToken;
 
 /// How long an account may be barred unless the operator says otherwise: a holiday long.
 const BARRED_FOR: Duration = Duration::from_hours(30 * 24);
 
-/// One entry of a list: `user:LOGIN`, `org:NAME` or `team:ORG/TEAM`.
+/// One entry of a list: `id:NUMBER`, `user:LOGIN`, `org:NAME` or `team:ORG/TEAM`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Subject {
-    /// A login.
+    /// An account, by its number.
+    Id(TenantId),
+    /// A login, in lower case as all names here.
     User(String),
     /// An organisation's members.
     Organisation(String),
@@ -33,6 +41,7 @@ impl FromStr for Subject {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = match text.to_lowercase().split_once(':') {
+            Some(("id", number)) => number.parse().ok().and_then(|number| TenantId::new(number).ok()).map(Self::Id),
             Some(("user", name)) if is_name(name) => Some(Self::User(name.to_owned())),
             Some(("org", name)) if is_name(name) => Some(Self::Organisation(name.to_owned())),
             Some(("team", path)) => path
@@ -41,15 +50,25 @@ impl FromStr for Subject {
                 .map(|(org, team)| Self::Team(org.to_owned(), team.to_owned())),
             _ => None,
         };
-        parsed.ok_or_else(|| format!("`{text}` must be user:LOGIN, org:NAME or team:ORG/TEAM"))
+        parsed.ok_or_else(|| format!("`{text}` must be id:NUMBER, user:LOGIN, org:NAME or team:ORG/TEAM"))
     }
 }
 
 impl Subject {
-    /// Whether this is the user, or something that they are a member of.
-    fn is(&self, user: &ForgejoUser, of: &Memberships) -> bool {
+    /// Whether this names accounts, and nothing that they are a member of.
+    fn is_account(&self) -> bool {
+        matches!(self, Self::Id(_) | Self::User(_))
+    }
+
+    fn login(&self) -> Option<&str> {
+        if let Self::User(login) = self { Some(login) } else { None }
+    }
+
+    /// Whether this is somebody, or something that they are a member of. Whose a login is [`Names`] says.
+    fn is(&self, who: &Candidate, of: &Memberships) -> bool {
         match self {
-            Self::User(name) => *name == user.login.as_str().to_lowercase(),
+            Self::Id(number) => who.has_number(*number),
+            Self::User(login) => who.has_login(login),
             Self::Organisation(name) => of.organisations.contains(name),
             Self::Team(org, team) => of.teams.iter().any(|(o, t)| o == org && t == team),
         }
@@ -73,6 +92,8 @@ pub(crate) struct Access {
     pub(crate) forgejo_tokens: bool,
     /// How long Forgejo may bar an account before what it has here is ended.
     pub(crate) revoke_barred_after: Duration,
+    /// Whose the logins on both lists are, as far as that was looked up.
+    pub(crate) names: Names,
 }
 
 /// The lists that are in force; a reload puts others in their place. Cheap to clone, and clones share them.
@@ -85,9 +106,22 @@ impl Lists {
         Arc::clone(&self.0.read())
     }
 
-    /// Puts others in force.
+    /// Puts others in force. The logins that they name, too, stay whose they are.
     pub(crate) fn replace(&self, access: Access) {
-        *self.0.write() = Arc::new(access);
+        let mut now = self.0.write();
+        let names = now.names.clone();
+        *now = Arc::new(access);
+        Arc::make_mut(&mut now).hold(&names);
+    }
+
+    /// Holds a login that the lists name to an account.
+    pub(crate) fn pin(&self, login: &str, account: NamedAccount) {
+        Arc::make_mut(&mut self.0.write()).names.pin(login, account);
+    }
+
+    /// Holds the logins that the lists name to the accounts that they are known to be.
+    pub(crate) fn hold(&self, known: &Names) {
+        Arc::make_mut(&mut self.0.write()).hold(known);
     }
 }
 
@@ -156,23 +190,57 @@ impl Access {
             restricted: section.flag("restricted", false),
             forgejo_tokens: section.flag("forgejo_tokens", false),
             revoke_barred_after: section.duration("revoke_barred_after", BARRED_FOR, seconds(0, 366 * 24 * 3600)),
+            names: Names::default(),
         };
         section.close();
         access
     }
 
-    /// Whether organisations or teams matter.
-    pub(crate) fn asks_for_memberships(&self) -> bool {
-        self.allow.iter().chain(&self.deny).any(|subject| !matches!(subject, Subject::User(_)))
+    /// The logins that are named, each once.
+    pub(crate) fn logins(&self) -> BTreeSet<&str> {
+        self.allow.iter().chain(&self.deny).filter_map(Subject::login).collect()
     }
 
-    /// Whether the lists keep a login out whatever else Forgejo says of the account: they name it, or they name every
-    /// login that may come in and this is none of them.
-    pub(crate) fn keeps_out(&self, login: &str) -> bool {
-        let login = login.to_lowercase();
-        let is = |subject: &Subject| matches!(subject, Subject::User(name) if *name == login);
-        let names_all = !self.allow.is_empty() && self.allow.iter().all(|one| matches!(one, Subject::User(_)));
-        self.deny.iter().any(is) || names_all && !self.allow.iter().any(is)
+    /// Whether of some nobody has said whose they are.
+    pub(crate) fn has_unknown_logins(&self) -> bool {
+        self.logins().into_iter().any(|login| self.names.get(login).is_none())
+    }
+
+    /// Takes over what is known of the logins that are named.
+    fn hold(&mut self, known: &Names) {
+        let held: Vec<_> =
+            self.logins().into_iter().filter_map(|login| Some((login.to_owned(), known.get(login)?))).collect();
+        for (login, account) in held {
+            self.names.pin(&login, account);
+        }
+    }
+
+    /// Whether organisations or teams matter.
+    pub(crate) fn asks_for_memberships(&self) -> bool {
+        !self.allow.iter().chain(&self.deny).all(Subject::is_account)
+    }
+
+    fn is_allowed(&self, who: &Candidate, of: &Memberships) -> bool {
+        self.allow.is_empty()
+            || self.allow.iter().any(|subject| match subject {
+                Subject::User(login) => self.names.lets_in(login, who),
+                other => other.is(who, of),
+            })
+    }
+
+    fn is_denied(&self, who: &Candidate, of: &Memberships) -> bool {
+        self.deny.iter().any(|subject| match subject {
+            Subject::User(login) => self.names.keeps_out(login, who),
+            other => other.is(who, of),
+        })
+    }
+
+    /// Whether the lists keep an account out whatever else Forgejo says of it: they name it, or they name every account
+    /// that may come in and this is none of them.
+    pub(crate) fn keeps_out(&self, account: &Account) -> bool {
+        let (who, nothing) = (account.into(), Memberships::default());
+        let names_all = self.allow.iter().all(Subject::is_account);
+        self.is_denied(&who, &nothing) || names_all && !self.is_allowed(&who, &nothing)
     }
 
     /// Whether this user, with these memberships, is let in.
@@ -183,9 +251,8 @@ impl Access {
         if user.restricted && !self.restricted {
             return Err(NotAdmitted::Restricted);
         }
-        let is = |subject: &Subject| subject.is(user, of);
-        let allowed = self.allow.is_empty() || self.allow.iter().any(is);
-        if self.deny.iter().any(is) || !allowed { Err(NotAdmitted::Lists) } else { Ok(()) }
+        let who = user.into();
+        if self.is_denied(&who, of) || !self.is_allowed(&who, of) { Err(NotAdmitted::Lists) } else { Ok(()) }
     }
 
     /// Whether this user is let in, who `token` belongs to. What keeps the account itself out does so whether or not
@@ -272,13 +339,61 @@ mod tests {
         ];
         for (allow, deny, out) in table {
             let access = Access { allow: list(allow), deny: list(deny), ..Access::default() };
-            assert_eq!(access.keeps_out("Alice"), out, "allow {allow:?} deny {deny:?}");
+            assert_eq!(access.keeps_out(&account(1, "Alice")), out, "allow {allow:?} deny {deny:?}");
+        }
+    }
+
+    fn account(number: u64, login: &str) -> Account {
+        let (tenant, login) = (TenantId::new(number).expect("an id"), Label::parse(login).expect("a login"));
+        Account { tenant, login, created: Some(UnixTime::from_secs(1)) }
+    }
+
+    #[test]
+    fn a_number_is_its_account_and_a_login_the_account_that_it_was_found_to_be() {
+        let named =
+            |number| NamedAccount { tenant: TenantId::new(number).expect("an id"), created: UnixTime::from_secs(1) };
+        let nobody = Names::default();
+        let mut one = Names::default();
+        one.pin("alice", named(1));
+        one.pin("alice", named(2));
+        let mut earlier = Names::default();
+        earlier.pin("alice", NamedAccount { created: UnixTime::from_secs(0), ..named(1) });
+        // What is said of the logins, the list, the account, its login; is it let in, is it kept out?
+        let table = [
+            (&nobody, "id:1", 1, "whoever", true, true),
+            (&nobody, "id:1", 2, "alice", false, false),
+            (&nobody, "user:alice", 2, "Alice", true, true),
+            (&one, "user:ALICE", 1, "alicia", true, true),
+            // Who takes the login is not let in, and not free either.
+            (&one, "user:alice", 2, "alice", false, true),
+            (&one, "user:alice", 2, "bob", false, false),
+            // The number is another account's.
+            (&earlier, "user:alice", 1, "alicia", false, false),
+        ];
+        for (names, entry, number, login, let_in, kept_out) in table {
+            let account = account(number, login);
+            let user = ForgejoUser { id: account.tenant, ..user(login) };
+            let lists = |allow: &[&str], deny: &[&str]| Access {
+                allow: list(allow),
+                deny: list(deny),
+                names: names.clone(),
+                ..Access::default()
+            };
+            let (allowing, denying) = (lists(&[entry], &[]), lists(&[], &[entry]));
+            let is_let_in = |access: &Access| {
+                let is = access.check(&user, &Memberships::default()).is_ok();
+                assert_eq!(is, !access.keeps_out(&account), "{entry}: {number}, {login}");
+                is
+            };
+            assert_eq!((is_let_in(&allowing), !is_let_in(&denying)), (let_in, kept_out), "{entry}: {number}, {login}");
         }
     }
 
     #[test]
     fn what_names_nobody_is_no_subject() {
-        for text in ["", "alice", "user:", "team:acme", "team:/x", "group:a", "user:a b", "org:a/b"] {
+        for text in
+            ["", "alice", "user:", "team:acme", "team:/x", "group:a", "user:a b", "org:a/b", "id:0", "id:x", "id:"]
+        {
             assert!(text.parse::<Subject>().is_err(), "{text}");
         }
     }

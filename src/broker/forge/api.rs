@@ -13,10 +13,11 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
-use url::form_urlencoded;
+use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
 use crate::chain::chain;
+use crate::forge::access::names::NamedAccount;
 use crate::metrics::{Metrics, Upstream};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -171,13 +172,43 @@ impl Forgejo {
         Ok(ForgejoUser {
             id: TenantId::new(user.id).map_err(|_| UpstreamError::NotUnderstood)?,
             login: Label::parse(user.login).map_err(|_| UpstreamError::NotUnderstood)?,
-            // With whatever offset the forge's own time zone has (RFC 3339).
-            created: OffsetDateTime::parse(&user.created, &Rfc3339)
-                .map(|at| UnixTime::from_secs(at.unix_timestamp()))
-                .map_err(|_| UpstreamError::NotUnderstood)?,
+            created: time_of(&user.created)?,
             restricted: user.restricted,
             locked: user.prohibit_login || user.active == Some(false),
         })
+    }
+
+    /// Whose a login is, as Forgejo tells strangers; `None` where it tells them of nobody: there is no such login, its
+    /// account has another one now, or is not shown to all.
+    pub(crate) async fn user_named(&self, login: &str) -> Result<Option<NamedAccount>, UpstreamError> {
+        #[derive(Deserialize)]
+        struct User {
+            id: u64,
+            login: String,
+            created: String,
+        }
+        let mut url = Url::parse(&self.api_url).map_err(|_| UpstreamError::Unreachable)?;
+        url.path_segments_mut()
+            .map_err(|()| UpstreamError::Unreachable)?
+            .pop_if_empty()
+            .extend(["api", "v1", "users", login]);
+        let request = self.client.get(url).timeout(PROBE_TIMEOUT);
+        let response = self.send(Upstream::Api, request).await.map_err(|_| UpstreamError::Unreachable)?;
+        match response.status() {
+            StatusCode::OK => {}
+            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                return Err(UpstreamError::Status(status.as_u16()));
+            }
+            // A redirect is to the login that its account has now.
+            _ => return Ok(None),
+        }
+        let text = body(response).await.ok_or(UpstreamError::Unreachable)?;
+        let user: User = serde_json::from_slice(&text).map_err(|_| UpstreamError::NotUnderstood)?;
+        if !user.login.eq_ignore_ascii_case(login) {
+            return Ok(None);
+        }
+        let tenant = TenantId::new(user.id).map_err(|_| UpstreamError::NotUnderstood)?;
+        Ok(Some(NamedAccount { tenant, created: time_of(&user.created)? }))
     }
 
     /// What the API answers to GET with this token.
@@ -256,6 +287,12 @@ impl Forgejo {
     pub(crate) fn api_url(&self) -> &str {
         &self.api_url
     }
+}
+
+/// A time, with whatever offset the forge's own time zone has (RFC 3339).
+fn time_of(text: &str) -> Result<UnixTime, UpstreamError> {
+    let parsed = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| UpstreamError::NotUnderstood)?;
+    Ok(UnixTime::from_secs(parsed.unix_timestamp()))
 }
 
 /// Whether this is how Forgejo's API says no: a JSON object with a `message`.

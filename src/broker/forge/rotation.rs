@@ -10,6 +10,7 @@
 mod barred;
 mod exchanges;
 mod login;
+mod names;
 mod offboarding;
 mod ownership;
 mod pause;
@@ -137,6 +138,8 @@ struct Inner {
     /// When the forge itself was last compared with the one that the database belongs to.
     forge_seen: TurnMutex<Option<UnixTime>>,
     recovery: Recovery,
+    /// When Forgejo is asked again whose the logins on the lists are.
+    names_due: Mutex<Option<UnixTime>>,
     /// One refresh a credential at a time.
     turns: Mutex<HashMap<String, Arc<TurnMutex<Pause>>>>,
     /// What was found of a credential's token and is being written.
@@ -200,6 +203,7 @@ impl Rotation {
             doubted: Mutex::default(),
             forge_seen: TurnMutex::default(),
             recovery: Recovery::default(),
+            names_due: Mutex::default(),
             turns: Mutex::default(),
             unwritten: Mutex::default(),
         };

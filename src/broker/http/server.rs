@@ -477,6 +477,7 @@ async fn tick_upstream(rotation: Rotation) {
     loop {
         ticks.tick().await;
         rotation.recheck_forge().await;
+        rotation.look_up_names_again().await;
         rotation.sweep().await;
         rotation.recheck().await;
     }

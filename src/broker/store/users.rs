@@ -171,6 +171,8 @@ impl Store {
             )
             .bind(Vec::<u8>::new()),
             sqlx::query("UPDATE users SET account_created_at = NULL"),
+            // The logins on the lists are other accounts' there.
+            sqlx::query("DELETE FROM list_names"),
         ];
         for statement in statements {
             write.execute(statement).await?;

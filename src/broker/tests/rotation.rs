@@ -2,6 +2,7 @@
 
 mod barred;
 mod forge_identity;
+mod listed;
 mod offboarding;
 mod ownership;
 mod recovery;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use axum::extract::{Path, Query, State as Extract};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch};
+use axum::routing::get;
 use axum::{Json, Router};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -26,7 +26,6 @@ pub(crate) fn routes() -> Router<Forge> {
         .route("/api/v1/user/teams", get(my_teams))
         .route("/api/v1/user/applications/oauth2", get(apps).post(register))
         .route("/api/v1/user/applications/oauth2/{id}", get(app).patch(change_app).delete(delete_app))
-        .route("/api/v1/admin/users/{login}", patch(edit_user).delete(delete_user))
         .route("/api/v1/repos/search", get(search))
         .route("/api/v1/repos/{owner}/{repo}", get(repo))
         .route("/api/v1/repos/{owner}/{repo}/issues", get(issues).post(open_issue))
@@ -41,7 +40,7 @@ pub(crate) struct Caller {
 }
 
 /// A refusal in the API's clothes.
-pub(crate) struct Refusal(StatusCode, String);
+pub(crate) struct Refusal(pub(super) StatusCode, pub(super) String);
 
 impl Refusal {
     fn answer(self, root: &str) -> Response {
@@ -92,7 +91,7 @@ fn by_token(state: &mut State, token: &str) -> Result<Caller, Refusal> {
 }
 
 /// Runs `work` for a caller who is signed in, unlocked, and holds all of `scopes`.
-fn signed_in(
+pub(super) fn signed_in(
     forge: &Forge,
     headers: &HeaderMap,
     uri: &Uri,
@@ -129,7 +128,7 @@ fn unlocked(state: &State, caller: &Caller) -> Result<(), Refusal> {
     }
 }
 
-fn not_found<T>(what: &str) -> Result<T, Refusal> {
+pub(super) fn not_found<T>(what: &str) -> Result<T, Refusal> {
     Err(Refusal(StatusCode::NOT_FOUND, what.to_owned()))
 }
 
@@ -144,7 +143,7 @@ async fn version(Extract(forge): Extract<Forge>, headers: HeaderMap, uri: Uri) -
     })
 }
 
-fn user_json(root: &str, user: &User) -> Value {
+pub(super) fn user_json(root: &str, user: &User) -> Value {
     let login = &user.login;
     json!({
         "id": user.id, "login": login, "login_name": "", "source_id": 0, "full_name": "", "email": user.email(),
@@ -407,55 +406,5 @@ async fn delete_app(Extract(forge): Extract<Forge>, headers: HeaderMap, uri: Uri
         state.apps.retain(|app| app.id != id);
         state.grants.retain(|grant| grant.app != id);
         Ok(StatusCode::NO_CONTENT.into_response())
-    })
-}
-
-#[derive(Deserialize)]
-struct UserEdit {
-    active: Option<bool>,
-    prohibit_login: Option<bool>,
-}
-
-fn admin_only(state: &State, caller: i64) -> Result<(), Refusal> {
-    match state.user(caller) {
-        Some(user) if user.admin => Ok(()),
-        _ => Err(Refusal(StatusCode::FORBIDDEN, "user should be an admin".to_owned())),
-    }
-}
-
-async fn edit_user(
-    Extract(forge): Extract<Forge>,
-    headers: HeaderMap,
-    uri: Uri,
-    Path(login): Path<String>,
-    Json(edit): Json<UserEdit>,
-) -> Response {
-    signed_in(&forge, &headers, &uri, &["write:admin"], |state, caller| {
-        admin_only(state, caller)?;
-        let root = state.root.clone();
-        let Some(user) = state.users.iter_mut().find(|user| user.login == login) else {
-            return not_found("user redirect does not exist");
-        };
-        user.active = edit.active.unwrap_or(user.active);
-        user.prohibit_login = edit.prohibit_login.unwrap_or(user.prohibit_login);
-        Ok(Json(user_json(&root, user)).into_response())
-    })
-}
-
-async fn delete_user(
-    Extract(forge): Extract<Forge>,
-    headers: HeaderMap,
-    uri: Uri,
-    Path(login): Path<String>,
-) -> Response {
-    signed_in(&forge, &headers, &uri, &["write:admin"], |state, caller| {
-        admin_only(state, caller)?;
-        match state.user_by_login(&login).map(|user| user.id) {
-            Some(id) => {
-                state.remove_user(id);
-                Ok(StatusCode::NO_CONTENT.into_response())
-            }
-            None => not_found("user redirect does not exist"),
-        }
     })
 }

@@ -39,6 +39,10 @@ pub struct State {
     /// The root URL without a trailing slash: issuer, avatars, links.
     pub root: String,
     pub users: Vec<User>,
+    /// The number of the newest account: none is given out twice.
+    newest: i64,
+    /// Logins in lower case that were given up, and by whom.
+    former: HashMap<String, i64>,
     pub tokens: HashMap<String, PersonalToken>,
     pub apps: Vec<App>,
     pub grants: Vec<Grant>,
@@ -192,6 +196,8 @@ impl Forge {
             advanced: 0,
             root: String::new(),
             users: Vec::new(),
+            newest: 0,
+            former: HashMap::new(),
             tokens: HashMap::new(),
             apps: Vec::new(),
             grants: Vec::new(),
@@ -278,7 +284,9 @@ impl State {
 
     /// Adds a user. The first id is 1.
     pub fn add_user(&mut self, login: &str, password: &str, admin: bool) -> i64 {
-        let id = self.users.last().map_or(1, |user| user.id + 1);
+        self.newest += 1;
+        let id = self.newest;
+        self.former.remove(&login.to_lowercase());
         let (login, password) = (login.to_owned(), password.to_owned());
         let made = self.accounts;
         self.accounts += 1;
@@ -322,6 +330,8 @@ impl State {
     /// are good again as soon as their grant's number is given out again.
     pub fn reset(&mut self, new_key: bool) {
         self.users.clear();
+        self.newest = 0;
+        self.former.clear();
         self.tokens.clear();
         self.apps.clear();
         self.grants.clear();
@@ -340,6 +350,24 @@ impl State {
         self.sessions.retain(|_, user| *user != id);
         self.grants.retain(|grant| grant.user != id);
         self.apps.retain(|app| app.owner != id);
+        self.former.retain(|_, user| *user != id);
+    }
+
+    /// Gives an account another login, unless somebody has that; whether it was done.
+    pub fn rename_user(&mut self, from: &str, to: &str) -> bool {
+        if self.user_by_login(to).is_some() {
+            return false;
+        }
+        let Some(user) = self.users.iter_mut().find(|user| user.login.eq_ignore_ascii_case(from)) else { return false };
+        to.clone_into(&mut user.login);
+        self.former.insert(from.to_lowercase(), user.id);
+        self.former.remove(&to.to_lowercase());
+        true
+    }
+
+    /// Who gave up this login.
+    pub fn former_login(&self, login: &str) -> Option<&User> {
+        self.user(*self.former.get(&login.to_lowercase())?)
     }
 
     pub fn user(&self, id: i64) -> Option<&User> {

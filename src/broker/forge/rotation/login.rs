@@ -208,8 +208,7 @@ impl Rotation {
     /// Whether the user is let in, and what that means for the grants that they have already.
     async fn judged(&self, login: &Exchanged) -> Result<(Result<(), LogInError>, Change), LogInError> {
         let (inner, Exchanged { user, credential, access }) = (&self.0, login);
-        let access_lists = inner.access.now();
-        let verdict = timeout(MEMBERSHIPS_TIMEOUT, access_lists.verify(&inner.forgejo, user, access)).await;
+        let verdict = timeout(MEMBERSHIPS_TIMEOUT, self.admits(user, access)).await;
         let verdict = match verdict.unwrap_or(Err(AccessError::Memberships(UpstreamError::Unreachable))) {
             Err(AccessError::NotAdmitted(why)) => {
                 // What bars an account for now ends nothing; the next look notes it.

@@ -274,7 +274,7 @@ impl Rotation {
             return Ok(Verdict::Succeeded(user));
         }
         self.note_known(&user).await?;
-        Ok(match inner.access.now().verify(&inner.forgejo, &user, access).await {
+        Ok(match self.admits(&user, access).await {
             Ok(()) => Verdict::LetIn,
             Err(AccessError::NotAdmitted(NotAdmitted::Locked)) => Verdict::Barred,
             Err(AccessError::NotAdmitted(_)) => Verdict::ShutOut,

@@ -63,7 +63,7 @@ impl Rotation {
             // What an earlier account of this number had is being ended at this moment.
             return Ok(ShownVerdict::Unknown);
         }
-        Ok(match inner.access.now().verify(&inner.forgejo, &user, token).await {
+        Ok(match self.admits(&user, token).await {
             Ok(()) => ShownVerdict::LetIn(user),
             Err(AccessError::NotAdmitted(why)) => ShownVerdict::NotAdmitted(why),
             Err(AccessError::Memberships(_)) => ShownVerdict::Unknown,

@@ -30,7 +30,7 @@ async fn whom_the_lists_name_is_out_at_once_with_personal_tokens_too_and_while_f
     assert_eq!(ended, vec![GrantId::new("grant"), personal]);
     scene.principals.forget_grant(&GrantId::new("grant"));
     assert_eq!(scene.upstream().await, Err(Denied::Revoked));
-    assert_eq!(scene.forge.with(|state| state.requests.len()), 1, "Forgejo was asked by nobody but the one let in");
+    assert_eq!(scene.looks(), 1, "Forgejo was asked about nobody but the one let in");
 }
 
 #[tokio::test]

@@ -1,0 +1,131 @@
+//! Looks up whose the logins are that the operator's lists name, and holds the lists to it.
+//!
+//! Forgejo is asked when the lists are read, as a stranger: the broker has no token of its own there. What it does not tell
+//! then, the next look of anybody tells who has the login: that account is the one from then on. Until then an entry means
+//! whoever has the login, so that nobody waits for a look-up who is named.
+
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+use wire::secret::UpstreamToken;
+
+use crate::chain::chain;
+use crate::forge::access::AccessError;
+use crate::forge::access::names::NamedAccount;
+use crate::forge::api::ForgejoUser;
+use crate::forge::rotation::Rotation;
+use crate::store::{Account, StoreError};
+
+/// Logins that Forgejo is asked about at once.
+const AT_ONCE: usize = 8;
+/// How long a start or a reload waits for all of them.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Logins of which Forgejo shows nobody are looked up again after this.
+const ASK_AGAIN: Duration = Duration::from_hours(1);
+
+impl Rotation {
+    /// Whether the lists let a user in, whose token this is.
+    pub(crate) async fn admits(&self, user: &ForgejoUser, token: &UpstreamToken) -> Result<(), AccessError> {
+        let lists = self.0.access.now();
+        let login = user.login.as_str().to_lowercase();
+        if lists.logins().contains(login.as_str()) {
+            self.pin(&login, NamedAccount { tenant: user.id, created: user.created }).await;
+        }
+        self.0.access.now().verify(&self.0.forgejo, user, token).await
+    }
+
+    /// Takes up what is known of the logins on the lists, and forgets what no list names any more.
+    pub(super) async fn take_up_names(&self) -> Result<(), StoreError> {
+        let (inner, lists) = (&self.0, self.0.access.now());
+        let known = inner.store.list_names().await?;
+        let named = lists.logins();
+        for login in known.logins().filter(|login| !named.contains(login)) {
+            inner.store.forget_list_name(login).await?;
+        }
+        inner.access.hold(&known);
+        Ok(())
+    }
+
+    /// Asks Forgejo whose the logins on the lists are. Gives back whether more of them are known than before.
+    pub(super) async fn look_up_names(&self) -> bool {
+        let lists = self.0.access.now();
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            lists.logins().into_iter().map(str::to_owned).partition(|login| lists.names.get(login).is_some());
+        // Of those that are known it is only told that they have changed hands.
+        let all = async { self.look_up(unknown).await && self.look_up(known).await };
+        let has_answered = timeout(PATIENCE, all).await.unwrap_or(false);
+        let now = self.0.clock.now();
+        *self.0.names_due.lock() = Some(if has_answered { now.plus(ASK_AGAIN) } else { now });
+        self.0.access.now().names != lists.names
+    }
+
+    /// The same of those that are not known, now and then: soon, where Forgejo did not answer.
+    pub(crate) async fn look_up_names_again(&self) {
+        let now = self.0.clock.now();
+        let is_due = self.0.names_due.lock().is_some_and(|at| at <= now);
+        if is_due
+            && self.0.access.now().has_unknown_logins()
+            && self.look_up_names().await
+            && let Err(e) = self.end_kept_out().await
+        {
+            error!(error = %e, "who is kept out by the lists of [access] cannot be ended: {}", chain(&e));
+        }
+    }
+
+    /// Of those who are connected Forgejo has said within an hour which login they have.
+    pub(super) async fn pin_connected(&self, account: &Account) {
+        let login = account.login.as_str().to_lowercase();
+        let lists = self.0.access.now();
+        if let Some(created) = account.created
+            && lists.names.get(&login).is_none()
+            && lists.logins().contains(login.as_str())
+        {
+            self.pin(&login, NamedAccount { tenant: account.tenant, created }).await;
+        }
+    }
+
+    /// Gives back whether Forgejo has answered.
+    async fn look_up(&self, logins: Vec<String>) -> bool {
+        let ask = |login: String| async move {
+            let answer = self.0.forgejo.user_named(&login).await;
+            (login, answer)
+        };
+        let mut answers = stream::iter(logins).map(ask).buffer_unordered(AT_ONCE);
+        while let Some((login, answer)) = answers.next().await {
+            match answer {
+                Ok(Some(account)) => self.pin(&login, account).await,
+                Ok(None) => {}
+                Err(e) => {
+                    warn!(error = %e, "whose the logins on the lists of [access] are cannot be looked up now: {}", chain(&e));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Holds a login to the account that Forgejo says it is, unless it is another's already, which is told.
+    async fn pin(&self, login: &str, account: NamedAccount) {
+        let (inner, number) = (&self.0, account.tenant);
+        match inner.access.now().names.get(login) {
+            Some(known) if known == account => {}
+            Some(known) => {
+                warn!(
+                    tenant = %number, login, reason = "login-moved",
+                    "user:{login} in [access] stays account {}, and the login is account {number}'s now: write \
+                     id:{number} to name that one", known.tenant
+                );
+            }
+            None => {
+                inner.access.pin(login, account);
+                info!(tenant = %number, login, reason = "login-pinned", "user:{login} in [access] is account {number}");
+                if let Err(e) = inner.store.note_list_name(login, account, inner.clock.now()).await {
+                    // Until the broker ends it is known all the same.
+                    warn!(error = %e, login, "whose a login on the lists is cannot be kept: {}", chain(&e));
+                }
+            }
+        }
+    }
+}
