@@ -16,7 +16,7 @@ use serde_json::Value;
 use url::Url;
 
 /// People who log in at once.
-const PEOPLE: usize = 200;
+const PEOPLE: usize = 50;
 /// Logins one after the other.
 const ALONE: usize = 5;
 /// What an answer of the forge takes, in milliseconds.

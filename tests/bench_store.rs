@@ -2,8 +2,8 @@
 //! `/account`, a start, memory, and the job that removes what is over. Read the ratios before the times; nothing here
 //! passes or fails.
 //!
-//! One user is real; the others are copies of what the broker wrote for them, under other names. `-- --users N` sets how
-//! many.
+//! A few users are real; the others are copies of what the broker wrote for them, under other names. `-- --users N` sets
+//! how many.
 
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 
@@ -17,8 +17,10 @@ use harness::user_agent::{Decision, UserAgent};
 use serde_json::Value;
 use url::Url;
 
-/// Requests of each kind.
-const REQUESTS: usize = 500;
+/// Users who are real.
+const PEOPLE: usize = 20;
+/// Requests of each kind that each of them makes in a turn. A family of tokens is refreshed thirty times at once at most.
+const REQUESTS: usize = 12;
 const REDIRECT: &str = "https://client.example/callback";
 const VERIFIER: &str = "a-verifier-of-forty-three-characters-or-more-0123";
 
@@ -60,23 +62,26 @@ fn main() -> Result<()> {
     let mut config = DeploymentConfig::new(&binaries, &dir, Program::stand_in(&child, &["--fast"]));
     config.first_uid = 89_200;
     config.oauth = true;
-    "[rates]\nfailures = 100000\n[sessions]\ntotal = 1000000\n".clone_into(&mut config.broker);
+    "[sessions]\ntotal = 1000000\n".clone_into(&mut config.broker);
     let mut deployment = Deployment::set(config)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(measure(&mut deployment, users))
 }
 
 async fn measure(deployment: &mut Deployment, users: u32) -> Result<()> {
-    deployment.user("alice")?;
-    let mut alice = Person::connect(deployment).await?;
-    // What is copied: a session too.
-    drop(Session::open(&deployment.url, &alice.access).await);
-    restart(deployment, None)?;
-    let empty = alice.times(deployment, REQUESTS).await?;
-    let (memory, started) = (resident(deployment.broker.as_ref()), restart(deployment, None)?);
+    let mut people = Vec::new();
+    for n in 0..PEOPLE {
+        people.push(Person::connect(deployment, &format!("user{n}")).await?);
+    }
+    let one = people.first().ok_or("nobody")?;
+    // It is copied too, so it must not end.
+    std::mem::forget(Session::open(&deployment.url, &one.access).await);
+    let started = restart(deployment, None)?;
+    let empty = Measured::of(&mut people, deployment).await?;
+    let memory = resident(deployment.broker.as_ref());
     let loaded_start = restart(deployment, Some(users))?;
     // The job that removes what is over begins with the broker.
-    let tidying = alice.times(deployment, REQUESTS).await?;
-    let loaded = alice.times(deployment, REQUESTS).await?;
+    let tidying = Measured::of(&mut people, deployment).await?;
+    let loaded = Measured::of(&mut people, deployment).await?;
     let loaded_memory = resident(deployment.broker.as_ref());
     let second_start = restart(deployment, None)?;
     println!("{users} users, grants, sessions and refresh tokens (x: against an empty store)");
@@ -143,14 +148,15 @@ struct Person {
 }
 
 impl Person {
-    async fn connect(deployment: &Deployment) -> Result<Self> {
+    async fn connect(deployment: &Deployment, login: &str) -> Result<Self> {
+        deployment.user(login)?;
         let http = harness::mcp_session::http();
         let metadata = serde_json::json!({"client_name": "Bench", "redirect_uris": [REDIRECT],
             "token_endpoint_auth_method": "none"});
         let answer = http.post(format!("{}/oauth/register", deployment.url)).json(&metadata).send().await?;
         let answer: Value = answer.json().await?;
         let client = answer.get("client_id").and_then(Value::as_str).ok_or("no client")?.to_owned();
-        let mut user_agent = UserAgent::new("alice", "secret-of-alice");
+        let mut user_agent = UserAgent::new(login, &format!("secret-of-{login}"));
         let query = [
             ("response_type", "code"),
             ("client_id", client.as_str()),
@@ -183,27 +189,36 @@ impl Person {
         Ok(text("access_token").zip(text("refresh_token")).ok_or_else(|| format!("no tokens: {tokens}"))?)
     }
 
-    async fn times(&mut self, deployment: &Deployment, count: usize) -> Result<Measured> {
+    /// How long a refresh takes, and then the account page.
+    async fn ask(&mut self, deployment: &Deployment) -> Result<(Duration, Duration)> {
+        let began = Instant::now();
+        let form =
+            [("grant_type", "refresh_token"), ("client_id", self.client.as_str()), ("refresh_token", &self.refresh)];
+        let tokens = self.tokens(deployment, &form).await?;
+        let refreshed = began.elapsed();
+        (self.access, self.refresh) = tokens;
+        let began = Instant::now();
+        let page = self.user_agent.open(format!("{}/account", deployment.url)).await;
+        let shown = began.elapsed();
+        if !page.text.contains("Your connected clients") {
+            return Err(format!("no account page: {} {}", page.status, page.text).into());
+        }
+        Ok((refreshed, shown))
+    }
+}
+
+impl Measured {
+    async fn of(people: &mut [Person], deployment: &Deployment) -> Result<Self> {
         let (mut refresh, mut account) = (Vec::new(), Vec::new());
-        for _ in 0..count {
-            let began = Instant::now();
-            let form = [
-                ("grant_type", "refresh_token"),
-                ("client_id", self.client.as_str()),
-                ("refresh_token", &self.refresh),
-            ];
-            let tokens = self.tokens(deployment, &form).await?;
-            refresh.push(began.elapsed());
-            (self.access, self.refresh) = tokens;
-            let began = Instant::now();
-            let page = self.user_agent.open(format!("{}/account", deployment.url)).await;
-            account.push(began.elapsed());
-            if !page.text.contains("Your connected clients") {
-                return Err(format!("no account page: {} {}", page.status, page.text).into());
+        for _ in 0..REQUESTS {
+            for person in &mut *people {
+                let (refreshed, shown) = person.ask(deployment).await?;
+                refresh.push(refreshed);
+                account.push(shown);
             }
         }
         refresh.sort_unstable();
         account.sort_unstable();
-        Ok(Measured { refresh, account })
+        Ok(Self { refresh, account })
     }
 }

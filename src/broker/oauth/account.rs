@@ -201,7 +201,7 @@ async fn overview(context: &Context, visitor: &Visitor, browser: &Browser) -> Re
                 let network = last.as_ref().map(|last| last.source.network());
                 let used_at = last.map(|last| last.at).or(one.last_used_at);
                 ConnectionView {
-                    sessions: context.revocation.registry.sessions_of(&one.grant),
+                    sessions: one.sessions.saturating_add(context.revocation.registry.stateless_of(&one.grant)),
                     calls: last_calls(context, &one.grant, &calls, now),
                     forks: forks
                         .iter()

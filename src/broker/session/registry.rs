@@ -290,10 +290,9 @@ impl Registry {
         self.0.sessions.lock().values().filter(|session| session.is_of(grant)).cloned().collect()
     }
 
-    /// How many sessions a grant has open; a child that serves its stateless requests counts as one.
-    pub(crate) fn sessions_of(&self, grant: &GrantId) -> usize {
-        let live = self.routes_of(grant).into_iter().filter(|route| route.live().is_some());
-        self.of_grant(grant).len().saturating_add(live.count())
+    /// How many children serve stateless requests of a grant; to its user each is like a session.
+    pub(crate) fn stateless_of(&self, grant: &GrantId) -> usize {
+        self.routes_of(grant).into_iter().filter(|route| route.live().is_some()).count()
     }
 
     /// The open sessions that a name fits.

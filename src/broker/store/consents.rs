@@ -42,6 +42,8 @@ pub(crate) struct Connection {
     pub(crate) network: Option<String>,
     /// Whether its user has not been shown it.
     pub(crate) is_new: bool,
+    /// Sessions that have not ended.
+    pub(crate) sessions: usize,
 }
 
 const READING: &str = "reading consents";
@@ -195,7 +197,8 @@ impl Store {
     pub(crate) async fn connections_of(&self, tenant: TenantId) -> Result<Vec<Connection>, StoreError> {
         let rows = sqlx::query(
             "SELECT g.id, g.client_id, c.name, g.scopes, g.created_at, g.last_used_at, \
-             g.network, g.seen_at FROM grants g \
+             g.network, g.seen_at, \
+             (SELECT COUNT(*) FROM sessions s WHERE s.grant_id = g.id AND s.ended_at IS NULL) AS open FROM grants g \
              JOIN clients c ON c.client_id = g.client_id WHERE g.tenant = $1 AND g.revoked_at IS NULL \
              ORDER BY g.created_at DESC, g.id",
         )
@@ -215,6 +218,7 @@ impl Store {
                 last_used_at: time("last_used_at")?.map(UnixTime::from_secs),
                 network: row.try_get("network").map_err(StoreError::query(CONNECTIONS))?,
                 is_new: time("seen_at")?.is_none(),
+                sessions: usize::try_from(time("open")?.unwrap_or_default()).unwrap_or_default(),
             })
         };
         rows.iter().map(connection).collect()

@@ -34,6 +34,8 @@ async fn a_session_is_found_as_it_was_stored_until_it_ends() {
     assert_eq!(fixture.store.find_session(&two.digest).await.expect("readable"), None);
     let live = fixture.store.live_sessions().await.expect("readable");
     assert_eq!(live.iter().map(|live| (live.digest, live.last_used_at)).collect::<Vec<_>>(), [(one.digest, later)]);
+    let connections = fixture.store.connections_of(one.tenant).await.expect("readable");
+    assert_eq!(connections.iter().map(|of| of.sessions).collect::<Vec<_>>(), [1], "as the account page counts them");
     assert_eq!(fixture.store.forget_sessions(later).await.expect("removed"), 0, "not old yet");
     assert_eq!(fixture.store.forget_sessions(later.plus(Duration::from_secs(1))).await.expect("removed"), 1);
 }

@@ -28,7 +28,7 @@ async fn a_grant_keeps_one_warm_child_and_shares_it_with_no_other() {
         children.push(child);
     }
     assert_eq!(fixture.registry.counts(), (0, 2), "none of them is a session");
-    assert_eq!(fixture.registry.sessions_of(&alice.grant), 1, "live on the page of the account");
+    assert_eq!(fixture.registry.stateless_of(&alice.grant), 1, "live on the page of the account");
     for (who, child) in [(&alice, 0), (&again, 1)] {
         let asking = fixture.asking(who, &call(2, "t"));
         children[child].answers(json!({"resultType": "complete"})).await;
@@ -88,7 +88,7 @@ async fn an_idle_child_is_stopped_and_forgotten_and_the_next_request_starts_one(
         child.is_stopped().await;
         fixture.registry.sweep().await;
     }
-    assert_eq!(fixture.registry.sessions_of(&alice.grant), 0);
+    assert_eq!(fixture.registry.stateless_of(&alice.grant), 0);
 }
 
 #[tokio::test(start_paused = true)]
