@@ -129,6 +129,8 @@ struct Call {
 struct Ask {
     id: RawId,
     deadline: Instant,
+    /// Its deadline is looked at, too, when nothing else is in flight.
+    _active: Active,
 }
 
 /// How a request is to be entered.
@@ -333,7 +335,8 @@ impl Calls {
             Kind::Request { id, .. } => {
                 let number = self.number();
                 let out = message.rewritten(Some(number.to_string().into()), None);
-                self.asks.insert(number, Ask { id: id.clone(), deadline: now + self.ask_timeout });
+                let ask = Ask { id: id.clone(), deadline: now + self.ask_timeout, _active: self.activity.begin() };
+                self.asks.insert(number, ask);
                 match self.newest() {
                     Some(call) => deliver(call, out, now),
                     None => Route::GetStream(out),

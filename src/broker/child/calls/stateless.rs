@@ -150,7 +150,8 @@ impl Calls {
         let number = self.number();
         let params = message.params().map(|text| message.text().slice_ref(text.as_bytes())).unwrap_or_default();
         let question = Question { number, method: method.into(), params };
-        self.asks.insert(number, Ask { id: id.clone(), deadline: now + self.ask_timeout });
+        let ask = Ask { id: id.clone(), deadline: now + self.ask_timeout, _active: self.activity.begin() };
+        self.asks.insert(number, ask);
         match self.open.get_mut(&target).map(|call| call.to.try_send(Event::Ask(question))) {
             Some(Ok(())) => Route::Delivered,
             _ => Route::Dropped("a question to a client that reads too slowly"),
