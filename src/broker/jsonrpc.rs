@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 use serde_json::value::RawValue;
 
+pub(crate) use edit::Edit;
 pub(crate) use error::error_with;
 use meta::Insertion;
 

@@ -5,7 +5,7 @@ pub(crate) mod captured_log;
 pub(crate) mod identity;
 pub(crate) mod memory_pipe;
 mod oauth;
-mod properties;
+pub(crate) mod properties;
 mod rotation;
 mod sessions;
 mod stateless;

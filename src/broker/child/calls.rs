@@ -11,6 +11,7 @@
 
 mod failing;
 pub(crate) mod form;
+pub(crate) mod numbers;
 pub(crate) mod stateless;
 mod time;
 
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 use crate::child::abilities::{Abilities, Asked};
 use crate::child::activity::{Active, Activity};
 use crate::child::calls::form::Form;
+use crate::child::calls::numbers::number_in;
 use crate::child::calls::time::{FIRST_SILENCE, SILENCE};
 use crate::child::listed::{Listed, ToolSet};
 use crate::child::listens::Listens;
@@ -314,7 +316,7 @@ impl Calls {
 
     /// A client's answer to a request of the child: the form in which the child sees it, if it asked.
     pub(crate) fn answer(&mut self, response: &Message) -> Option<Spliced> {
-        let number = std::str::from_utf8(response.id()?.json()).ok()?.parse().ok()?;
+        let number = number_in(response.id()?.json())?;
         let ask = self.asks.remove(&number)?;
         Some(response.rewritten(Some(ask.id.json().clone()), None))
     }
@@ -361,7 +363,7 @@ impl Calls {
     }
 
     fn answered(&mut self, message: &Message, id: &RawId, is_error: bool, now: Instant) -> Route {
-        let number = std::str::from_utf8(id.json()).ok().and_then(|id| id.parse::<u64>().ok());
+        let number = number_in(id.json());
         let Some(call) = number.and_then(|number| self.open.remove(&number)) else {
             if number.is_some_and(|number| self.listens.answered(number, message)) {
                 return Route::Delivered;
@@ -395,7 +397,7 @@ impl Calls {
 
     fn progressed(&mut self, message: &Message, now: Instant) -> Route {
         let Some(token) = message.progress_token() else { return Route::Dropped("progress without a token") };
-        let number = std::str::from_utf8(&token).ok().and_then(|token| token.parse::<u64>().ok());
+        let number = number_in(&token);
         let call = number.and_then(|number| self.open.get_mut(&number));
         match call.and_then(|call| call.progress.clone().map(|asked| (call, asked))) {
             Some((call, asked)) if call.form.takes_notes() => {

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
+use crate::child::calls::numbers::number_in;
 use crate::child::era::Tells;
 use crate::jsonrpc::{Kind, Message, RawId, Spliced};
 
@@ -273,7 +274,7 @@ struct Tag<'a> {
 fn tag_in(object: &str) -> Option<(&str, Option<u64>)> {
     memchr::memmem::find(object.as_bytes(), SUBSCRIPTION_ID.as_bytes())?;
     let tag = serde_json::from_str::<Tagged<'_>>(object).ok()?.meta.id.get();
-    Some((tag, tag.parse().ok()))
+    Some((tag, number_in(tag.as_bytes())))
 }
 
 #[cfg(test)]

@@ -72,14 +72,10 @@ impl Stamp {
             (Self::Translated { caching, server }, Some(result)) => translated(answer, result, id, *caching, server),
             (Self::Translated { .. }, None) => with_known_code(answer, id),
             (Self::Private, Some(result)) => {
-                #[derive(Deserialize)]
-                struct Cached<'a> {
-                    #[serde(borrow, rename = "cacheScope")]
-                    scope: &'a RawValue,
-                }
-                let scope = serde_json::from_str::<Cached<'_>>(result).ok().map(|cached| cached.scope.get());
-                let edits = scope.map(|scope| vec![answer.replace(scope, &br#""private""#[..])]);
-                answer.edited(Some(id), edits.unwrap_or_default())
+                // Each of them, should there be two: a reader takes the one or the other.
+                let scopes = serde_json::from_str::<Members<'_>>(result).unwrap_or_default().scopes;
+                let private = |scope| answer.replace(scope, &br#""private""#[..]);
+                answer.edited(Some(id), scopes.into_iter().map(private).collect())
             }
             (Self::Private, None) => answer.edited(Some(id), Vec::new()),
         }
@@ -100,7 +96,7 @@ fn translated(answer: &Message, result: &str, id: Bytes, caching: Caching, serve
     let mut edits = Vec::with_capacity(2);
     match known.meta {
         _ if server == "null" => {}
-        Some(meta) if meta.starts_with('{') && !meta.contains(SERVER_INFO) => {
+        Some(meta) if lacks_a_name(meta) => {
             let comma = if is_empty(meta) { "" } else { "," };
             edits.push(answer.insert(meta, 1, format!("{named}{comma}")));
         }
@@ -112,6 +108,16 @@ fn translated(answer: &Message, result: &str, id: Bytes, caching: Caching, serve
     }
     edits.push(answer.insert(result, 1, new));
     answer.edited(Some(id), edits)
+}
+
+/// Whether it is an object that does not name the server.
+fn lacks_a_name(meta: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Meta {
+        #[serde(rename = "io.modelcontextprotocol/serverInfo")]
+        info: Option<IgnoredAny>,
+    }
+    meta.starts_with('{') && serde_json::from_str::<Meta>(meta).is_ok_and(|meta| meta.info.is_none())
 }
 
 /// Whether an object has no members.
@@ -142,6 +148,7 @@ fn with_known_code(answer: &Message, id: Bytes) -> Spliced {
 struct Members<'a> {
     result_type: bool,
     caching: bool,
+    scopes: Vec<&'a str>,
     meta: Option<&'a str>,
 }
 
@@ -160,9 +167,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
                     match &*name {
                         "_meta" => members.meta = Some(map.next_value::<&RawValue>()?.get()),
+                        "cacheScope" => {
+                            members.caching = true;
+                            members.scopes.push(map.next_value::<&RawValue>()?.get());
+                        }
                         name => {
                             members.result_type |= name == "resultType";
-                            members.caching |= name == "ttlMs" || name == "cacheScope";
+                            members.caching |= name == "ttlMs";
                             map.next_value::<IgnoredAny>()?;
                         }
                     }
@@ -228,9 +239,12 @@ mod tests {
 
     #[test]
     fn what_was_filtered_for_its_caller_is_theirs_alone() {
-        let given = r#"{"jsonrpc":"2.0","id":1,"result":{"cacheScope": "public","tools":[]}}"#;
+        let given =
+            r#"{"jsonrpc":"2.0","id":1,"result":{"cacheScope": "public","tools":[],"cache\u0053cope":"public"}}"#;
         let message = Message::parse(given.into()).expect("a response");
         let out = Stamp::Private.apply(&message, Bytes::from_static(b"9")).to_bytes();
-        assert_eq!(out, r#"{"jsonrpc":"2.0","id":9,"result":{"cacheScope": "private","tools":[]}}"#.as_bytes());
+        let expected =
+            r#"{"jsonrpc":"2.0","id":9,"result":{"cacheScope": "private","tools":[],"cache\u0053cope":"private"}}"#;
+        assert_eq!(out, expected.as_bytes());
     }
 }

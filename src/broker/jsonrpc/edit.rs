@@ -14,6 +14,13 @@ pub(crate) struct Edit {
     new: Bytes,
 }
 
+impl Edit {
+    /// Nothing in the place of these bytes.
+    pub(crate) fn cut(at: Range<usize>) -> Self {
+        Self { at, new: Bytes::new() }
+    }
+}
+
 impl Message {
     /// The code of an error.
     pub(crate) fn error_code(&self) -> Option<i32> {
@@ -39,7 +46,8 @@ impl Message {
         Edit { at: at..at, new: new.into() }
     }
 
-    fn place_of(&self, part: &str) -> Range<usize> {
+    /// Where a slice of this message's text stands in it.
+    pub(crate) fn place_of(&self, part: &str) -> Range<usize> {
         let start = part.as_ptr().addr().saturating_sub(self.text.as_ptr().addr());
         start..start.saturating_add(part.len())
     }

@@ -10,6 +10,8 @@
 mod discover;
 mod listen;
 mod mirrored;
+#[cfg(test)]
+mod properties;
 pub(crate) mod refusal;
 mod request;
 mod translation;

@@ -5,6 +5,8 @@
 //! nobody knows. Where the bridge puts something else, the text has a mark, and the same text with the marks filled in
 //! differently is what must come out.
 
+pub(crate) mod stateless;
+
 use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,23 +23,23 @@ use tokio::time::Instant;
 
 use crate::child::activity::Activity;
 use crate::child::calls::form::Form;
-use crate::child::calls::{Calls, Event, InFlight, Mode, Route};
+use crate::child::calls::{Calls, Event, InFlight, Mode, Route, Stateless};
 use crate::child::lines::{Line, Lines};
 use crate::jsonrpc::{Message, RawId};
 use crate::mcp::headers::{Accept, Revision, is_json};
 
 /// Stands for an id in a template.
-const ID: &str = "\u{1}";
+pub(crate) const ID: &str = "\u{1}";
 /// Stands for a progress token, or the id that a cancellation names.
-const MARK: &str = "\u{2}";
+pub(crate) const MARK: &str = "\u{2}";
 
 /// What may stand between tokens on one line.
-fn space() -> impl Strategy<Value = String> {
+pub(crate) fn space() -> impl Strategy<Value = String> {
     "[ \t]{0,2}"
 }
 
 /// A JSON text's spelling of a string, quotes included.
-fn string() -> impl Strategy<Value = String> {
+pub(crate) fn string() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         "[a-zA-Z_$./ -]{1,8}".prop_map(String::from),
         select(vec![
@@ -60,12 +62,12 @@ fn string() -> impl Strategy<Value = String> {
     vec(part, 0..4).prop_map(|parts| format!("\"{}\"", parts.concat()))
 }
 
-fn number() -> impl Strategy<Value = String> {
+pub(crate) fn number() -> impl Strategy<Value = String> {
     "-?(0|[1-9][0-9]{0,24})(\\.[0-9]{1,6})?([eE][+-]?[0-9]{1,3})?"
 }
 
 /// `{name: value, …}` of members, with spaces all over.
-fn object(members: impl Strategy<Value = Vec<(String, String)>>) -> impl Strategy<Value = String> {
+pub(crate) fn object(members: impl Strategy<Value = Vec<(String, String)>>) -> impl Strategy<Value = String> {
     (members, space(), space()).prop_map(|(members, before, after)| {
         let members: Vec<String> =
             members.iter().map(|(name, value)| format!("{before}{name}{after}:{before}{value}{after}")).collect();
@@ -73,7 +75,7 @@ fn object(members: impl Strategy<Value = Vec<(String, String)>>) -> impl Strateg
     })
 }
 
-fn value() -> impl Strategy<Value = String> {
+pub(crate) fn value() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![number(), string(), select(vec!["null", "true", "false"]).prop_map(str::to_owned)];
     leaf.prop_recursive(3, 24, 4, |inner| {
         let array = (vec(inner.clone(), 0..4), space());
@@ -85,16 +87,16 @@ fn value() -> impl Strategy<Value = String> {
 }
 
 /// Members whose names mean nothing to the bridge.
-fn extras() -> impl Strategy<Value = Vec<(String, String)>> {
+pub(crate) fn extras() -> impl Strategy<Value = Vec<(String, String)>> {
     vec(("\"x-[a-z]{1,6}\"", value()), 0..3)
 }
 
-fn quoted(name: &str) -> String {
+pub(crate) fn quoted(name: &str) -> String {
     format!("\"{name}\"")
 }
 
 /// A message: the given members among others that nobody knows, in any order.
-fn message(known: impl Strategy<Value = Vec<(String, String)>>) -> impl Strategy<Value = String> {
+pub(crate) fn message(known: impl Strategy<Value = Vec<(String, String)>>) -> impl Strategy<Value = String> {
     let members = (known, extras()).prop_map(|(mut known, extras)| {
         known.push((quoted("jsonrpc"), quoted("2.0")));
         known.extend(extras);
@@ -103,16 +105,16 @@ fn message(known: impl Strategy<Value = Vec<(String, String)>>) -> impl Strategy
     (object(members.prop_shuffle()), space()).prop_map(|(text, space)| format!("{space}{text}{space}"))
 }
 
-fn id() -> impl Strategy<Value = String> {
+pub(crate) fn id() -> impl Strategy<Value = String> {
     prop_oneof![number(), string()]
 }
 
-fn method() -> impl Strategy<Value = String> {
+pub(crate) fn method() -> impl Strategy<Value = String> {
     select(vec![r#""tools/call""#, r#""resources/read""#, r#""x/y""#, r#""tools\/call""#]).prop_map(str::to_owned)
 }
 
 /// A client's request; with `MARK` where it asks for progress.
-fn request() -> impl Strategy<Value = String> {
+pub(crate) fn request() -> impl Strategy<Value = String> {
     let meta = (extras(), any::<bool>()).prop_map(|(mut members, asks)| {
         if asks {
             members.push((quoted("progressToken"), MARK.to_owned()));
@@ -133,7 +135,7 @@ fn request() -> impl Strategy<Value = String> {
 }
 
 /// A response; `isError` is no name that the strings above make by chance at the place that counts.
-fn response() -> impl Strategy<Value = String> {
+pub(crate) fn response() -> impl Strategy<Value = String> {
     message(
         (select(vec!["result", "error"]), value())
             .prop_map(|(name, value)| vec![(quoted("id"), ID.to_owned()), (quoted(name), value)]),
@@ -152,23 +154,35 @@ fn naming(method: &'static str, member: &'static str) -> impl Strategy<Value = S
     )
 }
 
-fn filled(template: &str, id: &str, mark: &str) -> String {
+pub(crate) fn filled(template: &str, id: &str, mark: &str) -> String {
     template.replace(ID, id).replace(MARK, mark)
 }
 
-fn parsed(text: &str) -> Message {
+pub(crate) fn parsed(text: &str) -> Message {
     Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 fn table() -> Calls {
-    Calls::new(0, Mode::Session, Duration::from_mins(1), Arc::new(Activity::default()), Instant::now())
+    table_of(Mode::Session)
+}
+
+fn table_of(mode: Mode) -> Calls {
+    Calls::new(0, mode, Duration::from_mins(1), Arc::new(Activity::default()), Instant::now())
 }
 
 fn entered(calls: &mut Calls, request: &Message) -> (u64, Bytes, mpsc::Receiver<Event>) {
+    entered_as(calls, request, None)
+}
+
+fn entered_as(
+    calls: &mut Calls,
+    request: &Message,
+    stateless: Option<Box<Stateless>>,
+) -> (u64, Bytes, mpsc::Receiver<Event>) {
     let (to, events) = mpsc::channel(8);
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a permit");
     let entry =
-        InFlight { to, form: Form::Events, stateless: None, permit, deadline: Instant::now() + Duration::from_mins(1) };
+        InFlight { to, form: Form::Events, stateless, permit, deadline: Instant::now() + Duration::from_mins(1) };
     let id: RawId = request.id().expect("an id").clone();
     let (number, out) = calls.enter(request, id, entry, Instant::now()).expect("open");
     (number, out.to_bytes(), events)

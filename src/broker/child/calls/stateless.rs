@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{Ask, Asked, Call, Calls, Event, MAX_ASKS, Mode, Question, Route, Stateless, deliver};
 use crate::child::calls::form::Form;
+use crate::child::calls::numbers::number_in;
 use crate::child::calls::time::{FIRST_SILENCE, cancelled};
 use crate::child::listens::{Filter, Heard, TooManyListens};
 use crate::child::log_level::LogLevel;
@@ -134,8 +135,7 @@ impl Calls {
 
     /// The child ends a listen with the notification that one page of the revision wants (patterns/cancellation).
     pub(super) fn listen_cancelled(&mut self, number: &Bytes) -> Route {
-        let number = std::str::from_utf8(number).ok().and_then(|text| text.parse().ok());
-        let ended = number.is_some_and(|number| self.listens.end(number));
+        let ended = number_in(number).is_some_and(|number| self.listens.end(number));
         if ended { Route::Delivered } else { Route::Dropped("a cancellation of no listen") }
     }
 

@@ -13,7 +13,7 @@ use crate::mcp::refusal::Refusal;
 const ENCODED: (&str, &str) = ("=?base64?", "?=");
 
 /// A header's one value. White space around it is not part of it (RFC 9110 section 5.5).
-pub(super) fn value<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
+fn value<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
     let mut values = headers.get_all(name).iter();
     let (Some(first), more) = (values.next(), values.next()) else { return Ok(None) };
     if more.is_some() {
@@ -25,7 +25,7 @@ pub(super) fn value<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a
 }
 
 /// A value as its sender meant it.
-pub(super) fn decoded<'a>(name: &str, value: &'a str) -> Result<Cow<'a, str>, Refusal> {
+fn decoded<'a>(name: &str, value: &'a str) -> Result<Cow<'a, str>, Refusal> {
     let inner = value.strip_prefix(ENCODED.0).and_then(|rest| rest.strip_suffix(ENCODED.1));
     let Some(inner) = inner else { return Ok(Cow::Borrowed(value)) };
     let bad = || Refusal::header_mismatch(&format!("{name} is no Base64 of a text"));
@@ -35,14 +35,22 @@ pub(super) fn decoded<'a>(name: &str, value: &'a str) -> Result<Cow<'a, str>, Re
 
 /// Checks that a required header says what the body says. Values have a case, names have none (section Case Sensitivity).
 pub(super) fn check(headers: &HeaderMap, name: &str, body: &str) -> Result<(), Refusal> {
-    let Some(value) = value(headers, name)? else {
-        return Err(Refusal::header_mismatch(&format!("{name} is required and missing")));
-    };
-    if decoded(name, value)? == body {
-        return Ok(());
-    }
+    same(name, required(headers, name)?, body)
+}
+
+/// The same for a header whose value may be encoded, which only those of names and parameters may.
+pub(super) fn check_decoded(headers: &HeaderMap, name: &str, body: &str) -> Result<(), Refusal> {
+    same(name, &decoded(name, required(headers, name)?)?, body)
+}
+
+fn required<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Refusal> {
+    value(headers, name)?.ok_or_else(|| Refusal::header_mismatch(&format!("{name} is required and missing")))
+}
+
+fn same(name: &str, value: &str, body: &str) -> Result<(), Refusal> {
     // What the client has sent is not repeated: it may be long, and it knows.
-    Err(Refusal::header_mismatch(&format!("{name} does not say what the body says")))
+    let differs = || Refusal::header_mismatch(&format!("{name} does not say what the body says"));
+    (value == body).then_some(()).ok_or_else(differs)
 }
 
 #[cfg(test)]
@@ -53,7 +61,15 @@ mod tests {
     fn says(value: &[u8], body: &str) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert("mcp-name", HeaderValue::from_bytes(value).expect("a header"));
-        check(&headers, "mcp-name", body).is_ok()
+        check_decoded(&headers, "mcp-name", body).is_ok()
+    }
+
+    #[test]
+    fn a_method_and_a_version_are_said_as_they_are() {
+        let mut headers = HeaderMap::new();
+        headers.insert("mcp-method", HeaderValue::from_static("=?base64?dG9vbHMvbGlzdA==?="));
+        assert!(check(&headers, "mcp-method", "tools/list").is_err(), "who routes by it sees no tools/list");
+        assert!(check_decoded(&headers, "mcp-method", "tools/list").is_ok());
     }
 
     #[test]

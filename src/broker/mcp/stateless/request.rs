@@ -1,8 +1,10 @@
 //! What a request says of itself, checked where it comes in (2026-07-28, basic/index, section Per-request protocol fields).
 
+use std::borrow::Cow;
+
 use axum::http::HeaderMap;
 use serde::Deserialize;
-use serde::de::Deserializer;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -28,14 +30,67 @@ pub(super) struct StatelessRequest {
     pub(super) logs: Option<LogLevel>,
 }
 
-#[derive(Deserialize, Default)]
+/// The members of `params` that matter here.
+#[derive(Default)]
 struct Params<'a> {
-    #[serde(borrow, default, rename = "_meta")]
     meta: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    name: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    uri: Option<&'a RawValue>,
+    name: Named<'a>,
+    uri: Named<'a>,
+}
+
+/// What a request is about, as every reader would read it.
+#[derive(Default)]
+enum Named<'a> {
+    #[default]
+    No,
+    As(Cow<'a, str>),
+    /// It is no text, or there is a name beside it that a lenient reader takes for the same (Go's in any case, the last of
+    /// two): what the header says could not be held against what the child does.
+    Ambiguously,
+}
+
+impl<'a> Named<'a> {
+    fn member(self, spelled_so: bool, value: &'a RawValue) -> Self {
+        let text = serde_json::from_str::<String>(value.get());
+        match (self, spelled_so, text) {
+            (Self::No, true, Ok(text)) => Self::As(text.into()),
+            _ => Self::Ambiguously,
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Params<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Seen;
+        impl<'de> Visitor<'de> for Seen {
+            type Value = Params<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Params<'de>, A::Error> {
+                let mut params = Params::default();
+                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                    let is = |name: &str| key.eq_ignore_ascii_case(name);
+                    if is("_meta") {
+                        if params.meta.is_some() || key != "_meta" {
+                            return Err(A::Error::custom("_meta is there twice"));
+                        }
+                        params.meta = Some(map.next_value()?);
+                    } else if is("name") {
+                        params.name = params.name.member(key == "name", map.next_value()?);
+                    } else if is("uri") {
+                        params.uri = params.uri.member(key == "uri", map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(params)
+            }
+        }
+        deserializer.deserialize_map(Seen)
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -77,12 +132,19 @@ impl StatelessRequest {
             .ok_or_else(|| Refusal::missing_meta("io.modelcontextprotocol/clientCapabilities"))?;
         mirrored::check(headers, "mcp-method", method)?;
         let named = match method {
-            "tools/call" | "prompts/get" => params.name,
-            "resources/read" => params.uri,
+            "tools/call" | "prompts/get" => Some(params.name),
+            "resources/read" => Some(params.uri),
             _ => None,
         };
-        if let Some(name) = named.and_then(|raw| serde_json::from_str::<String>(raw.get()).ok()) {
-            mirrored::check(headers, "mcp-name", &name)?;
+        match named {
+            Some(Named::As(name)) => mirrored::check_decoded(headers, "mcp-name", &name)?,
+            Some(Named::Ambiguously) => {
+                return Err(Refusal::bad_params("name and uri must be texts, each there once"));
+            }
+            Some(Named::No) if headers.contains_key("mcp-name") => {
+                return Err(Refusal::header_mismatch("mcp-name names something, and the body does not"));
+            }
+            Some(Named::No) | None => {}
         }
         let logs = meta.log_level.map(|raw| {
             let level = serde_json::from_str::<String>(raw.get()).ok();
@@ -139,7 +201,10 @@ mod tests {
         let older = plain.replace("2026-07-28", "2025-11-25");
         let twice = format!("{{{META},{META}}}");
         let logging = plain.replace("2026-07-28\",", "2026-07-28\",\"io.modelcontextprotocol/logLevel\":\"loud\",");
-        let table: [Row<'_>; 21] = [
+        let lenient = named.replace("{\"name\":\"t\"", "{\"name\":\"t\",\"N\\u0061me\":\"u\"");
+        let number = named.replace("\"t\"", "7");
+        let half = named.replace("\"t\"", "\"\\ud800\"");
+        let table: [Row<'_>; 26] = [
             ("tools/list", &plain, vec![VERSION_OF_TODAY, list], (0, 0)),
             ("tools/call", &named, vec![VERSION_OF_TODAY, call, ("mcp-name", "t")], (0, 0)),
             ("resources/read", &plain, vec![VERSION_OF_TODAY, ("mcp-method", "resources/read")], (0, 0)),
@@ -159,6 +224,11 @@ mod tests {
             ("tools/list", &plain, vec![VERSION_OF_TODAY, ("mcp-method", "TOOLS/LIST")], (400, -32020)),
             ("tools/call", &named, vec![VERSION_OF_TODAY, call], (400, -32020)),
             ("tools/call", &named, vec![VERSION_OF_TODAY, call, ("mcp-name", "u")], (400, -32020)),
+            ("tools/call", &plain, vec![VERSION_OF_TODAY, call, ("mcp-name", "t")], (400, -32020)),
+            ("tools/call", &lenient, vec![VERSION_OF_TODAY, call, ("mcp-name", "t")], (400, -32602)),
+            ("tools/call", &number, vec![VERSION_OF_TODAY, call, ("mcp-name", "7")], (400, -32602)),
+            ("tools/call", &half, vec![VERSION_OF_TODAY, call, ("mcp-name", "t")], (400, -32602)),
+            ("tools/list", &plain, vec![("mcp-protocol-version", "=?base64?MjAyNi0wNy0yOA==?="), list], (400, -32020)),
             ("initialize", &plain, vec![VERSION_OF_TODAY, ("mcp-method", "initialize")], (404, -32601)),
             ("ping", "{}", vec![VERSION_OF_TODAY], (404, -32601)),
         ];

@@ -3,14 +3,12 @@
 //! What says something about the revision, and what only the broker can do anything with, is left out; all else stays byte for
 //! byte. The way back is in `child/stamp.rs`, because it is a matter of each answer and not of its caller.
 
-use std::borrow::Cow;
-
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::budget::{Budget, OverBudget, counted};
-use crate::jsonrpc::Message;
+use crate::jsonrpc::{Edit, Message};
 
 /// Members of `_meta` that this revision has and the session era has not.
 const OF_REQUESTS: [&str; 4] = [
@@ -32,40 +30,51 @@ pub(super) fn is_unknown(method: &str) -> bool {
 pub(super) fn request(message: &Message, budget: &Budget) -> Result<Message, OverBudget> {
     let Some(params) = message.params() else { return Ok(message.clone()) };
     let Ok(Members(members)) = serde_json::from_str(params) else { return Ok(message.clone()) };
-    let without_meta = |meta: &RawValue| {
-        let inner: Members<'_> = serde_json::from_str(meta.get()).unwrap_or_default();
-        object(
-            inner.0.into_iter().filter(|(name, _)| !OF_REQUESTS.contains(&&**name)).map(|(n, v)| (n, v.get().into())),
-        )
-    };
-    let kept = members.into_iter().filter(|(name, _)| !OF_ANSWERS.contains(&&**name));
-    let translated = object(kept.map(|(name, value)| {
-        let value = if name == "_meta" { Cow::Owned(without_meta(value)) } else { Cow::Borrowed(value.get()) };
-        (name, value)
-    }));
-    let text = message.edited(None, vec![message.replace(params, translated)]);
+    let mut cuts = cut(message, &members, &OF_ANSWERS);
+    for meta in members.iter().filter(|member| member.name == "_meta") {
+        let inner: Members<'_> = serde_json::from_str(meta.value).unwrap_or_default();
+        cuts.extend(cut(message, &inner.0, &OF_REQUESTS));
+    }
+    if cuts.is_empty() {
+        return Ok(message.clone());
+    }
+    let text = message.edited(None, cuts);
     let held = budget.hold(text.len())?;
     // It was a request, and it still is.
     Ok(message.reworded(counted(text.to_bytes(), held)).unwrap_or_else(|_| message.clone()))
 }
 
-fn object<'a>(members: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>) -> String {
-    let mut text = String::from("{");
-    for (name, value) in members {
-        if text.len() > 1 {
-            text.push(',');
+/// Cuts the members of these names out of their object, each with one comma beside it: the one in front, unless nothing is
+/// left there.
+fn cut(message: &Message, members: &[Member<'_>], names: &[&str]) -> Vec<Edit> {
+    let at = |part: &str| message.place_of(part);
+    let (mut cuts, mut kept_end) = (Vec::new(), None);
+    for (n, member) in members.iter().enumerate() {
+        let (start, end) = (at(member.key).start, at(member.value).end);
+        if !names.contains(&&*member.name) {
+            kept_end = Some(end);
+            continue;
         }
-        text.push_str(&serde_json::Value::String(name.into_owned()).to_string());
-        text.push(':');
-        text.push_str(&value);
+        cuts.push(match (kept_end, members.get(n.saturating_add(1))) {
+            (Some(before), _) => Edit::cut(before..end),
+            (None, Some(next)) => Edit::cut(start..at(next.key).start),
+            (None, None) => Edit::cut(start..end),
+        });
+        kept_end = kept_end.map(|_| end);
     }
-    text.push('}');
-    text
+    cuts
 }
 
-/// An object's members in their order, each value as spelled.
+/// A member as it is spelled; `name` is its key, unescaped.
+struct Member<'a> {
+    name: String,
+    key: &'a str,
+    value: &'a str,
+}
+
+/// An object's members in their order.
 #[derive(Default)]
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct Members<'a>(Vec<Member<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -79,8 +88,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Vec::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    members.push((Cow::Owned(name), map.next_value()?));
+                while let Some(key) = map.next_key::<&'de RawValue>()? {
+                    let name = serde_json::from_str(key.get()).map_err(A::Error::custom)?;
+                    let value = map.next_value::<&'de RawValue>()?;
+                    members.push(Member { name, key: key.get(), value: value.get() });
                 }
                 Ok(Members(members))
             }
@@ -109,6 +120,8 @@ mod tests {
                 r#"{"name":"t","_meta":{"io.modelcontextprotocol/related-task":1}}"#,
             ),
             (r#"{"requestState":"s","inputResponses":{"a":1},"a\n":1e400}"#, r#"{"a\n":1e400}"#),
+            (r#"{ "\u0061" : 1 , "requestState" :"s", "b\/":[ ] }"#, r#"{ "\u0061" : 1, "b\/":[ ] }"#),
+            (r#"{"request\u0053tate":"s" }"#, "{ }"),
             ("[1]", "[1]"),
             ("{}", "{}"),
         ];
