@@ -68,7 +68,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-workshop() { BOX_SUITE=${WORKSHOP_SUITE:-trixie} BOX_BIND="$top $binaries $work $built" box in workshop "$@"; }
+workshop() { BOX_SUITE=${WORKSHOP_SUITE:-trixie} BOX_BIND="$top $binaries $work $built ${BOX_CACHE:-}" box in workshop "$@"; }
 
 # The programs without their debug information once, or each build would strip it anew.
 stripped() { # TO PROGRAM…
