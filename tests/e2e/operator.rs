@@ -311,7 +311,7 @@ fn a_user_on_the_deny_list_is_out_with_a_hangup_and_no_other_signal_ends_the_bro
     };
     std::fs::write(&file, format!("{before}\n[access]\ndeny = [\"alice\"]\n")).expect("written");
     broker.signal(Signal::SIGHUP);
-    said("`alice` must be user:LOGIN", 1);
+    said("`alice` must be id:NUMBER, user:LOGIN", 1);
     std::fs::write(&file, format!("{before}\n[access]\ndeny = [\"user:alice\"]\n")).expect("written");
     broker.signal(Signal::SIGHUP);
     said("what can change in a running broker is in force", 1);

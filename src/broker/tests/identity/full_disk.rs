@@ -276,7 +276,7 @@ fn fill(dir: &Path, spare: u64) -> PathBuf {
     ballast
 }
 
-/// The test itself, on a file system of 4 MiB.
+/// The test itself, on a file system of 8 MiB.
 async fn on_a_small_disk(dir: &Path) {
     let database = dir.join("broker.db");
     let store = Store::open(&database).await.expect("a store");
@@ -323,7 +323,7 @@ async fn what_was_answered_on_a_full_disk_is_there_after_a_restart() {
     }
     // In mounts of its own, which end with the process.
     let dir = tempfile::tempdir().expect("a directory");
-    let script = format!(r#"mount -t tmpfs -o size=4m tmpfs "${DIRECTORY}" && exec "$0" --exact "$1" --nocapture"#);
+    let script = format!(r#"mount -t tmpfs -o size=8m tmpfs "${DIRECTORY}" && exec "$0" --exact "$1" --nocapture"#);
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &script]).arg(std::env::current_exe().expect("this program"));
     command.arg(format!("tests::identity::full_disk::{NAME}")).env(DIRECTORY, dir.path());
