@@ -38,6 +38,7 @@ use crate::forge::vault::{Vault, VaultError};
 use crate::session::id::{self, SessionName};
 use crate::store::{Store, StoreError};
 use wire::clock::Clock;
+use wire::message::TenantId;
 
 /// What the operator's requests act on.
 #[derive(Debug, Clone)]
@@ -155,7 +156,12 @@ async fn end_session(State(admin): State<Admin>, Path(name): Path<String>) -> Re
     }
 }
 
-/// Everybody with this login: it may have changed hands, and nobody is to be left.
+/// Whether an operator means this user: by the login, or as `id:NUMBER`.
+fn is_called(named: &str, login: &str, number: TenantId) -> bool {
+    login.eq_ignore_ascii_case(named) || format!("id:{number}").eq_ignore_ascii_case(named)
+}
+
+/// Everybody with this login, or who has the number.
 async fn end_user(State(admin): State<Admin>, Path(login): Path<String>) -> Result<Json<Vec<EndedUser>>, Refused> {
     let accounts = admin.store.accounts_named(&login).await?;
     if accounts.is_empty() {

@@ -71,8 +71,6 @@ const LOGIN_TTL: Duration = Duration::from_mins(10);
 const MAX_BODY: usize = 64 * 1024;
 /// How long such a body may take: whoever opens a connection and sends nothing must not keep it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Logins under way, of everybody.
-const MAX_LOGINS: i64 = 20_000;
 
 /// What logging in is made of.
 #[derive(Debug, Clone)]

@@ -18,6 +18,7 @@ mod lock;
 mod logins;
 mod overview;
 mod refresh_tokens;
+mod room;
 mod sessions;
 mod shown;
 mod standing;

@@ -112,9 +112,10 @@ impl Client {
 
     pub(crate) async fn end_user(&self, login: &str) -> Result<Vec<EndedUser>, CtlError> {
         // As Forgejo names people; anything else would be another address.
-        let known = !login.is_empty() && login.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        if !known || login.bytes().all(|b| b == b'.') {
-            return Err(CtlError::Refused(format!("`{login}` is not a login of Forgejo's")));
+        let name = login.strip_prefix("id:").unwrap_or(login);
+        let known = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !known || name.bytes().all(|b| b == b'.') {
+            return Err(CtlError::Refused(format!("`{login}` is neither a login of Forgejo's nor id:NUMBER")));
         }
         parsed(self.send(self.request(Method::DELETE, &format!("/users/{login}"))).await?).await
     }

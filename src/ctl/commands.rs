@@ -65,7 +65,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct OfUser {
-    /// Only those of this user.
+    /// Only those of this user: the login, or id:NUMBER.
     #[arg(long, value_name = "LOGIN")]
     pub(crate) user: Option<String>,
 }
@@ -95,7 +95,7 @@ pub(crate) enum UserCommand {
     List,
     /// End a user's sessions, grants and tokens at once.
     End {
-        /// The login of the Forgejo user.
+        /// The login of the Forgejo user, or id:NUMBER.
         login: String,
     },
 }
@@ -134,7 +134,7 @@ pub(crate) enum TokenCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// The login of the Forgejo user.
+    /// The login of the Forgejo user, or id:NUMBER.
     #[arg(long, value_name = "LOGIN")]
     pub(crate) user: String,
     /// A name for what will use the token.

@@ -26,6 +26,7 @@ mod login;
 mod misreading;
 mod monitoring;
 mod names;
+mod off_and_on_again;
 mod operator;
 mod quickstart;
 mod refusals;

@@ -279,6 +279,29 @@ impl Deployment {
         Ok(())
     }
 
+    /// Forgejo's administrator gives a user another login.
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        match &self.forge {
+            Some(_) => self.stub(&format!("/stub/users/{from}"), &format!(r#"{{"login":"{to}"}}"#))?,
+            None => admin(
+                "POST",
+                &self.forgejo,
+                &format!("/api/v1/admin/users/{from}/rename"),
+                &format!(r#"{{"new_username":"{to}"}}"#),
+            )?,
+        };
+        Ok(())
+    }
+
+    /// Forgejo's administrator deletes a user with all that is theirs.
+    pub fn purge(&self, login: &str) -> Result<()> {
+        match &self.forge {
+            Some(_) => self.stub_delete(&format!("/stub/users/{login}"))?,
+            None => admin("DELETE", &self.forgejo, &format!("/api/v1/admin/users/{login}?purge=true"), "")?,
+        };
+        Ok(())
+    }
+
     /// Makes a user a member of a team, and so of its organisation; both are made where they are missing.
     pub fn join(&self, login: &str, org: &str, team: &str) -> Result<()> {
         if self.forge.is_some() {

@@ -5,7 +5,7 @@ use axum::extract::{Query, State};
 use wire::clock::UnixTime;
 
 use crate::admin::api::{ClientView, GrantKind, GrantView, Page, PageQuery, SessionView, UserView};
-use crate::admin::{Admin, Refused};
+use crate::admin::{Admin, Refused, is_called};
 use crate::auth::principal::GrantId;
 use crate::child::era::STATELESS;
 use crate::hex;
@@ -121,8 +121,9 @@ pub(super) async fn sessions(
     });
     let mut entries: Vec<SessionView> = view.collect();
     if query.after.is_none() {
-        let of_user =
-            |child: &WarmChild| query.user.as_ref().is_none_or(|user| child.login.as_str().eq_ignore_ascii_case(user));
+        let of_user = |child: &WarmChild| {
+            query.user.as_ref().is_none_or(|user| is_called(user, child.login.as_str(), child.tenant))
+        };
         let warm = admin.revocation.registry.warm_children().into_iter().filter(of_user);
         entries.splice(0..0, warm.map(|child| without_session(&child)));
     }

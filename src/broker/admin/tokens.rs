@@ -18,7 +18,7 @@ use wire::clock::UnixTime;
 use zeroize::Zeroizing;
 
 use crate::admin::api::{ChangeToken, CreateToken, CreatedToken, Expiry, NewList, RestrictedToken};
-use crate::admin::{Admin, Refused};
+use crate::admin::{Admin, Refused, is_called};
 use crate::auth::principal::{GrantId, Scopes};
 use crate::auth::restriction::{AllowedNetworks, AllowedTools, RestrictionError, Restrictions};
 use crate::auth::token::AccessToken;
@@ -103,7 +103,7 @@ pub(super) async fn create(State(admin): State<Admin>, request: Request) -> Resu
     };
     let expires_at = end(asked.expires, admin.clock.now())?;
     let user = admin.forgejo.whoami(&asked.forgejo_token).await?;
-    if !user.login.as_str().eq_ignore_ascii_case(&asked.user) {
+    if !is_called(&asked.user, user.login.as_str(), user.id) {
         return Err(Refused::OtherUser { asked: asked.user, actual: user.login.as_str().to_owned() });
     }
     admin.rotation.admits(&user, &asked.forgejo_token).await?;

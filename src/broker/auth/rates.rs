@@ -36,6 +36,9 @@ const BAD_TOKENS_OF_ALL: u32 = 300;
 /// has many scripts begins with each of them once.
 const SHOWN_TOKENS: u32 = 20;
 
+/// Lines a minute about registrations that found all places taken.
+const FULL: u32 = 6;
+
 /// Lines a minute about pages with a message that one address got: more than a person reads.
 const PAGES_OF_ONE: u32 = 10;
 /// And all together.
@@ -243,6 +246,8 @@ pub(crate) struct RateLimits {
     pub(crate) refreshes: Limiter<GrantId>,
     /// Lines about bad tokens, by address and in all: a flood must not fill the journal.
     bad_tokens: (Limiter<Source>, Limiter<()>),
+    /// Lines about registrations that found all places taken.
+    full: Limiter<()>,
     /// Lines about pages with a message, likewise.
     pages: (Limiter<Source>, Limiter<()>),
 }
@@ -261,6 +266,7 @@ impl RateLimits {
             shown_tokens: ByAddress::new(SHOWN_TOKENS),
             refreshes: Limiter(RateLimiter::keyed(refreshes())),
             bad_tokens: (Limiter::new(BAD_TOKENS_OF_ONE), Limiter::new(BAD_TOKENS_OF_ALL)),
+            full: Limiter::new(FULL),
             pages: (Limiter::new(PAGES_OF_ONE), Limiter::new(PAGES_OF_ALL)),
         }
     }
@@ -317,6 +323,11 @@ impl RateLimits {
     pub(crate) fn may_tell_bad_token(&self, from: IpAddr) -> bool {
         let (of_one, of_all) = &self.bad_tokens;
         of_one.count(&Source::of_address(from)).is_ok() && of_all.count(&()).is_ok()
+    }
+
+    /// Whether a line about a registration that found all places taken may be written now.
+    pub(crate) fn may_tell_full(&self) -> bool {
+        self.full.count(&()).is_ok()
     }
 
     /// Whether a line about a page that was shown there may be written now.

@@ -37,6 +37,24 @@ pub(crate) struct OAuthConfig {
     pub(crate) clients: Vec<Client>,
     /// Client ID metadata documents.
     pub(crate) documents: DocumentConfig,
+    /// What strangers may leave behind. No key of the operator's.
+    pub(crate) bounds: Bounds,
+}
+
+/// How much strangers may leave behind, of everybody; beyond it networks share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Logins under way.
+    pub(crate) logins: i64,
+    /// Clients that have never completed a login.
+    pub(crate) unused_clients: i64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        // Some ten megabytes each.
+        Self { logins: 20_000, unused_clients: 10_000 }
+    }
 }
 
 /// Whose metadata documents are fetched.
@@ -97,7 +115,18 @@ impl OAuthConfig {
         let clients = clients(&mut section, &schemes);
         let documents = DocumentConfig::read(section.section("documents"));
         section.close();
-        Self { access_ttl, refresh_ttl, reuse, visit_ttl, keep_unused, bare_challenge, schemes, clients, documents }
+        Self {
+            access_ttl,
+            refresh_ttl,
+            reuse,
+            visit_ttl,
+            keep_unused,
+            bare_challenge,
+            schemes,
+            clients,
+            documents,
+            bounds: Bounds::default(),
+        }
     }
 }
 

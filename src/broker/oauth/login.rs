@@ -11,7 +11,7 @@ use crate::auth::principal::Scopes;
 use crate::auth::rates::Source;
 use crate::auth::token::LoginState;
 use crate::oauth::browser::Browser;
-use crate::oauth::{Context, LOGIN_TTL, MAX_LOGINS, page};
+use crate::oauth::{Context, LOGIN_TTL, page};
 use crate::store::{Login, StoreError};
 
 /// Why no login was begun.
@@ -39,7 +39,10 @@ pub(crate) async fn begin(
 ) -> Result<Response, NotBegun> {
     context.limits.logins.count(&source).map_err(|_| NotBegun::TooMany)?;
     let now = context.clock.now();
-    if context.store.logins_under_way(now.minus(LOGIN_TTL)).await.map_err(NotBegun::Store)? >= MAX_LOGINS {
+    let expired = now.minus(LOGIN_TTL);
+    if context.store.logins_under_way(expired).await.map_err(NotBegun::Store)? >= context.policy.bounds.logins
+        && !context.store.make_room_for_login(source, expired).await.map_err(NotBegun::Store)?
+    {
         return Err(NotBegun::TooMany);
     }
     if !context.forgejo.answers().await {
@@ -47,7 +50,7 @@ pub(crate) async fn begin(
     }
     let state = LoginState::mint(&mut SysRng).map_err(|_| NotBegun::NoRandomness)?;
     let login = Login { state: state.hash(), browser: browser.hash(), request, consented, created_at: now };
-    context.store.insert_login(&login).await.map_err(NotBegun::Store)?;
+    context.store.insert_login(&login, source).await.map_err(NotBegun::Store)?;
     let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(browser.verifier(state.expose()).as_bytes()));
     let Some(application) = &context.application else { return Err(NotBegun::ForgejoAway) };
     let url = context.forgejo.authorize_url(&[

@@ -28,9 +28,7 @@ use crate::store::RegisteredClient;
 const MAX_REDIRECTS: usize = 20;
 /// Bytes of all of them.
 const MAX_REDIRECT_BYTES: usize = 4000;
-/// Clients that have never completed a login; beyond it the oldest of them make room.
-const MAX_UNUSED: i64 = 10_000;
-/// A client that has not completed its login may still be at it for so long, whoever needs room.
+/// A client that has not completed its login may still be at it for so long; no other of its network takes its place.
 const IN_USE_FOR: std::time::Duration = std::time::Duration::from_mins(30);
 
 /// What a client says; members that mean nothing here are ignored (RFC 7591 section 2).
@@ -135,7 +133,7 @@ async fn add(context: &Context, source: Source, text: &Bytes) -> Result<Register
         return Ok(registered);
     }
     context.limits.registrations.count(&source).map_err(OAuthError::TooMany)?;
-    make_room(context).await?;
+    make_room(context, source).await?;
     let secret = if confidential { Some(ClientSecret::mint(&mut SysRng)?) } else { None };
     registered.client_id = format!("mcp-{}", hex::random_id(&mut SysRng)?);
     let client = RegisteredClient {
@@ -144,7 +142,7 @@ async fn add(context: &Context, source: Source, text: &Bytes) -> Result<Register
         redirects: registered.redirect_uris.clone(),
         secret: secret.as_ref().map(ClientSecret::hash),
     };
-    context.store.insert_client(&client, &alike, now).await?;
+    context.store.insert_client(&client, &alike, source, now).await?;
     info!(client = %client.client_id, name = %client.name, source = %source, "client registered");
     registered.client_secret_expires_at = secret.as_ref().map(|_| 0);
     registered.client_secret = secret.map(|secret| secret.expose().to_owned());
@@ -181,11 +179,19 @@ fn alike(registered: &Registered) -> [u8; 32] {
 }
 
 /// Keeps the clients that nobody has logged in with within their bound.
-async fn make_room(context: &Context) -> Result<(), OAuthError> {
-    if context.store.unused_clients().await? < MAX_UNUSED {
+async fn make_room(context: &Context, asking: Source) -> Result<(), OAuthError> {
+    if context.store.unused_clients().await? < context.policy.bounds.unused_clients {
         return Ok(());
     }
-    let gone = context.store.forget_unused_clients(context.clock.now().minus(IN_USE_FOR)).await?;
-    warn!(gone, reason = "too-many-unused", "clients that never completed a login were forgotten early");
-    if gone == 0 { Err(OAuthError::NotNow) } else { Ok(()) }
+    let has_room = context.store.make_room_for_client(asking, context.clock.now().minus(IN_USE_FOR)).await?;
+    if context.limits.may_tell_full() {
+        let network = asking.network();
+        warn!(
+            network,
+            has_room,
+            reason = "too-many-unused",
+            "too many clients have registered that never completed a login: the network with the most of them loses its oldest"
+        );
+    }
+    if has_room { Ok(()) } else { Err(OAuthError::NotNow) }
 }

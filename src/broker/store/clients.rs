@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use crate::auth::rates::Source;
 use crate::auth::token::TokenHash;
 use crate::store::{Store, StoreError};
 use wire::clock::UnixTime;
@@ -31,25 +32,27 @@ const ALIKE: &str = "SELECT client_id, name, redirects, secret_hash FROM registe
                      WHERE metadata_hash = $1 AND secret_hash IS NULL ORDER BY created_at, client_id LIMIT 1";
 
 impl Store {
-    /// Writes a client; `alike` is the SHA-256 of all that it registered with.
+    /// Writes a client that registered `from` somewhere; `alike` is the SHA-256 of all that it registered with.
     pub(crate) async fn insert_client(
         &self,
         client: &RegisteredClient,
         alike: &[u8; 32],
+        from: Source,
         now: UnixTime,
     ) -> Result<(), StoreError> {
         const WHAT: &str = "storing a registered client";
         let redirects = serde_json::to_string(&client.redirects).map_err(|_| StoreError::Damaged(WHAT))?;
         let statement = sqlx::query(
-            "INSERT INTO registered_clients (client_id, name, redirects, secret_hash, metadata_hash, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO registered_clients (client_id, name, redirects, secret_hash, metadata_hash, created_at, \
+             network) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(&client.client_id)
         .bind(&client.name)
         .bind(redirects)
         .bind(client.secret.as_ref().map(|hash| hash.0.as_slice()))
         .bind(alike.as_slice())
-        .bind(now.secs());
+        .bind(now.secs())
+        .bind(from.network());
         self.writer().execute(WHAT, statement).await?;
         Ok(())
     }

@@ -231,7 +231,8 @@ impl Store {
         let statement = match user {
             None => sqlx::query(grants_page!("")).bind(created_at).bind(id).bind(limit),
             Some(user) => sqlx::query(grants_page!(
-                "AND g.tenant IN (SELECT n.tenant FROM users n WHERE LOWER(n.login) = LOWER($4)) "
+                "AND g.tenant IN (SELECT n.tenant FROM users n \
+                 WHERE LOWER(n.login) = LOWER($4) OR 'id:' || n.tenant = LOWER($4)) "
             ))
             .bind(created_at)
             .bind(id)

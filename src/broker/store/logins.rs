@@ -4,6 +4,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::Scopes;
+use crate::auth::rates::Source;
 use crate::auth::token::TokenHash;
 use crate::store::writer::Statement;
 use crate::store::{Code, Consent, Store, StoreError, tenant_of, tenant_value};
@@ -66,16 +67,18 @@ const FINDING: &str = "reading a login";
 const READING: &str = "reading a visit";
 
 impl Store {
-    /// Writes a login that is sent to Forgejo now.
-    pub(crate) async fn insert_login(&self, login: &Login) -> Result<(), StoreError> {
+    /// Writes a login that is sent to Forgejo now, and from where.
+    pub(crate) async fn insert_login(&self, login: &Login, from: Source) -> Result<(), StoreError> {
         let statement = sqlx::query(
-            "INSERT INTO logins (state_hash, browser_hash, request, consented, created_at) VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO logins (state_hash, browser_hash, request, consented, created_at, network) \
+             VALUES ($1, $2, $3, $4, $5, $6)",
         )
         .bind(login.state.0.as_slice())
         .bind(login.browser.0.as_slice())
         .bind(&login.request)
         .bind(login.consented.map(Scopes::as_str))
-        .bind(login.created_at.secs());
+        .bind(login.created_at.secs())
+        .bind(from.network());
         self.writer().execute("storing a login", statement).await?;
         Ok(())
     }

@@ -78,7 +78,8 @@ impl Store {
         let statement = match user {
             None => sqlx::query(sessions_page!("")).bind(at).bind(digest.to_vec()).bind(limit),
             Some(user) => sqlx::query(sessions_page!(
-                "AND s.tenant IN (SELECT n.tenant FROM users n WHERE LOWER(n.login) = LOWER($4)) "
+                "AND s.tenant IN (SELECT n.tenant FROM users n \
+                 WHERE LOWER(n.login) = LOWER($4) OR 'id:' || n.tenant = LOWER($4)) "
             ))
             .bind(at)
             .bind(digest.to_vec())

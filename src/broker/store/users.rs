@@ -48,14 +48,27 @@ impl Store {
         row.as_ref().map(account).transpose()
     }
 
-    /// The accounts with a login, whatever its case; more than one where a login has changed hands.
-    pub(crate) async fn accounts_named(&self, login: &str) -> Result<Vec<Account>, StoreError> {
-        let rows = sqlx::query("SELECT tenant, login, account_created_at FROM users WHERE LOWER(login) = LOWER($1)")
-            .bind(login)
+    /// The accounts with a login, whatever its case, or with the number that `id:NUMBER` names.
+    pub(crate) async fn accounts_named(&self, user: &str) -> Result<Vec<Account>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT tenant, login, account_created_at FROM users \
+             WHERE LOWER(login) = LOWER($1) OR 'id:' || tenant = LOWER($1)",
+        )
+        .bind(user)
+        .fetch_all(self.readers())
+        .await
+        .map_err(StoreError::query(READING))?;
+        rows.iter().map(account).collect()
+    }
+
+    /// The live grants of an account.
+    pub(crate) async fn grants_of(&self, tenant: TenantId) -> Result<Vec<GrantId>, StoreError> {
+        let rows = sqlx::query("SELECT id FROM grants WHERE tenant = $1 AND revoked_at IS NULL ORDER BY id")
+            .bind(tenant_value(tenant)?)
             .fetch_all(self.readers())
             .await
             .map_err(StoreError::query(READING))?;
-        rows.iter().map(account).collect()
+        grant_ids(&rows, READING)
     }
 
     /// The accounts that have a live grant.
@@ -91,7 +104,8 @@ impl Store {
     }
 
     /// Notes what Forgejo says of an account: its login may have changed, and the time of its making is kept once and
-    /// for all.
+    /// for all. Whoever had that login before has another one now: until Forgejo is asked which, which is due, theirs is
+    /// shown with `_` in front, as no login begins.
     pub(crate) async fn note_account(
         &self,
         tenant: TenantId,
@@ -99,17 +113,24 @@ impl Store {
         created: UnixTime,
         now: UnixTime,
     ) -> Result<(), StoreError> {
-        let statement = sqlx::query(
+        let number = tenant_value(tenant)?;
+        let due = sqlx::query(
+            "UPDATE upstream_credentials SET checked_at = 0 WHERE checked_at > 0 AND tenant IN \
+             (SELECT tenant FROM users WHERE LOWER(login) = LOWER($1) AND tenant <> $2)",
+        );
+        let former =
+            sqlx::query("UPDATE users SET login = '_' || login WHERE LOWER(login) = LOWER($1) AND tenant <> $2");
+        let noted = sqlx::query(
             "INSERT INTO users (tenant, login, account_created_at, updated_at) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at, \
              account_created_at = COALESCE(users.account_created_at, excluded.account_created_at)",
         )
-        .bind(tenant_value(tenant)?)
+        .bind(number)
         .bind(login.as_str())
         .bind(created.secs())
         .bind(now.secs());
-        self.writer().execute("noting an account", statement).await?;
-        Ok(())
+        let all = [due.bind(login.as_str()).bind(number), former.bind(login.as_str()).bind(number), noted];
+        self.writer().execute_all("noting an account", all).await
     }
 
     /// Ends all that a user has here, all or none: grants, visits, consents, codes on their way, Forgejo's tokens.

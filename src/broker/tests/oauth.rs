@@ -5,6 +5,7 @@ mod attacks;
 mod browsers;
 mod come_again;
 mod connections;
+mod crowds;
 mod discovery;
 mod documents;
 mod families;

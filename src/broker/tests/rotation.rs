@@ -3,6 +3,7 @@
 mod barred;
 mod forge_identity;
 mod listed;
+mod off_and_on_again;
 mod offboarding;
 mod ownership;
 mod recovery;

@@ -50,6 +50,8 @@ async fn add_user(Extract(forge): Extract<Forge>, Json(new): Json<NewUser>) -> J
 
 #[derive(Deserialize)]
 struct UserChange {
+    /// Another login.
+    login: Option<String>,
     active: Option<bool>,
     prohibit_login: Option<bool>,
     must_change_password: Option<bool>,
@@ -72,6 +74,9 @@ async fn change_user(
             if let Some(teams) = change.teams {
                 let split = |path: String| path.split_once('/').map(|(org, team)| (org.to_owned(), team.to_owned()));
                 user.teams = teams.into_iter().filter_map(split).collect();
+            }
+            if change.login.is_some_and(|new| !state.rename_user(&login, &new)) {
+                return StatusCode::CONFLICT;
             }
             StatusCode::NO_CONTENT
         }

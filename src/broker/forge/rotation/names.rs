@@ -1,4 +1,5 @@
-//! Looks up whose the logins are that the operator's lists name, and holds the lists to it.
+//! Logins, which Forgejo may give to other accounts: notes which one an account has, looks up whose those are that the
+//! operator's lists name, and holds the lists to it.
 //!
 //! Forgejo is asked when the lists are read, as a stranger: the broker has no token of its own there. What it does not tell
 //! then, the next look of anybody tells who has the login: that account is the one from then on. Until then an entry means
@@ -15,7 +16,7 @@ use crate::chain::chain;
 use crate::forge::access::AccessError;
 use crate::forge::access::names::NamedAccount;
 use crate::forge::api::ForgejoUser;
-use crate::forge::rotation::Rotation;
+use crate::forge::rotation::{Change, Rotation};
 use crate::store::{Account, StoreError};
 
 /// Logins that Forgejo is asked about at once.
@@ -34,6 +35,29 @@ impl Rotation {
             self.pin(&login, NamedAccount { tenant: user.id, created: user.created }).await;
         }
         self.0.access.now().verify(&self.0.forgejo, user, token).await
+    }
+
+    /// Notes an account as Forgejo tells it. Where it was `known` by another login, all that shows one follows: tokens that
+    /// are remembered, and children that run, whose lines have it.
+    pub(super) async fn note(&self, user: &ForgejoUser, known: Option<&Account>) -> Result<(), StoreError> {
+        let (inner, tenant) = (&self.0, user.id);
+        inner.store.note_account(tenant, &user.login, user.created, inner.clock.now()).await?;
+        let Some(former) = known.filter(|known| known.login != user.login) else { return Ok(()) };
+        info!(
+            tenant = %tenant, login = %user.login, former = %former.login, reason = "login-changed",
+            "user {tenant} is {} at Forgejo now, and was {}", user.login, former.login
+        );
+        let rotation = self.clone();
+        // Whoever follows changes may wait for the turn that this is in.
+        inner.tasks.spawn(async move {
+            match rotation.0.store.grants_of(tenant).await {
+                Ok(grants) => drop(rotation.0.changes.send(Change::Rotated(grants)).await),
+                Err(e) => {
+                    warn!(tenant = %tenant, error = %e, "lines about a user have the former login on: {}", chain(&e));
+                }
+            }
+        });
+        Ok(())
     }
 
     /// Takes up what is known of the logins on the lists, and forgets what no list names any more.

@@ -202,7 +202,8 @@ impl Rotation {
     /// all that the earlier one had is ended, and the number is the new account's from now on.
     pub(crate) async fn recognise(&self, user: &ForgejoUser) -> Result<bool, StoreError> {
         if self.is_the_same(user).await? {
-            self.0.store.note_account(user.id, &user.login, user.created, self.0.clock.now()).await?;
+            let known = self.0.store.account(user.id).await?;
+            self.note(user, known.as_ref()).await?;
             return Ok(true);
         }
         let change = self.succeed(user).await?;
@@ -327,10 +328,10 @@ impl Rotation {
     async fn note_known(&self, user: &ForgejoUser) -> Result<(), StoreError> {
         let store = &self.0.store;
         let known = store.account(user.id).await?;
-        if known.is_some_and(|known| known.login == user.login && known.created == Some(user.created)) {
+        if known.as_ref().is_some_and(|known| known.login == user.login && known.created == Some(user.created)) {
             return Ok(());
         }
-        match store.note_account(user.id, &user.login, user.created, self.0.clock.now()).await {
+        match self.note(user, known.as_ref()).await {
             Err(e) if store.account(user.id).await?.is_some_and(|account| account.created.is_some()) => {
                 warn!(tenant = %user.id, error = %e, "what Forgejo says of an account is not kept: {}", chain(&e));
                 Ok(())

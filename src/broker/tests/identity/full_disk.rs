@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::auth::principal::{GrantId, Scopes};
+use crate::auth::rates::Source;
 use crate::auth::restriction::Restrictions;
 use crate::auth::token::{RefreshName, TokenHash};
 use crate::forge::vault::Sealed;
@@ -69,6 +70,10 @@ fn visit(round: u8) -> Visit {
 fn login(round: u8, state: &str, browser: TokenHash) -> Login {
     let request = Some("query".to_owned());
     Login { state: hash(round, state), browser, request, consented: None, created_at: START }
+}
+
+fn somewhere() -> Source {
+    Source::of_address([192, 0, 2, 1].into())
 }
 
 fn tenant(round: u8) -> TenantId {
@@ -156,7 +161,7 @@ async fn prepare(store: &Store, round: u8) -> Result<(), StoreError> {
     let first = pair(round, "live-access", "live-refresh");
     assert!(store.redeem_code(&code(round, "live-code"), &grant(round, "live"), &first, START).await?);
     store.insert_code(&code(round, "waiting-code")).await?;
-    store.insert_login(&self::login(round, "back", hash(round, "browser"))).await?;
+    store.insert_login(&self::login(round, "back", hash(round, "browser")), somewhere()).await?;
     store.insert_grant(&personal(round, "doomed")).await?;
     for what in ["ends", "used", "set"] {
         store.insert_session(&session(round, what)).await?;
@@ -195,8 +200,11 @@ async fn write_all(store: &Store, round: u8) -> (Vec<Answered>, usize) {
         now: LATER,
     };
     let outcomes = [
-        (store.insert_client(&client, &[round; 32], START).await, Answered::Registered(client.client_id.clone())),
-        (store.insert_login(&login).await, Answered::Login(login.state)),
+        (
+            store.insert_client(&client, &[round; 32], somewhere(), START).await,
+            Answered::Registered(client.client_id.clone()),
+        ),
+        (store.insert_login(&login, somewhere()).await, Answered::Login(login.state)),
         (store.insert_code(&code(round, "new-code")).await, Answered::Code(hash(round, "new-code"))),
         (
             store.redeem_code(&waiting, &grant(round, "redeemed"), &redeemed, LATER).await.map(drop),

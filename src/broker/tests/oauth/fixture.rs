@@ -16,7 +16,7 @@ use crate::forge::vault::{Vault, vault_in};
 use crate::mcp::writes::RecentWrites;
 use crate::metrics::Metrics;
 use crate::oauth::client::Client;
-use crate::oauth::config::{DocumentConfig, OAuthConfig};
+use crate::oauth::config::{Bounds, DocumentConfig, OAuthConfig};
 use crate::oauth::families::ReusePolicy;
 use crate::oauth::redirect::Schemes;
 use crate::oauth::site::Site;
@@ -96,6 +96,8 @@ pub(crate) struct Terms {
     pub(crate) forge_for_browsers: Option<&'static str>,
     /// What is asked of Forgejo.
     pub(crate) scopes: &'static [&'static str],
+    /// What strangers may leave behind.
+    pub(crate) bounds: Bounds,
 }
 
 impl Default for Terms {
@@ -113,6 +115,7 @@ impl Default for Terms {
             bare_challenge: false,
             forge_for_browsers: None,
             scopes: &["write:user", "write:repository", "read:organization"],
+            bounds: Bounds::default(),
         }
     }
 }
@@ -181,7 +184,12 @@ impl Fixture {
         let writes = RecentWrites::default();
         let oauth = OAuth::new(Dependencies {
             public_url,
-            policy: OAuthConfig { clients: terms.clients, reuse: terms.reuse, ..policy(terms.documents) },
+            policy: OAuthConfig {
+                clients: terms.clients,
+                reuse: terms.reuse,
+                bounds: terms.bounds,
+                ..policy(terms.documents)
+            },
             site: terms.site,
             application: Some(application),
             store: store.clone(),
@@ -352,6 +360,7 @@ pub(crate) fn policy(documents: DocumentConfig) -> OAuthConfig {
         schemes: Schemes::new(vec!["cursor".to_owned()]),
         clients: Vec::new(),
         documents,
+        bounds: Bounds::default(),
     }
 }
 
