@@ -6,7 +6,7 @@
 //! Each counts a second time with its neighbours (/48, or /24 for IPv4), because one customer may have many of them.
 
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -20,6 +20,7 @@ use tracing::warn;
 use wire::config_file::Section;
 
 use crate::auth::principal::GrantId;
+use crate::auth::source::Source;
 
 /// Exchanges of one family: one a minute, thirty at once. A client needs one an hour; several of its processes may
 /// come together, and each exchange leaves a row behind for as long as the token would have lived.
@@ -111,45 +112,6 @@ pub(crate) struct Peer {
 fn peer_of(request: &Request) -> Peer {
     let nobody = Peer { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), is_proxy: false };
     request.extensions().get().copied().unwrap_or(nobody)
-}
-
-/// Who asks, as far as limits go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Source(IpAddr);
-
-impl Source {
-    /// Who asks from there.
-    pub(crate) fn of_address(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            // A user has a whole /64; a host in it is nobody.
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-            v4 @ IpAddr::V4(_) => v4,
-        })
-    }
-}
-
-impl Source {
-    /// Its neighbourhood: /24 for IPv4, /48 for IPv6.
-    fn neighbourhood(&self) -> Self {
-        Self(match self.0 {
-            IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() >> 8 << 8)),
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 80 << 80)),
-        })
-    }
-}
-
-impl Source {
-    /// Its neighbourhood as people write one: enough to know it again, and no address of anybody's.
-    pub(crate) fn network(&self) -> String {
-        let Self(network) = self.neighbourhood();
-        format!("{network}/{}", if network.is_ipv4() { 24 } else { 48 })
-    }
-}
-
-impl std::fmt::Display for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 /// One kind of request, counted by who asks.

@@ -247,7 +247,7 @@ fn exactly(time: UnixTime) -> String {
     httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(secs))
 }
 
-/// A network as [`Source::network`](crate::auth::rates::Source::network) writes it, with its family.
+/// A network as [`Source::network`](crate::auth::source::Source::network) writes it, with its family.
 fn with_family(network: &str) -> String {
     format!("{}, {network}", if network.contains(':') { "IPv6" } else { "IPv4" })
 }

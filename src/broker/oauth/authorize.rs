@@ -13,7 +13,7 @@ use axum::response::Response;
 use tracing::{error, info, warn};
 
 use crate::auth::principal::Scopes;
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::auth::token::NoRandomness;
 use crate::chain::chain;
 use crate::oauth::browser::{Browser, NotOurs};

@@ -9,7 +9,7 @@ use rand::rngs::SysRng;
 use tracing::{error, info, warn};
 
 use crate::auth::principal::Scopes;
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::auth::token::{AuthorizationCode, LoginState, TokenHash, VisitKey};
 use crate::chain::chain;
 use crate::forge::rotation::{LogInError, LoggedIn};

@@ -3,7 +3,7 @@
 //! Three sources, told apart by the id alone: the operator's configuration, a metadata document (the id is its https
 //! address), and dynamic registration (everything else).
 
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::oauth::client::{Client, Origin};
 use crate::oauth::client_name::ClientName;
 use crate::oauth::config::OAuthConfig;

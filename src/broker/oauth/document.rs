@@ -23,7 +23,8 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info};
 use url::{Host, Url};
 
-use crate::auth::rates::{RateLimits, Source, TooMany};
+use crate::auth::rates::{RateLimits, TooMany};
+use crate::auth::source::Source;
 use crate::oauth::client::{Client, Origin};
 use crate::oauth::client_name::ClientName;
 use crate::oauth::config::{DocumentConfig, Fetch};

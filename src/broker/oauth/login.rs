@@ -8,7 +8,7 @@ use rand::rngs::SysRng;
 use sha2::{Digest, Sha256};
 
 use crate::auth::principal::Scopes;
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::auth::token::LoginState;
 use crate::oauth::browser::Browser;
 use crate::oauth::{Context, LOGIN_TTL, page};

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::auth::token::ClientSecret;
 use crate::hex;
 use crate::oauth::client_name::ClientName;

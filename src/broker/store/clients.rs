@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::auth::token::TokenHash;
 use crate::store::{Store, StoreError};
 use wire::clock::UnixTime;

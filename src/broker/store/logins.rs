@@ -4,7 +4,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::Scopes;
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::auth::token::TokenHash;
 use crate::store::writer::Statement;
 use crate::store::{Code, Consent, Store, StoreError, tenant_of, tenant_value};

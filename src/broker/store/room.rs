@@ -6,7 +6,7 @@
 
 use sqlx::Row;
 
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::store::{Store, StoreError};
 use wire::clock::UnixTime;
 

@@ -19,7 +19,8 @@ use tracing::{error, info};
 
 use super::{CachedPrincipal, Denied, Principals, credentials};
 use crate::auth::principal::{GrantId, Principal, PrincipalParts, Scopes};
-use crate::auth::rates::{RateLimits, Source};
+use crate::auth::rates::RateLimits;
+use crate::auth::source::Source;
 use crate::auth::token::TokenHash;
 use crate::chain::chain;
 use crate::forge::access::NotAdmitted;

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::auth::principal::{GrantId, Scopes};
-use crate::auth::rates::Source;
 use crate::auth::restriction::Restrictions;
+use crate::auth::source::Source;
 use crate::auth::token::{RefreshName, TokenHash};
 use crate::forge::vault::Sealed;
 use crate::store::{

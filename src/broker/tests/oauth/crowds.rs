@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::auth::rates::Source;
+use crate::auth::source::Source;
 use crate::auth::token::TokenHash;
 use crate::oauth::config::Bounds;
 use crate::store::{Login, RegisteredClient};
