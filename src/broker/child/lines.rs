@@ -73,7 +73,7 @@ struct Skipped {
 impl Skipped {
     fn pass(&mut self, bytes: &[u8]) {
         self.bytes = self.bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        self.tail.extend_from_slice(bytes.last_chunk::<MAX_TAIL>().map_or(bytes, <[u8; MAX_TAIL]>::as_slice));
+        self.tail.extend_from_slice(tail(bytes));
         self.tail.drain(..self.tail.len().saturating_sub(MAX_TAIL));
     }
 }
@@ -173,8 +173,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         let line = self.uncounted.take().unwrap_or_default();
         let held = self.held.take();
         if let Err(over) = counts {
-            let tail = line.last_chunk::<MAX_TAIL>().map_or(&*line, <[u8; MAX_TAIL]>::as_slice);
-            self.ended = Some(Bytes::copy_from_slice(tail));
+            self.ended = Some(Bytes::copy_from_slice(tail(&line)));
             return Line::Begun(head(&line, self.cap), NotKept::NoRoom(over));
         }
         Line::Whole(match held {
@@ -211,13 +210,15 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         if self.buffer.capacity().max(line.len()) > MAX_KEPT_BUFFER {
             self.buffer = BytesMut::from(self.buffer.as_ref());
         }
-        line.truncate(length);
-        Ok(Some(match self.skipped.take() {
-            Some(mut skipped) => {
-                skipped.pass(&line);
-                Line::Ended(skipped.tail.into())
-            }
-            None => Line::Whole(line.freeze()),
+        Ok(Some(if let Some(mut skipped) = self.skipped.take() {
+            line.truncate(end);
+            skipped.pass(&line);
+            // Only now: it may have come before the line feed did.
+            let _ = skipped.tail.pop_if(|last| *last == b'\r');
+            Line::Ended(skipped.tail.into())
+        } else {
+            line.truncate(length);
+            Line::Whole(line.freeze())
         }))
     }
 
@@ -237,6 +238,10 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         let length = self.buffer.strip_suffix(b"\r").unwrap_or(&self.buffer).len();
         Ok((length > self.cap).then(|| self.skip(NotKept::TooLong(self.cap))))
     }
+}
+
+fn tail(line: &[u8]) -> &[u8] {
+    line.last_chunk::<MAX_TAIL>().map_or(line, <[u8; MAX_TAIL]>::as_slice)
 }
 
 fn head(line: &[u8], cap: usize) -> Bytes {
@@ -276,6 +281,16 @@ mod tests {
         let lines = all(&input, 5).await;
         assert_eq!((&lines[0], &lines[2], lines.len()), (&begun("xxxxx"), &whole("next"), 3));
         assert!(matches!(&lines[1], Line::Ended(tail) if tail.len() == MAX_TAIL && tail.ends_with(b"the end")));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_long_line_is_without_its_line_end_wherever_a_pipe_cuts_it() {
+        for (first, second) in [("123456\r\r\n", ""), ("123456\r", "\r\n"), ("123456\r\r", "\n")] {
+            let cut = AsyncReadExt::chain(first.as_bytes(), second.as_bytes());
+            let mut lines = Lines::new(cut, 5);
+            let _ = lines.next().await.expect("readable");
+            assert_eq!(lines.next().await.expect("readable"), Some(Line::Ended("123456\r".into())), "{first:?}");
+        }
     }
 
     #[tokio::test]
