@@ -8,6 +8,7 @@
 pub(crate) mod batch;
 mod edit;
 mod error;
+pub(crate) mod members;
 mod meta;
 
 use std::borrow::Cow;

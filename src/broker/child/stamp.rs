@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use crate::jsonrpc::members::{Member, each_member};
 use crate::jsonrpc::{Message, Spliced};
 
 /// For how long a client may keep a list of a child that says nothing about it, in milliseconds. Tools change with the
@@ -73,7 +74,7 @@ impl Stamp {
             (Self::Translated { .. }, None) => with_known_code(answer, id),
             (Self::Private, Some(result)) => {
                 // Each of them, should there be two: a reader takes the one or the other.
-                let scopes = serde_json::from_str::<Members<'_>>(result).unwrap_or_default().scopes;
+                let scopes = Members::of(result).unwrap_or_default().scopes;
                 let private = |scope| answer.replace(scope, &br#""private""#[..]);
                 answer.edited(Some(id), scopes.into_iter().map(private).collect())
             }
@@ -84,7 +85,7 @@ impl Stamp {
 
 fn translated(answer: &Message, result: &str, id: Bytes, caching: Caching, server: &str) -> Spliced {
     // What is no object is none of MCP's results, whatever is done to it.
-    let Ok(known) = serde_json::from_str::<Members<'_>>(result) else { return answer.edited(Some(id), Vec::new()) };
+    let Some(known) = Members::of(result) else { return answer.edited(Some(id), Vec::new()) };
     let mut new = String::new();
     if !known.result_type {
         new.push_str(r#""resultType":"complete","#);
@@ -152,36 +153,22 @@ struct Members<'a> {
     meta: Option<&'a str>,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Seen;
-        impl<'de> Visitor<'de> for Seen {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
+impl<'a> Members<'a> {
+    /// `None` for what is no object.
+    fn of(result: &'a str) -> Option<Self> {
+        let mut members = Self::default();
+        let look = |member: Member<'a>| match &*member.name {
+            "_meta" => members.meta = Some(member.value.get()),
+            "cacheScope" => {
+                members.caching = true;
+                members.scopes.push(member.value.get());
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Members::default();
-                while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-                    match &*name {
-                        "_meta" => members.meta = Some(map.next_value::<&RawValue>()?.get()),
-                        "cacheScope" => {
-                            members.caching = true;
-                            members.scopes.push(map.next_value::<&RawValue>()?.get());
-                        }
-                        name => {
-                            members.result_type |= name == "resultType";
-                            members.caching |= name == "ttlMs";
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(members)
-            }
-        }
-        deserializer.deserialize_map(Seen)
+            "ttlMs" => members.caching = true,
+            "resultType" => members.result_type = true,
+            _ => {}
+        };
+        each_member(result, look).ok()?;
+        Some(members)
     }
 }
 

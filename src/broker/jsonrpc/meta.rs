@@ -8,10 +8,10 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::members::each_member;
 use super::{Message, MessageError, place};
 use crate::trace::{Carried, TRACEPARENT, TRACESTATE, TraceParent, TraceState};
 
@@ -36,31 +36,11 @@ impl Insertion {
 /// The members of an object, in order, two of one name included.
 struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Seen;
-        impl<'de> Visitor<'de> for Seen {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some(name) = map.next_key::<Cow<'de, str>>()? {
-                    members.push((name, map.next_value()?));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Seen)
-    }
-}
-
 impl<'a> Members<'a> {
     fn of(object: &'a str) -> Option<Self> {
-        serde_json::from_str(object).ok()
+        let mut members = Vec::new();
+        each_member(object, |member| members.push((member.name, member.value))).ok()?;
+        Some(Self(members))
     }
 
     /// The one member of that name; `Err` where a reader could take another for it.

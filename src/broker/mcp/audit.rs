@@ -9,12 +9,12 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tracing::info;
 
 use crate::auth::principal::Principal;
 use crate::jsonrpc::Message;
+use crate::jsonrpc::members::each_member;
 use crate::mcp::tools::Effect;
 use crate::mcp::tools::call::Ask;
 use crate::metrics::CallOutcome;
@@ -169,7 +169,7 @@ impl Target {
     /// Of a call's `arguments`. A name that is there twice with two values, in whatever case, is not told: we do not know
     /// which of them the child takes.
     fn of(arguments: &str) -> Self {
-        let Members { owner, org, repo, number } = serde_json::from_str(arguments).unwrap_or_default();
+        let Members { owner, org, repo, number } = Members::of(arguments);
         let text = |member: Member<'_>, longest: usize| {
             let text: String = serde_json::from_str(member.only()?).ok()?;
             is_name(&text, longest, "").then(|| text.into_boxed_str())
@@ -213,36 +213,21 @@ impl<'a> Member<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Seen;
-        impl<'de> Visitor<'de> for Seen {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Members::default();
-                while let Some(name) = map.next_key::<String>()? {
-                    let name = name.to_ascii_lowercase();
-                    let member = match name.as_str() {
-                        "owner" => &mut members.owner,
-                        "org" => &mut members.org,
-                        "repo" => &mut members.repo,
-                        name if NUMBERS.contains(&name) => &mut members.number,
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    };
-                    member.add(map.next_value::<&RawValue>()?.get());
-                }
-                Ok(members)
-            }
-        }
-        deserializer.deserialize_map(Seen)
+impl<'a> Members<'a> {
+    /// None of them for what is no object.
+    fn of(arguments: &'a str) -> Self {
+        let mut members = Self::default();
+        let read = each_member(arguments, |member| {
+            let known = match member.name.to_ascii_lowercase().as_str() {
+                "owner" => &mut members.owner,
+                "org" => &mut members.org,
+                "repo" => &mut members.repo,
+                name if NUMBERS.contains(&name) => &mut members.number,
+                _ => return,
+            };
+            known.add(member.value.get());
+        });
+        read.map(|()| members).unwrap_or_default()
     }
 }
 

@@ -1,10 +1,8 @@
 //! What a request says of itself, checked where it comes in (2026-07-28, basic/index, section Per-request protocol fields).
 
-use std::borrow::Cow;
-
 use axum::http::HeaderMap;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::Deserializer;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -12,6 +10,7 @@ use crate::child::abilities::Abilities;
 use crate::child::era::STATELESS;
 use crate::child::log_level::LogLevel;
 use crate::jsonrpc::Message;
+use crate::jsonrpc::members::{Member, each_member};
 use crate::mcp::headers::VERSION;
 use crate::mcp::refusal::Refusal;
 use crate::mcp::stateless::mirrored;
@@ -34,62 +33,48 @@ pub(super) struct StatelessRequest {
 #[derive(Default)]
 struct Params<'a> {
     meta: Option<&'a RawValue>,
-    name: Named<'a>,
-    uri: Named<'a>,
+    name: Named,
+    uri: Named,
 }
 
 /// What a request is about, as every reader would read it.
 #[derive(Default)]
-enum Named<'a> {
+enum Named {
     #[default]
     No,
-    As(Cow<'a, str>),
+    As(String),
     /// It is no text, or there is a name beside it that a lenient reader takes for the same (Go's in any case, the last of
     /// two): what the header says could not be held against what the child does.
     Ambiguously,
 }
 
-impl<'a> Named<'a> {
-    fn member(self, spelled_so: bool, value: &'a RawValue) -> Self {
+impl Named {
+    fn add(&mut self, spelled_so: bool, value: &RawValue) {
         let text = serde_json::from_str::<String>(value.get());
-        match (self, spelled_so, text) {
-            (Self::No, true, Ok(text)) => Self::As(text.into()),
+        *self = match (&self, spelled_so, text) {
+            (Self::No, true, Ok(text)) => Self::As(text),
             _ => Self::Ambiguously,
-        }
+        };
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Params<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Seen;
-        impl<'de> Visitor<'de> for Seen {
-            type Value = Params<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
+impl<'a> Params<'a> {
+    /// `None` for what is no object, and where `_meta` is there twice.
+    fn of(params: &'a str) -> Option<Self> {
+        let (mut of, mut has_one_meta) = (Self::default(), true);
+        let look = |Member { name, value, .. }: Member<'a>| {
+            let is = |known: &str| name.eq_ignore_ascii_case(known);
+            if is("_meta") {
+                has_one_meta &= of.meta.is_none() && name == "_meta";
+                of.meta = Some(value);
+            } else if is("name") {
+                of.name.add(name == "name", value);
+            } else if is("uri") {
+                of.uri.add(name == "uri", value);
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Params<'de>, A::Error> {
-                let mut params = Params::default();
-                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                    let is = |name: &str| key.eq_ignore_ascii_case(name);
-                    if is("_meta") {
-                        if params.meta.is_some() || key != "_meta" {
-                            return Err(A::Error::custom("_meta is there twice"));
-                        }
-                        params.meta = Some(map.next_value()?);
-                    } else if is("name") {
-                        params.name = params.name.member(key == "name", map.next_value()?);
-                    } else if is("uri") {
-                        params.uri = params.uri.member(key == "uri", map.next_value()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(params)
-            }
-        }
-        deserializer.deserialize_map(Seen)
+        };
+        each_member(params, look).ok()?;
+        has_one_meta.then_some(of)
     }
 }
 
@@ -116,8 +101,8 @@ impl StatelessRequest {
             return Err(Refusal::unknown_method(method));
         }
         // A name that is there twice is read by each as they like.
-        let params = message.params().map_or(Ok(Params::default()), serde_json::from_str::<Params<'_>>);
-        let params = params.map_err(|_| Refusal::bad_params("params must be an object that has each name once"))?;
+        let params = message.params().map_or_else(|| Some(Params::default()), Params::of);
+        let params = params.ok_or_else(|| Refusal::bad_params("params must be an object that has each name once"))?;
         let meta = params.meta.map_or(Ok(Meta::default()), |meta| serde_json::from_str::<Meta<'_>>(meta.get()));
         let meta = meta.map_err(|_| Refusal::missing_meta("an object's form, and each name once"))?;
         let version: Option<String> = meta.version.and_then(|raw| serde_json::from_str(raw.get()).ok());

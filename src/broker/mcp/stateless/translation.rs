@@ -3,11 +3,8 @@
 //! What says something about the revision, and what only the broker can do anything with, is left out; all else stays byte for
 //! byte. The way back is in `child/stamp.rs`, because it is a matter of each answer and not of its caller.
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
 use crate::budget::{Budget, OverBudget, counted};
+use crate::jsonrpc::members::{Member, each_member};
 use crate::jsonrpc::{Edit, Message};
 
 /// Members of `_meta` that this revision has and the session era has not.
@@ -29,11 +26,11 @@ pub(super) fn is_unknown(method: &str) -> bool {
 /// The request as the child is to hear it. What is made anew is held against the caller's budget.
 pub(super) fn request(message: &Message, budget: &Budget) -> Result<Message, OverBudget> {
     let Some(params) = message.params() else { return Ok(message.clone()) };
-    let Ok(Members(members)) = serde_json::from_str(params) else { return Ok(message.clone()) };
-    let mut cuts = cut(message, &members, &OF_ANSWERS);
-    for meta in members.iter().filter(|member| member.name == "_meta") {
-        let inner: Members<'_> = serde_json::from_str(meta.value).unwrap_or_default();
-        cuts.extend(cut(message, &inner.0, &OF_REQUESTS));
+    let Some(all) = members(params) else { return Ok(message.clone()) };
+    let mut cuts = cut(message, &all, &OF_ANSWERS);
+    for meta in all.iter().filter(|member| member.name == "_meta") {
+        let inner = members(meta.value.get()).unwrap_or_default();
+        cuts.extend(cut(message, &inner, &OF_REQUESTS));
     }
     if cuts.is_empty() {
         return Ok(message.clone());
@@ -50,7 +47,7 @@ fn cut(message: &Message, members: &[Member<'_>], names: &[&str]) -> Vec<Edit> {
     let at = |part: &str| message.place_of(part);
     let (mut cuts, mut kept_end) = (Vec::new(), None);
     for (n, member) in members.iter().enumerate() {
-        let (start, end) = (at(member.key).start, at(member.value).end);
+        let (start, end) = (at(member.key).start, at(member.value.get()).end);
         if !names.contains(&&*member.name) {
             kept_end = Some(end);
             continue;
@@ -65,39 +62,11 @@ fn cut(message: &Message, members: &[Member<'_>], names: &[&str]) -> Vec<Edit> {
     cuts
 }
 
-/// A member as it is spelled; `name` is its key, unescaped.
-struct Member<'a> {
-    name: String,
-    key: &'a str,
-    value: &'a str,
-}
-
-/// An object's members in their order.
-#[derive(Default)]
-struct Members<'a>(Vec<Member<'a>>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Seen;
-        impl<'de> Visitor<'de> for Seen {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some(key) = map.next_key::<&'de RawValue>()? {
-                    let name = serde_json::from_str(key.get()).map_err(A::Error::custom)?;
-                    let value = map.next_value::<&'de RawValue>()?;
-                    members.push(Member { name, key: key.get(), value: value.get() });
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Seen)
-    }
+/// An object's members; `None` for what is none.
+fn members(object: &str) -> Option<Vec<Member<'_>>> {
+    let mut members = Vec::new();
+    each_member(object, |member| members.push(member)).ok()?;
+    Some(members)
 }
 
 #[cfg(test)]

@@ -4,9 +4,6 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::{ID, MARK, extras, filled, id, message, object, parsed, quoted, request, response, string, value};
@@ -15,6 +12,7 @@ use crate::child::calls::{Mode, Route, Stateless};
 use crate::child::listens::Heard;
 use crate::child::stamp::{Caching, Stamp};
 use crate::jsonrpc::Spliced;
+use crate::jsonrpc::members::each_member;
 
 /// What a child says of a listen: with `MARK` where its number stands.
 fn tagged(method: &'static str) -> impl Strategy<Value = String> {
@@ -30,30 +28,11 @@ fn tagged(method: &'static str) -> impl Strategy<Value = String> {
 }
 
 /// An object's members, names and values as they are spelled, in order.
-struct Members<'a>(Vec<(&'a str, &'a str)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Seen;
-        impl<'de> Visitor<'de> for Seen {
-            type Value = Members<'de>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some(name) = map.next_key::<&'de RawValue>()? {
-                    members.push((name.get(), map.next_value::<&'de RawValue>()?.get()));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Seen)
-    }
-}
-
 pub(crate) fn members(object: &str) -> Vec<(&str, &str)> {
-    serde_json::from_str::<Members<'_>>(object).unwrap_or_else(|error| panic!("{error}: {object}")).0
+    let mut members = Vec::new();
+    let read = each_member(object, |member| members.push((member.key, member.value.get())));
+    read.unwrap_or_else(|error| panic!("{error}: {object}"));
+    members
 }
 
 proptest! {
