@@ -5,6 +5,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::GrantId;
 use crate::forge::vault::Sealed;
+use crate::store::users::user_row;
 use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -54,13 +55,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let tenant = tenant_value(credential.tenant)?;
         let statements = [
-            sqlx::query(
-                "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
-                 ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at",
-            )
-            .bind(tenant)
-            .bind(login.as_str())
-            .bind(now.secs()),
+            user_row(tenant, login, now),
             sqlx::query(
                 "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, refresh_sealed, \
                  access_expires_at, updated_at, application) VALUES ($1, $2, 'oauth', $3, $4, $5, $6, $7, $8) \

@@ -8,6 +8,7 @@ use crate::auth::restriction::Restrictions;
 use crate::auth::token::TokenHash;
 use crate::forge::vault::Sealed;
 use crate::store::tidy::BATCH;
+use crate::store::users::{tenants_called, user_row};
 use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -130,7 +131,7 @@ macro_rules! grant_rows {
 
 /// A page of [`Grant`]s in the order of an index, so that each costs the same: before the place ($1, $2), $3 rows.
 macro_rules! grants_page {
-    ($which:literal) => {
+    ($which:expr) => {
         concat!(
             "SELECT g.id, g.client_id, g.tenant, g.scopes, g.tools, g.networks, g.created_at, g.last_used_at, g.revoked_at, \
              u.login, c.kind = 'pat' AND c.is_shown = 0 AS is_operators, c.is_shown, \
@@ -151,13 +152,7 @@ impl Store {
         let now = new.created_at.secs();
         let (tools, networks) = new.restrictions.texts();
         let statements = [
-            sqlx::query(
-                "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
-                 ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at",
-            )
-            .bind(tenant)
-            .bind(new.login.as_str())
-            .bind(now),
+            user_row(tenant, &new.login, new.created_at),
             sqlx::query(
                 "INSERT INTO clients (client_id, name, created_at) VALUES ($1, $1, $2) ON CONFLICT (client_id) DO NOTHING",
             )
@@ -230,14 +225,11 @@ impl Store {
         let (created_at, id) = after.map_or((i64::MAX, ""), |(at, grant)| (at.secs(), grant.as_str()));
         let statement = match user {
             None => sqlx::query(grants_page!("")).bind(created_at).bind(id).bind(limit),
-            Some(user) => sqlx::query(grants_page!(
-                "AND g.tenant IN (SELECT n.tenant FROM users n \
-                 WHERE LOWER(n.login) = LOWER($4) OR 'id:' || n.tenant = LOWER($4)) "
-            ))
-            .bind(created_at)
-            .bind(id)
-            .bind(limit)
-            .bind(user),
+            Some(user) => sqlx::query(grants_page!(concat!("AND g.tenant IN ", tenants_called!("$4"), " ")))
+                .bind(created_at)
+                .bind(id)
+                .bind(limit)
+                .bind(user),
         };
         let rows = statement.fetch_all(self.readers()).await.map_err(StoreError::query("reading the grants"))?;
         rows.iter().map(grant).collect()

@@ -4,6 +4,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::GrantId;
+use crate::store::users::tenants_called;
 use crate::store::{SessionDigest, Store, StoreError, tenant_of};
 use wire::clock::UnixTime;
 use wire::message::TenantId;
@@ -53,7 +54,7 @@ const CLIENTS: &str = "reading the clients";
 
 /// Before the place ($1, $2), $3 rows.
 macro_rules! sessions_page {
-    ($which:literal) => {
+    ($which:expr) => {
         concat!(
             "SELECT s.session_hash, s.tenant, s.grant_id, s.protocol_version, s.answer, s.created_at, s.last_used_at, \
              u.login, g.client_id, c.name FROM sessions s JOIN grants g ON g.id = s.grant_id \
@@ -77,14 +78,11 @@ impl Store {
         let (at, digest) = after.map_or((i64::MAX, [0; 32]), |(at, digest)| (at.secs(), digest.0));
         let statement = match user {
             None => sqlx::query(sessions_page!("")).bind(at).bind(digest.to_vec()).bind(limit),
-            Some(user) => sqlx::query(sessions_page!(
-                "AND s.tenant IN (SELECT n.tenant FROM users n \
-                 WHERE LOWER(n.login) = LOWER($4) OR 'id:' || n.tenant = LOWER($4)) "
-            ))
-            .bind(at)
-            .bind(digest.to_vec())
-            .bind(limit)
-            .bind(user),
+            Some(user) => sqlx::query(sessions_page!(concat!("AND s.tenant IN ", tenants_called!("$4"), " ")))
+                .bind(at)
+                .bind(digest.to_vec())
+                .bind(limit)
+                .bind(user),
         };
         let rows = statement.fetch_all(self.readers()).await.map_err(StoreError::query(SESSIONS))?;
         rows.iter().map(session).collect()

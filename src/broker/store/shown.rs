@@ -6,6 +6,7 @@
 use sqlx::Row;
 
 use crate::auth::principal::{GrantId, Scopes};
+use crate::store::users::user_row;
 use crate::store::{Store, StoreError, grant_ids, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -55,7 +56,7 @@ impl Store {
         scopes: Scopes,
         now: UnixTime,
     ) -> Result<bool, StoreError> {
-        let (number, credential, now) = (tenant_value(tenant)?, format!("shown-{grant}"), now.secs());
+        let (number, credential) = (tenant_value(tenant)?, format!("shown-{grant}"));
         let mut write = self.writer().begin(KEEPING).await?;
         let count = sqlx::query(
             "SELECT COUNT(*) AS n FROM grants g JOIN upstream_credentials c ON c.id = g.credential_id \
@@ -65,22 +66,16 @@ impl Store {
         let count =
             rows.first().map(|row| row.try_get::<i64, _>("n")).transpose().map_err(StoreError::query(KEEPING))?;
         if count.unwrap_or_default() >= MAX_OF_USER {
-            return Ok(false);
+            return write.abandon().await.map(|()| false);
         }
         let statements = [
-            sqlx::query(
-                "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
-                 ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at",
-            )
-            .bind(number)
-            .bind(login.as_str())
-            .bind(now),
+            user_row(number, login, now),
             sqlx::query(
                 "INSERT INTO clients (client_id, name, created_at) VALUES ($1, 'Forgejo token', $2) \
                  ON CONFLICT (client_id) DO NOTHING",
             )
             .bind(CLIENT)
-            .bind(now),
+            .bind(now.secs()),
             sqlx::query(
                 "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, updated_at, is_shown) \
                  VALUES ($1, $2, 'pat', '', $3, $4, 1) ON CONFLICT (id) DO NOTHING",
@@ -88,7 +83,7 @@ impl Store {
             .bind(&credential)
             .bind(number)
             .bind(Vec::<u8>::new())
-            .bind(now),
+            .bind(now.secs()),
             sqlx::query(
                 "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
                  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET revoked_at = NULL, \
@@ -99,7 +94,7 @@ impl Store {
             .bind(number)
             .bind(&credential)
             .bind(scopes.as_str())
-            .bind(now),
+            .bind(now.secs()),
         ];
         for statement in statements {
             write.execute(statement).await?;

@@ -52,8 +52,8 @@ macro_rules! unneeded {
 }
 
 impl Store {
-    /// Revokes grants whose last refresh token, or operator's token, has expired, all or none, and gives them back: a batch of them, and none
-    /// when there are no more.
+    /// Revokes grants whose last refresh token, or operator's token, has expired, all or none, and gives them back: a batch
+    /// of them, and none when there are no more.
     pub(crate) async fn expire_grants(&self, now: UnixTime) -> Result<Vec<GrantId>, StoreError> {
         const WHAT: &str = "revoking expired grants";
         let batch = i64::try_from(BATCH).unwrap_or(i64::MAX);

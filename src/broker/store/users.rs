@@ -4,6 +4,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::auth::principal::GrantId;
+use crate::store::writer::Statement;
 use crate::store::{Store, StoreError, grant_ids, tenant_of, tenant_value};
 use wire::clock::UnixTime;
 use wire::message::{Label, TenantId};
@@ -34,6 +35,31 @@ pub(crate) struct UserCounts {
     pub(crate) last_used_at: Option<UnixTime>,
 }
 
+/// The accounts that an operator means by this parameter: by their login, whatever its case, or as `id:NUMBER`.
+macro_rules! tenants_called {
+    ($parameter:literal) => {
+        concat!(
+            "(SELECT n.tenant FROM users n WHERE LOWER(n.login) = LOWER(",
+            $parameter,
+            ") OR 'id:' || n.tenant = LOWER(",
+            $parameter,
+            "))"
+        )
+    };
+}
+pub(super) use tenants_called;
+
+/// Writes who a user is together with something that is theirs.
+pub(super) fn user_row(number: i64, login: &Label, now: UnixTime) -> Statement<'_> {
+    sqlx::query(
+        "INSERT INTO users (tenant, login, updated_at) VALUES ($1, $2, $3) \
+         ON CONFLICT (tenant) DO UPDATE SET login = excluded.login, updated_at = excluded.updated_at",
+    )
+    .bind(number)
+    .bind(login.as_str())
+    .bind(now.secs())
+}
+
 const READING: &str = "reading the users";
 const ENDING: &str = "ending what a user has";
 
@@ -50,10 +76,10 @@ impl Store {
 
     /// The accounts with a login, whatever its case, or with the number that `id:NUMBER` names.
     pub(crate) async fn accounts_named(&self, user: &str) -> Result<Vec<Account>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT tenant, login, account_created_at FROM users \
-             WHERE LOWER(login) = LOWER($1) OR 'id:' || tenant = LOWER($1)",
-        )
+        let rows = sqlx::query(concat!(
+            "SELECT tenant, login, account_created_at FROM users WHERE tenant IN ",
+            tenants_called!("$1")
+        ))
         .bind(user)
         .fetch_all(self.readers())
         .await

@@ -37,9 +37,12 @@ impl Rotation {
         self.0.access.now().verify(&self.0.forgejo, user, token).await
     }
 
-    /// Notes an account as Forgejo tells it. Where it was `known` by another login, all that shows one follows: tokens that
-    /// are remembered, and children that run, whose lines have it.
+    /// Notes an account as Forgejo tells it, where that is not how it is `known`. Where it was known by another login, all
+    /// that shows one follows: tokens that are remembered, and children that run, whose lines have it.
     pub(super) async fn note(&self, user: &ForgejoUser, known: Option<&Account>) -> Result<(), StoreError> {
+        if known.is_some_and(|known| known.login == user.login && known.created == Some(user.created)) {
+            return Ok(());
+        }
         let (inner, tenant) = (&self.0, user.id);
         inner.store.note_account(tenant, &user.login, user.created, inner.clock.now()).await?;
         let Some(former) = known.filter(|known| known.login != user.login) else { return Ok(()) };

@@ -24,7 +24,7 @@ use crate::chain::chain;
 use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{ForgejoUser, UpstreamError};
 use crate::forge::rotation::{Change, Fresh, Pause, Rotation, RotationError, Word};
-use crate::store::{Credential, Fingerprint, OwnerCheck, StoreError};
+use crate::store::{Account, Credential, Fingerprint, OwnerCheck, StoreError};
 
 /// How long Forgejo's word about a token is believed.
 pub(super) const GOOD_FOR: Duration = Duration::from_hours(1);
@@ -201,8 +201,8 @@ impl Rotation {
     /// Whether Forgejo's user is the account that this number was until now, as far as that is known. Where it is not,
     /// all that the earlier one had is ended, and the number is the new account's from now on.
     pub(crate) async fn recognise(&self, user: &ForgejoUser) -> Result<bool, StoreError> {
-        if self.is_the_same(user).await? {
-            let known = self.0.store.account(user.id).await?;
+        let known = self.0.store.account(user.id).await?;
+        if is_the_same(known.as_ref(), user) {
             self.note(user, known.as_ref()).await?;
             return Ok(true);
         }
@@ -271,10 +271,11 @@ impl Rotation {
         if user.id != tenant {
             return Ok(Verdict::Foreign);
         }
-        if !self.is_the_same(&user).await? {
+        let known = inner.store.account(user.id).await?;
+        if !is_the_same(known.as_ref(), &user) {
             return Ok(Verdict::Succeeded(user));
         }
-        self.note_known(&user).await?;
+        self.note_known(&user, known.as_ref()).await?;
         Ok(match self.admits(&user, access).await {
             Ok(()) => Verdict::LetIn,
             Err(AccessError::NotAdmitted(NotAdmitted::Locked)) => Verdict::Barred,
@@ -325,25 +326,14 @@ impl Rotation {
 
     /// Notes what Forgejo says of an account that is the same as before. Where the time of its making is known already,
     /// nothing but a changed login is lost with it: a store that takes nothing now, on a full disk, keeps nobody out.
-    async fn note_known(&self, user: &ForgejoUser) -> Result<(), StoreError> {
-        let store = &self.0.store;
-        let known = store.account(user.id).await?;
-        if known.as_ref().is_some_and(|known| known.login == user.login && known.created == Some(user.created)) {
-            return Ok(());
-        }
-        match self.note(user, known.as_ref()).await {
-            Err(e) if store.account(user.id).await?.is_some_and(|account| account.created.is_some()) => {
+    async fn note_known(&self, user: &ForgejoUser, known: Option<&Account>) -> Result<(), StoreError> {
+        match self.note(user, known).await {
+            Err(e) if known.is_some_and(|account| account.created.is_some()) => {
                 warn!(tenant = %user.id, error = %e, "what Forgejo says of an account is not kept: {}", chain(&e));
                 Ok(())
             }
             noted => noted,
         }
-    }
-
-    async fn is_the_same(&self, user: &ForgejoUser) -> Result<bool, StoreError> {
-        let account = self.0.store.account(user.id).await?;
-        let created: Option<UnixTime> = account.and_then(|account| account.created);
-        Ok(created.is_none_or(|created| created == user.created))
     }
 
     async fn succeed(&self, user: &ForgejoUser) -> Result<Change, StoreError> {
@@ -360,4 +350,9 @@ impl Rotation {
 
 fn fingerprint(token: &UpstreamToken) -> Fingerprint {
     Fingerprint(Sha256::digest(token.expose().as_bytes()).into())
+}
+
+/// Whether it is the account that was here before under its number, as far as the time of its making is known.
+fn is_the_same(known: Option<&Account>, user: &ForgejoUser) -> bool {
+    known.and_then(|account| account.created).is_none_or(|created| created == user.created)
 }
