@@ -192,12 +192,12 @@ impl OAuth {
                 .route("/account/disconnect", post(account::disconnect))
                 .route("/account/reduce", post(account::reduce));
         }
-        let version = HeaderName::from_static("mcp-protocol-version");
-        let traces = [trace::TRACEPARENT, trace::TRACESTATE].map(HeaderName::from_static);
+        let header = HeaderName::from_static;
+        let (parent, state) = (header(trace::TRACEPARENT), header(trace::TRACESTATE));
         let cors = CorsLayer::new()
             .allow_origin(Any)
             .allow_methods([Method::GET, Method::POST])
-            .allow_headers([&[AUTHORIZATION, CONTENT_TYPE, version][..], &traces].concat())
+            .allow_headers([AUTHORIZATION, CONTENT_TYPE, header("mcp-protocol-version"), parent, state])
             .max_age(REMEMBERED);
         let pages = way.merge(pages.layer(map_response(page::apart)));
         let told = from_fn_with_state(Arc::clone(context), page::with_reference);

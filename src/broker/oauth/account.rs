@@ -114,7 +114,7 @@ struct ApprovalView {
 /// GET.
 pub(crate) async fn show(State(context): State<Arc<Context>>, request: Request) -> Response {
     let headers = request.headers();
-    let Ok(browser) = context.cookies.browser(headers) else { return page::trouble() };
+    let Ok(browser) = context.cookies.browser(headers) else { return page::trouble(&[]) };
     let shown = async {
         let Some((visitor, _)) = visitor(&context, headers).await? else {
             let page = LogInPage { site: &context.site, token: browser.form_token(FORM) };
@@ -149,7 +149,7 @@ fn note_seen(context: &Arc<Context>, tenant: TenantId) {
 
 fn failed(e: &StoreError) -> Response {
     error!(error = %e, "the account page failed: {}", chain(&e));
-    page::trouble()
+    page::trouble(&[])
 }
 
 async fn visitor(context: &Context, headers: &HeaderMap) -> Result<Option<(Visitor, TokenHash)>, StoreError> {
@@ -269,7 +269,7 @@ fn ago(span: Duration) -> String {
 async fn form(context: &Context, request: Request) -> Result<(Params, HeaderMap, Browser), Response> {
     let refused = || {
         let text = "This form was not made for this browser, or it is too old. Nothing was changed.";
-        Message { title: "This form cannot be used", text, way: Some(("/account", "To your account")) }
+        Message { title: "This form cannot be used", text, ways: &[("/account", "To your account")] }
             .respond(StatusCode::FORBIDDEN)
     };
     let headers = request.headers().clone();
@@ -291,9 +291,9 @@ pub(crate) async fn log_in(State(context): State<Arc<Context>>, request: Request
     match login::begin(&context, browser, None, None, source).await {
         Ok(response) => response,
         Err(login::NotBegun::TooMany) => page::too_many(),
-        Err(login::NotBegun::ForgejoAway) => page::forgejo_away(Some(("/account", "Try again")), None),
+        Err(login::NotBegun::ForgejoAway) => page::forgejo_away(&[("/account", "Try again")]),
         Err(login::NotBegun::Store(e)) => failed(&e),
-        Err(login::NotBegun::NoRandomness) => page::trouble(),
+        Err(login::NotBegun::NoRandomness) => page::trouble(&[]),
     }
 }
 

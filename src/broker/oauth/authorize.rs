@@ -57,11 +57,11 @@ impl Trouble {
             Self::Page(response) => response,
             Self::Store(e) => {
                 error!(error = %e, "a login failed: {}", chain(&e));
-                page::trouble()
+                page::trouble(&[])
             }
             Self::NoRandomness => {
                 error!("a login failed: no random bytes");
-                page::trouble()
+                page::trouble(&[])
             }
         }
     }
@@ -117,7 +117,7 @@ pub(crate) async fn decide(State(context): State<Arc<Context>>, request: Request
 /// The form is no form, or another site's.
 fn forged() -> Response {
     let text = "This form was not made here. Nothing was changed. Start again from your MCP client.";
-    Message { title: "This form cannot be used", text, way: None }.respond(StatusCode::FORBIDDEN)
+    Message { title: "This form cannot be used", text, ways: &[] }.respond(StatusCode::FORBIDDEN)
 }
 
 /// The person is asked once more, under the key that the browser has now. Nothing else is done with the form: it could be
@@ -159,7 +159,7 @@ fn no_cookies(context: &Context, query: &str) -> Response {
 /// Reads a request; what is wrong with it goes to the person or back to the client.
 async fn read(context: &Context, query: &str, source: Source) -> Result<AuthorizationRequest, Trouble> {
     let wrong = |text: &str| {
-        let message = Message { title: "This login link cannot be used", text, way: None };
+        let message = Message { title: "This login link cannot be used", text, ways: &[] };
         Trouble::Page(message.respond(StatusCode::BAD_REQUEST))
     };
     if query.len() > MAX_QUERY {
@@ -206,7 +206,7 @@ async fn read(context: &Context, query: &str, source: Source) -> Result<Authoriz
         let message = Message {
             title: "The client's request is not complete",
             text: &text,
-            way: Some((&to, "Back to the client")),
+            ways: &[(&to, "Back to the client")],
         };
         Trouble::Page(message.respond(StatusCode::BAD_REQUEST))
     })
@@ -240,7 +240,7 @@ async fn to_forgejo(
         NotBegun::TooMany => Trouble::Page(page::too_many()),
         NotBegun::ForgejoAway => {
             let back = asked.back.refusing(request::NOT_NOW, &context.public_url);
-            Trouble::Page(page::forgejo_away(Some((&again, "Try again")), Some((&back, "Back to the client"))))
+            Trouble::Page(page::forgejo_away(&[(&again, "Try again"), (&back, "Back to the client")]))
         }
         NotBegun::Store(e) => Trouble::Store(e),
         NotBegun::NoRandomness => Trouble::NoRandomness,

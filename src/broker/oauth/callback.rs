@@ -44,8 +44,8 @@ pub(crate) async fn back(State(context): State<Arc<Context>>, RawQuery(query): R
     let again = login::again(login.request.as_deref());
     if context.clock.now().since(login.created_at) >= LOGIN_TTL {
         let text = "More than ten minutes have passed since this login began.";
-        let way = Some((again.as_str(), "Start again"));
-        return Message { title: "The login took too long", text, way }.respond(StatusCode::BAD_REQUEST);
+        let ways = &[(again.as_str(), "Start again")];
+        return Message { title: "The login took too long", text, ways }.respond(StatusCode::BAD_REQUEST);
     }
     let asked = match &login.request {
         Some(query) => match authorize::read_again(&context, query, source).await {
@@ -95,12 +95,12 @@ pub(crate) async fn back(State(context): State<Arc<Context>>, RawQuery(query): R
 /// The state is unknown, used, or of another browser. One page for all, because an attacker should not learn which.
 fn not_begun() -> Response {
     let text = "This login was not begun in this browser, was finished already, or took more than ten minutes. Nothing was changed. Start again from your MCP client.";
-    Message { title: "This login cannot be finished", text, way: None }.respond(StatusCode::BAD_REQUEST)
+    Message { title: "This login cannot be finished", text, ways: &[] }.respond(StatusCode::BAD_REQUEST)
 }
 
 fn failed(e: &StoreError) -> Response {
     error!(error = %e, "a login failed: {}", chain(&e));
-    page::trouble_or(Some((page::HERE, "Try again")))
+    page::trouble(&[page::TRY_AGAIN])
 }
 
 /// Forgejo sends an error (RFC 6749 section 4.1.2.1): the person said no there, or something is wrong.
@@ -119,10 +119,15 @@ fn refused_by_forgejo(context: &Context, params: &Params, asked: Option<&Authori
         None if denied => page::redirect("/account"),
         None => {
             let text = "Forgejo refused the login. Try again; if it stays, tell the operator of this service.";
-            Message { title: "The login failed", text, way: Some(("/account", "Try again")) }
+            Message { title: "The login failed", text, ways: &[("/account", "Try again")] }
                 .respond(StatusCode::BAD_GATEWAY)
         }
     }
+}
+
+/// The ways on from a login that failed, the way back to the client last.
+fn ways<'a>(first: Option<page::Way<'a>>, back: Option<&'a str>) -> Vec<page::Way<'a>> {
+    first.into_iter().chain(back.map(|back| (back, "Back to the client"))).collect()
 }
 
 fn not_logged_in(
@@ -139,25 +144,23 @@ fn not_logged_in(
             let text = format!(
                 "You are logged in at Forgejo, but {why}. Ask the operator of this service, or log in at Forgejo with another account."
             );
-            let way = back.as_deref().map(|back| (back, "Back to the client"));
-            Message { title: "You may not use this service", text: &text, way }.respond(StatusCode::FORBIDDEN)
+            let ways = ways(None, back.as_deref());
+            Message { title: "You may not use this service", text: &text, ways: &ways }.respond(StatusCode::FORBIDDEN)
         }
         LogInError::NotNow => {
             let back = back(request::NOT_NOW);
-            let back = back.as_deref().map(|back| (back, "Back to the client"));
-            page::forgejo_away(Some((page::HERE, "Try again")), back)
+            page::forgejo_away(&ways(Some(page::TRY_AGAIN), back.as_deref()))
         }
         LogInError::Code | LogInError::Misconfigured | LogInError::NotConfigured => {
             warn!(error = %e, source = %source, "a login failed: {}", chain(&e));
             let back = back(request::UPSTREAM);
             let text = "Forgejo did not confirm the login: it does so once, and its answer may have been lost. Start again; if it stays, tell the operator of this service.";
-            let back = back.as_deref().map(|back| (back, "Back to the client"));
-            Message { title: "The login failed", text, way: Some((again, "Start again")) }
-                .respond_or(StatusCode::BAD_GATEWAY, back)
+            let ways = ways(Some((again, "Start again")), back.as_deref());
+            Message { title: "The login failed", text, ways: &ways }.respond(StatusCode::BAD_GATEWAY)
         }
         LogInError::Store(_) | LogInError::Vault(_) | LogInError::NoRandomness(_) => {
             error!(error = %e, cause = ?std::error::Error::source(e), "a login failed: {}", chain(&e));
-            page::trouble()
+            page::trouble(&[])
         }
     }
 }
@@ -179,7 +182,7 @@ async fn go_on(
     };
     let (Ok(visit), Ok(code)) = (VisitKey::mint(&mut SysRng), AuthorizationCode::mint(&mut SysRng)) else {
         error!("a login failed: no random bytes");
-        return Ok(page::trouble_or(Some((page::HERE, "Try again"))));
+        return Ok(page::trouble(&[page::TRY_AGAIN]));
     };
     let begun = Visit { key: visit.hash(), browser: browser.hash(), tenant, ends: now.plus(context.policy.visit_ttl) };
     // The page named the visitor, and without the page it was the visitor's consent that was remembered; Forgejo may

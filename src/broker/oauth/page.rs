@@ -30,8 +30,11 @@ use crate::oauth::site::Site;
 /// Where the one style sheet is.
 pub(crate) const STYLE: &str = "/style.css";
 
-/// The page that this one is, with all that its address says: for whoever is to try again.
-pub(crate) const HERE: &str = "";
+/// A way on from a page: its address, and the words that lead there.
+pub(crate) type Way<'a> = (&'a str, &'a str);
+
+/// To the page that this one is, with all that its address says.
+pub(crate) const TRY_AGAIN: Way<'static> = ("", "Try again");
 
 /// Where the operator's logo is, if there is one.
 pub(crate) const LOGO: &str = "/logo";
@@ -136,8 +139,8 @@ pub(crate) struct Message<'a> {
     pub(crate) title: &'a str,
     /// To what, and what to do.
     pub(crate) text: &'a str,
-    /// A way on: address and words.
-    pub(crate) way: Option<(&'a str, &'a str)>,
+    /// The ways on, the first one first: address and words.
+    pub(crate) ways: &'a [Way<'a>],
 }
 
 /// A message in a response that [`with_reference`] makes a page of.
@@ -161,14 +164,8 @@ struct MessagePage<'a> {
 impl Message<'_> {
     /// A response that becomes the page.
     pub(crate) fn respond(&self, status: StatusCode) -> Response {
-        self.respond_or(status, None)
-    }
-
-    /// The same with a second way on.
-    pub(crate) fn respond_or(&self, status: StatusCode, second: Option<(&str, &str)>) -> Response {
         let mut response = status.into_response();
-        let ways = self.way.into_iter().chain(second);
-        let ways = ways.map(|(address, words)| (address.to_owned(), words.to_owned())).collect();
+        let ways = self.ways.iter().map(|(address, words)| ((*address).to_owned(), (*words).to_owned())).collect();
         let told = Told { title: self.title.to_owned(), text: self.text.to_owned(), ways };
         response.extensions_mut().insert(told);
         response
@@ -208,20 +205,15 @@ pub(crate) async fn with_reference(State(context): State<Arc<Context>>, request:
 }
 
 /// The broker itself failed; its log says how.
-pub(crate) fn trouble() -> Response {
-    trouble_or(None)
-}
-
-/// The same with a way on.
-pub(crate) fn trouble_or(way: Option<(&str, &str)>) -> Response {
+pub(crate) fn trouble(ways: &[Way<'_>]) -> Response {
     let text = "The service has a problem of its own; its log says which. Try again in a moment, and tell the operator if it stays.";
-    Message { title: "This did not work", text, way }.respond(StatusCode::SERVICE_UNAVAILABLE)
+    Message { title: "This did not work", text, ways }.respond(StatusCode::SERVICE_UNAVAILABLE)
 }
 
 /// Forgejo does not answer.
-pub(crate) fn forgejo_away(way: Option<(&str, &str)>, second: Option<(&str, &str)>) -> Response {
+pub(crate) fn forgejo_away(ways: &[Way<'_>]) -> Response {
     let text = "Forgejo does not answer at the moment, so nobody can log in. What is connected stays connected. Try again in a few minutes.";
-    Message { title: "Forgejo cannot be reached", text, way }.respond_or(StatusCode::SERVICE_UNAVAILABLE, second)
+    Message { title: "Forgejo cannot be reached", text, ways }.respond(StatusCode::SERVICE_UNAVAILABLE)
 }
 
 #[derive(Debug, Template)]
@@ -240,5 +232,5 @@ pub(crate) fn waiting(site: &Site) -> Response {
 /// Too many from one address.
 pub(crate) fn too_many() -> Response {
     let text = "Too many logins were begun from your network within a minute. Wait a moment and try again.";
-    Message { title: "Too many at once", text, way: None }.respond(StatusCode::TOO_MANY_REQUESTS)
+    Message { title: "Too many at once", text, ways: &[] }.respond(StatusCode::TOO_MANY_REQUESTS)
 }
