@@ -408,9 +408,7 @@ impl BearerLayer {
             );
         }
     }
-}
 
-impl BearerLayer {
     /// Lets a caller pass from where their token is for. Elsewhere somebody else may have it, so its operator hears of it.
     fn admit(&self, caller: &Principal, from: IpAddr) -> Result<(), Denied> {
         if caller.restrictions.allow_from(from) {

@@ -11,10 +11,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::http::HeaderMap;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex as TurnMutex;
+use tokio::time::timeout;
 use tracing::{error, info};
 
 use super::{CachedPrincipal, Denied, Principals, credentials};
@@ -27,7 +29,6 @@ use crate::forge::access::NotAdmitted;
 use crate::forge::rotation::{Rotation, ShownVerdict, Standing};
 use crate::hex;
 use crate::store::{ShownGrant, StoreError};
-use std::time::Duration;
 use wire::clock::UnixTime;
 use wire::secret::UpstreamToken;
 
@@ -39,6 +40,8 @@ const REFUSED_FOR: Duration = Duration::from_secs(10);
 const MAX_REFUSED: usize = 10_000;
 /// Questions to Forgejo at once; those about one token follow each other.
 const TURNS: usize = 64;
+/// How long a request waits for those before it that ask about tokens in the same turn.
+const IN_LINE: Duration = Duration::from_secs(20);
 /// Hexadecimal digits of a personal token (Forgejo, `models/auth/access_token.go`: 20 random bytes).
 const DIGITS: usize = 40;
 
@@ -78,6 +81,11 @@ impl Default for ShownTokens {
     }
 }
 
+/// Whether a refusal is remembered still.
+fn counts(refused_at: UnixTime, now: UnixTime) -> bool {
+    now.age_of(refused_at).is_some_and(|age| age < REFUSED_FOR)
+}
+
 impl ShownTokens {
     fn turn(&self, hash: &TokenHash) -> Option<&TurnMutex<()>> {
         self.turns.get(usize::from(*hash.0.first()?) % TURNS)
@@ -86,13 +94,13 @@ impl ShownTokens {
     /// Why it was refused a moment ago.
     fn refused(&self, hash: &TokenHash, now: UnixTime) -> Option<Denied> {
         let refused = self.refused.lock();
-        refused.get(hash).filter(|(at, _)| now.age_of(*at).is_some_and(|age| age < REFUSED_FOR)).map(|(_, why)| *why)
+        refused.get(hash).filter(|(at, _)| counts(*at, now)).map(|(_, why)| *why)
     }
 
     fn refuse(&self, hash: TokenHash, why: Denied, now: UnixTime) {
         let mut refused = self.refused.lock();
         if refused.len() >= MAX_REFUSED {
-            refused.retain(|_, (at, _)| now.age_of(*at).is_some_and(|age| age < REFUSED_FOR));
+            refused.retain(|_, (at, _)| counts(*at, now));
         }
         if refused.len() >= MAX_REFUSED
             && let Some(any) = refused.keys().next().copied()
@@ -119,7 +127,7 @@ impl Principals {
             return known;
         }
         let turn = self.0.shown.turn(&shown.hash).ok_or(Denied::Unavailable)?;
-        let _mine = turn.lock().await;
+        let _mine = timeout(IN_LINE, turn.lock()).await.map_err(|_| Denied::Unavailable)?;
         // Whoever was first has asked for those who waited.
         if let Some(known) = self.known_of(&shown.hash) {
             return known;
