@@ -13,6 +13,8 @@
 //! orphans N       N processes whose parents and which themselves have ended; answers when all have
 //! call            waits 20 ms, as a tool does for Forgejo, and answers
 //! bomb            a process that forks for ever, and so does each that it makes
+//! spin N          N processes that compute for ever
+//! hoard           a process that takes all the memory it can and goes on touching it, started anew whenever it is killed
 //! storm           a process that stops everything that it may signal, for ever
 //! poke PID        everything that one may do to another process; answers what was not refused, or `nothing`
 //! ```
@@ -45,6 +47,8 @@ fn main() -> std::io::Result<()> {
             "call" => call(),
             "descriptors" => descriptors(),
             "bomb" => leave(bomb).map_or("no process".to_owned(), |_| "burning".to_owned()),
+            "spin" => (0..number).map_while(|_| leave(spin)).count().to_string(),
+            "hoard" => leave(hoards).map_or("no process".to_owned(), |_| "hoarding".to_owned()),
             "storm" => leave(storm).map_or("no process".to_owned(), |_| "storming".to_owned()),
             "poke" => poke(Pid::from_raw(number)),
             other => format!("unknown command {other}"),
@@ -142,6 +146,32 @@ fn bomb() {
     loop {
         // SAFETY: as in `leave`.
         let _ = unsafe { fork() };
+    }
+}
+
+fn spin() {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+fn hoards() {
+    while let Some(one) = leave(hoard) {
+        let _ = nix::sys::wait::waitpid(one, None);
+    }
+}
+
+fn hoard() {
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let mut more = Vec::new();
+        if more.try_reserve_exact(1 << 20).is_ok() {
+            more.resize(1 << 20, 1);
+            held.push(more);
+        }
+        for byte in held.iter_mut().flat_map(|block| block.iter_mut().step_by(4096)) {
+            *byte = byte.wrapping_add(1);
+        }
     }
 }
 
