@@ -1,12 +1,13 @@
 //! One running child process and the traffic with it. Knows neither who the user is nor what a tool does.
 //!
-//! No byte of a child is trusted: what comes out is redacted, capped and parsed before anybody else sees it.
-//! [`bridge`] is the running child; below it are its [`stdin`], its output ([`stdout`], [`lines`], [`stderr`], what of it is [`misread`] or [`overlong`]), the requests in
-//! flight ([`calls`]), the tools that were [`listed`], and the session's [`get_stream`]. [`handshake`] opens MCP with it, [`redact`] takes the token out
-//! of what it says. For clients without sessions (revision 2026-07-28) [`era`] finds out what it speaks, [`stamp`] makes its
-//! answers theirs, [`listens`] tells them of changes, [`parked`] keeps what waits for them, [`tasks`] what it has begun for
-//! them; [`abilities`] and [`log_level`] are what they say of themselves. [`spawner`] is all that is known of the world that
-//! makes children, [`supervisor_client`] the one implementation of it, which begins with the wire's [`greeting`].
+//! No byte of a child is trusted: what comes out is redacted, capped and parsed before anybody else sees it. [`bridge`]
+//! is the running child; below it are its [`stdin`], its output ([`stdout`], [`lines`], [`stderr`], what of it is
+//! [`misread`] or [`overlong`]), the requests in flight ([`calls`]), the tools that were [`listed`], and the session's
+//! [`get_stream`]. [`handshake`] opens MCP with it, [`redact`] takes the token out of what it says. For clients without
+//! sessions (revision 2026-07-28) [`era`] finds out what it speaks, [`stamp`] makes its answers theirs, [`listens`]
+//! tells them of changes, [`parked`] keeps what waits for them, [`tasks`] what it has begun for them; [`abilities`] and
+//! [`log_level`] are what they say of themselves. [`spawner`] is all that is known of the world that makes children,
+//! [`supervisor_client`] the one implementation of it, which begins with the wire's [`greeting`].
 
 pub(crate) mod abilities;
 pub(crate) mod activity;

@@ -314,6 +314,12 @@ impl Calls {
         Some(notification.rewritten(None, Some((&named, number.to_string().into()))))
     }
 
+    /// The child has asked its client something, under this number.
+    fn note_ask(&mut self, number: u64, id: &RawId, now: Instant) {
+        let ask = Ask { id: id.clone(), deadline: now + self.ask_timeout, _active: self.activity.begin() };
+        self.asks.insert(number, ask);
+    }
+
     /// A client's answer to a request of the child: the form in which the child sees it, if it asked.
     pub(crate) fn answer(&mut self, response: &Message) -> Option<Spliced> {
         let number = number_in(response.id()?.json())?;
@@ -337,8 +343,7 @@ impl Calls {
             Kind::Request { id, .. } => {
                 let number = self.number();
                 let out = message.rewritten(Some(number.to_string().into()), None);
-                let ask = Ask { id: id.clone(), deadline: now + self.ask_timeout, _active: self.activity.begin() };
-                self.asks.insert(number, ask);
+                self.note_ask(number, id, now);
                 match self.newest() {
                     Some(call) => deliver(call, out, now),
                     None => Route::GetStream(out),

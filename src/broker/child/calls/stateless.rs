@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Ask, Asked, Call, Calls, Event, MAX_ASKS, Mode, Question, Route, Stateless, deliver};
+use super::{Asked, Call, Calls, Event, MAX_ASKS, Mode, Question, Route, Stateless, deliver};
 use crate::child::calls::form::Form;
 use crate::child::calls::numbers::number_in;
 use crate::child::calls::time::{FIRST_SILENCE, cancelled};
@@ -150,8 +150,7 @@ impl Calls {
         let number = self.number();
         let params = message.params().map(|text| message.text().slice_ref(text.as_bytes())).unwrap_or_default();
         let question = Question { number, method: method.into(), params };
-        let ask = Ask { id: id.clone(), deadline: now + self.ask_timeout, _active: self.activity.begin() };
-        self.asks.insert(number, ask);
+        self.note_ask(number, id, now);
         match self.open.get_mut(&target).map(|call| call.to.try_send(Event::Ask(question))) {
             Some(Ok(())) => Route::Delivered,
             _ => Route::Dropped("a question to a client that reads too slowly"),

@@ -18,6 +18,7 @@ use crate::jsonrpc::{self, Spliced, code};
 pub(super) const FIRST_SILENCE: Duration = Duration::from_secs(10);
 /// And each further time, so that proxies keep a stream open and a dead peer is noticed.
 pub(super) const SILENCE: Duration = Duration::from_secs(15);
+
 impl Calls {
     /// What the time brings, called once a second while anything is in flight: gives up on requests whose deadline has
     /// passed and on the child's that the client never answered, and tells clients that wait of silence; `is_listened_to`

@@ -12,25 +12,12 @@ use crate::mcp::audit::AuditedCalls;
 use crate::mcp::tools::Tables;
 use crate::tests::captured_log::CapturedLog;
 use crate::tests::sessions::backend::FakeChild;
-use crate::tests::sessions::fixture::{
-    Fixture, body, call, caller, config, events, header, initialize, post, session_of, text,
-};
+use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, events, header, initialize, post, text};
 use crate::tests::sessions::records::FakeRecords;
 use crate::tests::sessions::scopes::reader;
 
-/// A session that negotiated `revision`, with a child whose tools are in the table.
-async fn open(fixture: &mut Fixture, caller: &Principal, revision: &str) -> (String, FakeChild) {
-    let opening = fixture.posting(caller, None, initialize());
-    let mut child = fixture.child().await;
-    let heard = child.hears().await.expect("initialize");
-    let server = json!({"name": "Forgejo MCP Server", "version": "1"});
-    let result = json!({"protocolVersion": revision, "capabilities": {"tools": {}}, "serverInfo": server});
-    child.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": result})).await;
-    (session_of(&opening.await.expect("no panic")).expect("an id"), child)
-}
-
 async fn batching(fixture: &mut Fixture, caller: &Principal) -> (String, FakeChild) {
-    open(fixture, caller, "2025-03-26").await
+    fixture.open_in(caller, "2025-03-26").await
 }
 
 fn json_only(session: &str, batch: &Value) -> Request<Body> {
@@ -126,7 +113,7 @@ async fn only_the_sessions_own_revision_allows_batches_also_after_a_restart() {
     let mut fixture = Fixture::over(config(), records.clone()).await;
     let alice = caller(1, "g1");
     let (old, _child) = batching(&mut fixture, &alice).await;
-    let (new, _other) = open(&mut fixture, &alice, "2025-06-18").await;
+    let (new, _other) = fixture.open_in(&alice, "2025-06-18").await;
     let mut fixture = Fixture::over(config(), records).await;
     let batch = json!([call(1, "x")]);
     for session in [Some(new.as_str()), None] {

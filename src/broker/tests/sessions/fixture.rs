@@ -213,6 +213,15 @@ impl Fixture {
         assert_eq!(response.status(), StatusCode::OK);
         (session_of(&response).expect("an id"), child)
     }
+
+    /// The same with a child that agrees to `revision`, and whose tools are in the table.
+    pub(crate) async fn open_in(&mut self, caller: &Principal, revision: &str) -> (String, FakeChild) {
+        let opening = self.posting(caller, None, initialize());
+        let mut child = self.child().await;
+        let server = json!({"name": "Forgejo MCP Server", "version": "1"});
+        child.answers(json!({"protocolVersion": revision, "capabilities": {"tools": {}}, "serverInfo": server})).await;
+        (session_of(&opening.await.expect("no panic")).expect("an id"), child)
+    }
 }
 
 pub(crate) fn initialize() -> Value {

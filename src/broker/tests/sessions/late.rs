@@ -176,13 +176,7 @@ async fn whatever_ends_a_late_answer_is_an_error_with_the_requests_id() {
 async fn a_late_batch_is_one_array_behind_white_space_for_who_takes_json_only() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
-    let opening = fixture.posting(&alice, None, initialize());
-    let mut child = fixture.child().await;
-    let heard = child.hears().await.expect("initialize");
-    let result =
-        json!({"protocolVersion": "2025-03-26", "capabilities": {}, "serverInfo": {"name": "f", "version": "1"}});
-    child.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": result})).await;
-    let id = session_of(&opening.await.expect("no panic")).expect("an id");
+    let (id, mut child) = fixture.open_in(&alice, "2025-03-26").await;
     let mut asked = post(Some(&id), json!([call(1, "x"), call(2, "y")]).to_string());
     asked.headers_mut().insert("accept", "application/json".parse().expect("a header"));
     let calling = fixture.sending(&alice, asked);

@@ -3,7 +3,7 @@
 use axum::http::Request;
 use serde_json::json;
 
-use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, initialize, post, session_of};
+use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, post};
 
 fn naming(revision: &str, session: &str) -> Request<axum::body::Body> {
     let mut request = post(Some(session), call("r", "x").to_string());
@@ -15,13 +15,7 @@ fn naming(revision: &str, session: &str) -> Request<axum::body::Body> {
 async fn what_a_child_agreed_to_is_right_for_its_session_and_for_no_other() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
-    let opening = fixture.posting(&alice, None, initialize());
-    let mut child = fixture.child().await;
-    let heard = child.hears().await.expect("initialize");
-    let result =
-        json!({"protocolVersion": "2027-04-01", "capabilities": {}, "serverInfo": {"name": "f", "version": "1"}});
-    child.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": result})).await;
-    let ahead = session_of(&opening.await.expect("no panic")).expect("an id");
+    let (ahead, mut child) = fixture.open_in(&alice, "2027-04-01").await;
     let calling = fixture.sending(&alice, naming("2027-04-01", &ahead));
     child.answers(json!({"ok": 1})).await;
     assert_eq!(body(calling.await.expect("no panic")).await["result"]["ok"], 1);

@@ -77,11 +77,7 @@ async fn without_a_session_it_is_the_same_through_a_child_of_either_era() {
         let list = stateless::fixture::request(5, "tools/list", json!({}));
         let listing = fixture.asking(&service(), &list);
         let mut child = fixture.child().await;
-        if relays {
-            child.speaks_both(json!({"tools": {}})).await;
-        } else {
-            child.speaks_sessions(json!({"tools": {}})).await;
-        }
+        child.speaks(relays, json!({"tools": {}})).await;
         let result = json!({"resultType": "complete", "tools": tools(), "ttlMs": 5, "cacheScope": "public"});
         child.answers(if relays { result } else { json!({"tools": tools()}) }).await;
         let list = body(listing.await.expect("no panic")).await;

@@ -33,11 +33,7 @@ async fn closing_the_stream_cancels_whichever_era_the_child_speaks() {
         let calling = request(1, "tools/call", json!({"name": "t", "_meta": {"progressToken": "p"}}));
         let asking = fixture.asking(&alice, &calling);
         let mut child = fixture.child().await;
-        if relays {
-            child.speaks_both(json!({"tools": {}})).await;
-        } else {
-            child.speaks_sessions(json!({"tools": {}})).await;
-        }
+        child.speaks(relays, json!({"tools": {}})).await;
         let heard = child.hears().await.expect("the call");
         let progress = json!({"progressToken": heard["params"]["_meta"]["progressToken"], "progress": 1});
         child.says(json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": progress})).await;

@@ -67,6 +67,15 @@ impl FakeChild {
         self.says(json!({"jsonrpc": "2.0", "id": asked["id"], "result": result})).await;
     }
 
+    /// Plays a child of both eras, or of the session era only.
+    pub(crate) async fn speaks(&mut self, both: bool, capabilities: Value) {
+        if both {
+            self.speaks_both(capabilities).await;
+        } else {
+            self.speaks_sessions(capabilities).await;
+        }
+    }
+
     /// Knows only sessions; what it was told in `initialize`.
     pub(crate) async fn speaks_sessions(&mut self, capabilities: Value) -> Value {
         let asked = self.hears().await.expect("the question");

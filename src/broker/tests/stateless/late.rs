@@ -16,11 +16,7 @@ async fn a_late_answer_is_json_behind_white_space_and_hanging_up_cancels() {
         let meta = json!({"progressToken": "p", "io.modelcontextprotocol/logLevel": "info"});
         let asking = fixture.asking(&alice, &request(1, "tools/call", json!({"name": "t", "_meta": meta})));
         let mut child = fixture.child().await;
-        if relays {
-            child.speaks_both(json!({"tools": {}})).await;
-        } else {
-            child.speaks_sessions(json!({"tools": {}})).await;
-        }
+        child.speaks(relays, json!({"tools": {}})).await;
         let heard = child.hears().await.expect("the call");
         let response = asking.await.expect("no panic");
         assert_eq!((response.status(), header(&response, "content-type")), (StatusCode::OK, Some("application/json")));

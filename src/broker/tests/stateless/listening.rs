@@ -60,11 +60,7 @@ async fn for_what_the_child_has_not_it_is_acknowledged_with_nothing_and_over_at_
         let mut fixture = Fixture::new(config()).await;
         let asking = fixture.asking(&caller(1, "g1"), &listen("s", json!({"toolsListChanged": true})));
         let mut child = fixture.child().await;
-        if relays {
-            child.speaks_both(json!({"tools": {}})).await;
-        } else {
-            child.speaks_sessions(json!({"tools": {}})).await;
-        }
+        child.speaks(relays, json!({"tools": {}})).await;
         let events = events(asking.await.expect("no panic")).await;
         assert_eq!(events.len(), 2, "{events:?}");
         assert_eq!(events[0]["params"], json!({"_meta": {SUBSCRIPTION: "s"}, "notifications": {}}));

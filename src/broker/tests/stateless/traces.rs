@@ -32,11 +32,7 @@ async fn a_child_of_either_era_hears_the_trace_of_the_headers_in_meta() {
         let mut fixture = Fixture::new(config()).await;
         let calling = fixture.sending(&alice, within(&call(1, "t")));
         let mut child = fixture.child().await;
-        if relays {
-            child.speaks_both(json!({"tools": {}})).await;
-        } else {
-            child.speaks_sessions(json!({"tools": {}})).await;
-        }
+        child.speaks(relays, json!({"tools": {}})).await;
         let heard = child.answers(json!({"resultType": "complete"})).await;
         let mut expected = json!({"traceparent": PARENT, "tracestate": "vendor=1"});
         if relays {
