@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::unistd::{Uid, User};
 use toml::Value;
 
+use crate::accounts;
 use crate::ownership;
 use crate::ownership::Access;
 use crate::profile;
@@ -125,9 +126,9 @@ impl Config {
             complain_of_broker(&root, broker, range);
         }
         if let Some(range) = uids.filter(|_| purpose != Purpose::Reload)
-            && let Some(what) = uid_in_use(range)
+            && let Err(why) = accounts::free_of(range)
         {
-            root.complain("uids", format!("the range is not free: {what}"));
+            root.complain("uids", why.to_string());
         }
         let caps = caps(&mut root);
         let limits = LimitsTable::read(&mut root, &profile);
@@ -254,62 +255,6 @@ fn uids(root: &mut Section) -> Option<UidRange> {
     range
 }
 
-/// Whether somebody else has a uid of the range, or a group its gid: the first of them that is found.
-///
-/// All of `/etc/passwd`, `/etc/group`, `/etc/subuid` and `/etc/subgid` is compared. Of the other sources of NSS only the ends and the middle of
-/// the range are asked for: asking for each uid would be 16384 round trips to a directory server.
-fn uid_in_use(range: UidRange) -> Option<String> {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let found = in_passwd(&read("/etc/passwd"), range)
-        .or_else(|| in_group(&read("/etc/group"), range))
-        .or_else(|| ["/etc/subuid", "/etc/subgid"].iter().find_map(|file| in_subids(file, &read(file), range)));
-    if found.is_some() {
-        return found;
-    }
-    let last = range.sweeper().get();
-    let middle = range.first() + (last - range.first()) / 2;
-    [range.first(), middle, last].into_iter().find_map(|id| {
-        let user = User::from_uid(Uid::from_raw(id)).ok().flatten();
-        let group = || Group::from_gid(Gid::from_raw(id)).ok().flatten();
-        let user = user.map(|user| format!("{} has uid {id}", user.name));
-        user.or_else(|| group().map(|group| format!("the group {} has gid {id}", group.name)))
-    })
-}
-
-/// passwd(5): uid, and the gid that a login has.
-fn in_passwd(passwd: &str, range: UidRange) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        let in_range = |field: Option<&str>| field?.parse().ok().and_then(|id| range.get(id));
-        let (uid, gid) = (in_range(fields.nth(1)), in_range(fields.next()));
-        uid.map(|uid| format!("{name} has uid {}", uid.get()))
-            .or_else(|| gid.map(|gid| format!("{name} has gid {}", gid.get())))
-    })
-}
-
-/// group(5).
-fn in_group(group: &str, range: UidRange) -> Option<String> {
-    group.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        let gid = range.get(fields.nth(1)?.parse().ok()?)?;
-        Some(format!("the group {name} has gid {}", gid.get()))
-    })
-}
-
-/// subuid(5), subgid(5).
-fn in_subids(file: &str, subids: &str, range: UidRange) -> Option<String> {
-    subids.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        let mut number = || fields.next()?.parse::<u32>().ok();
-        let (first, count) = (number()?, number()?);
-        let overlaps = first <= range.sweeper().get() && first.saturating_add(count) > range.first();
-        overlaps.then(|| format!("{file} gives {first} and {count} more to {name}"))
-    })
-}
-
 fn user(value: Value) -> Result<Uid, String> {
     match value {
         Value::Integer(uid) => {
@@ -321,28 +266,5 @@ fn user(value: Value) -> Result<Uid, String> {
             Err(e) => Err(format!("the user `{name}` cannot be looked up: {e}")),
         },
         _ => Err("must be the name of a user or a uid".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_has_a_uid_or_gid_of_the_range_is_found() {
-        let range = UidRange::new(73_728, 100).expect("a range");
-        let passwd = |uid: u32| format!("root:x:0:0::/root:/bin/sh\nada:x:{uid}:5::/:/bin/sh\n");
-        for (uid, found) in [(73_727, false), (73_728, true), (73_827, true), (73_828, false)] {
-            assert_eq!(in_passwd(&passwd(uid), range).is_some(), found, "{uid}");
-            assert_eq!(in_passwd(&format!("ada:x:5:{uid}::/:/bin/sh"), range).is_some(), found, "gid {uid}");
-            assert_eq!(in_group(&format!("root:x:0:\nadas:x:{uid}:ada,bob\n"), range).is_some(), found, "group {uid}");
-        }
-        let subuid = |first: u32, count: u32| format!("ada:{first}:{count}\n");
-        for (first, count, found) in
-            [(73_000, 728, false), (73_000, 729, true), (73_827, 1, true), (73_828, 9, false), (1, u32::MAX, true)]
-        {
-            assert_eq!(in_subids("/etc/subuid", &subuid(first, count), range).is_some(), found, "{first} {count}");
-        }
-        assert_eq!(in_passwd("no line of passwd\n\n", range), None);
     }
 }

@@ -5,6 +5,7 @@
 //! in [`core`]. It parses no HTTP, no JSON and no SQL, and has one thread: `fork` copies only the calling one, and a
 //! lock that another held would stay locked in the child. Hence no `tokio::fs` and no `spawn_blocking` here.
 
+pub(crate) mod accounts;
 pub(crate) mod cgroup;
 pub(crate) mod children;
 pub(crate) mod config;
