@@ -454,13 +454,13 @@ async fn five_thousand_starts_and_ends_cost_nothing_lasting_whatever_they_leave(
 }
 
 #[tokio::test]
-async fn nor_do_a_thousand_with_cgroups_of_which_none_is_left() {
-    let test = "nor_do_a_thousand_with_cgroups_of_which_none_is_left";
+async fn nor_do_five_thousand_with_cgroups_of_which_none_is_left() {
+    let test = "nor_do_five_thousand_with_cgroups_of_which_none_is_left";
     if !root_or_skip(test) {
         return;
     }
     let Some(own) = OwnCgroup::v2(test) else { return };
-    starts_and_ends(1000, Some(&own.0)).await;
+    starts_and_ends(5000, Some(&own.0)).await;
 }
 
 /// Each tenth child leaves something behind.
