@@ -23,6 +23,7 @@ pub(crate) mod listens;
 pub(crate) mod log_level;
 pub(crate) mod misread;
 mod overlong;
+mod pace;
 pub(crate) mod parked;
 pub(crate) mod redact;
 pub(crate) mod spawner;

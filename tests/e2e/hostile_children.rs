@@ -1,6 +1,6 @@
 //! What a child does to its pipes and its user's memory harms nobody else, on real pipes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -90,5 +90,60 @@ async fn what_a_child_floods_raises_the_brokers_memory_by_no_more_than_its_users
         assert!(grown < 48 + 48, "{method} of {bytes} bytes: {grown} MiB more");
         alice.end().await.expect("an answer");
         flooding.abort();
+    }
+}
+
+/// The slowest but one of a hundred of a neighbour's calls that take 20 ms each, as a tool does that asks Forgejo.
+async fn slow_call(neighbour: &Session) -> Duration {
+    let mut took = Vec::new();
+    for _ in 0..100 {
+        let begun = Instant::now();
+        let slept = timeout(IN_TIME, neighbour.clone().text("sleep", json!({"ms": 20}))).await;
+        assert_eq!(slept.expect("in time").expect("an answer"), "slept");
+        took.push(begun.elapsed());
+    }
+    took.sort_unstable();
+    *took.get(98).expect("calls")
+}
+
+/// What a process has written so far, in bytes.
+fn written(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok()).unwrap_or_default()
+}
+
+/// What one child writes is read by the same threads that serve everybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_a_flood_of_output_a_neighbours_calls_take_less_than_twice_as_long() {
+    let deployment = stand_in_deployment("flooded-neighbour", &[], |_| {});
+    let bob = Session::open(&deployment.url, &token(&deployment, "bob")).await.expect("a session");
+    for (method, bytes) in [("notifications/message", 10), ("notifications/message", 64 << 10), ("ping", 100)] {
+        let mut measured = Vec::new();
+        // What else the machine does makes both worse, and not evenly.
+        for _ in 0..4 {
+            let undisturbed = slow_call(&bob).await;
+            let alice = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+            let flood = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+                "params": {"name": "flood", "arguments": {"method": method, "bytes": bytes}}});
+            let (client, url, token, id) = (http(), deployment.url.clone(), alice.token(), alice.id.clone());
+            let flooding = tokio::spawn(async move { post(&client, &url, &token, Some(&id), &flood).await });
+            let pid = deployment.children().into_iter().map(|child| child.pid).max().expect("alice's child");
+            let begun = async {
+                while written(pid) < 1 << 19 {
+                    harness::look_again().await;
+                }
+            };
+            timeout(IN_TIME, begun).await.expect("it floods");
+            let (before, beside) = (written(pid), slow_call(&bob).await);
+            assert!(written(pid) > before, "it floods on");
+            alice.end().await.expect("an answer");
+            flooding.abort();
+            measured.push((undisturbed, beside));
+            if beside < 2 * undisturbed {
+                break;
+            }
+        }
+        println!("a flood of {method} of {bytes} bytes: {measured:?}");
+        assert!(measured.iter().any(|(undisturbed, beside)| *beside < 2 * *undisturbed), "each time too slow");
     }
 }

@@ -217,8 +217,8 @@ impl Bridge {
         let feeding = Arc::clone(&shared);
         tokio::spawn(async move { feeding.stdin.feed(&feeding.stop).await }.instrument(span.clone()));
         let errors = tokio::spawn(stderr::drain(stderr, Arc::clone(&shared)).instrument(span.clone()));
-        let reader = stdout::Reader::new(Arc::clone(&shared));
-        tokio::spawn(reader.keep(stdout, ended, errors, config.max_line, tell).instrument(span));
+        let reader = stdout::Reader::new(Arc::clone(&shared), config.max_line);
+        tokio::spawn(reader.keep(stdout, ended, errors, tell).instrument(span));
         let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let (program, server) = (OnceLock::new(), OnceLock::new());
         let (token_ends, span) = (config.token_ends, config.span.clone());

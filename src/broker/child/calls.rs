@@ -153,7 +153,9 @@ pub(crate) struct InFlight {
 /// Where a message of the child goes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// It is with the client that waits for it.
+    /// The answer to a request, with the client that waits for it.
+    Answered,
+    /// It is with the client that waits for an answer.
     Delivered,
     /// To the session's own stream.
     GetStream(Spliced),
@@ -371,7 +373,7 @@ impl Calls {
         let number = number_in(id.json());
         let Some(call) = number.and_then(|number| self.open.remove(&number)) else {
             if number.is_some_and(|number| self.listens.answered(number, message)) {
-                return Route::Delivered;
+                return Route::Answered;
             }
             return Route::Dropped("an answer to nothing in flight");
         };
@@ -395,7 +397,7 @@ impl Calls {
             false => Ending::Result,
         };
         match call.to.try_send(Event::Answer(out, ending)) {
-            Ok(()) => Route::Delivered,
+            Ok(()) => Route::Answered,
             Err(_) => Route::Dropped("an answer that nobody waits for"),
         }
     }

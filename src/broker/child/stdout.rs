@@ -18,6 +18,7 @@ use crate::child::calls::Route;
 use crate::child::lines::{Line, LineError, Lines};
 use crate::child::misread::{Meant, Misread, Misreader};
 use crate::child::overlong::Overlong;
+use crate::child::pace::Pace;
 use crate::child::spawner::{Ended, ReadEnd};
 use wire::telemetry::message_id;
 
@@ -34,12 +35,14 @@ pub(crate) struct Reader {
     misreader: Misreader,
     /// The line that is being dropped, as long as nobody has been told.
     overlong: Option<Overlong>,
+    pace: Pace,
+    max_line: usize,
 }
 
 impl Reader {
-    /// For the child of this bridge.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, misreader: Misreader::default(), overlong: None }
+    /// For the child of this bridge, whose lines have so many bytes at most.
+    pub(crate) fn new(shared: Arc<Shared>, max_line: usize) -> Self {
+        Self { shared, misreader: Misreader::default(), overlong: None, pace: Pace::default(), max_line }
     }
 
     /// Reads the child until it is gone, then answers what is pending and tells the outcome, in this order.
@@ -48,15 +51,14 @@ impl Reader {
         stdout: ReadEnd,
         mut ended: tokio::sync::oneshot::Receiver<Ended>,
         errors: tokio::task::JoinHandle<()>,
-        max_line: usize,
         tell: watch::Sender<Option<Outcome>>,
     ) {
-        let mut lines = Lines::counted(stdout, max_line, self.shared.budget.clone());
+        let mut lines = Lines::counted(stdout, self.max_line, self.shared.budget.clone());
         let mut exit = None;
         let misbehaved = loop {
             let line = tokio::select! {
                 biased;
-                line = lines.next() => line,
+                line = async { self.pace.turn().await; lines.next().await } => line,
                 () = self.shared.stdin.broken() => {
                     warn!(reason = "input-closed", "the child closed its input and lives on; it is stopped");
                     break Some("it closed its input");
@@ -142,6 +144,7 @@ impl Reader {
                 }
             }
             Line::Ended(tail) => {
+                self.pace.note(self.max_line);
                 if let Some(line) = self.overlong.take() {
                     self.dropped(&line, line.meant_by(&tail));
                 }
@@ -207,16 +210,20 @@ impl Reader {
             return;
         }
         let Some(line) = self.redacted(line) else { return };
+        let length = line.len();
         // A second handle, in case that it is none.
         let route = self.shared.calls.lock().route(line.clone(), Instant::now());
         self.shared.notify_if_quiet();
         if let Some(misread) =
             if route == Route::NoMessage { self.misreader.look_at(&line) } else { self.misreader.well_read() }
         {
-            self.misread(misread, line.len());
+            self.misread(misread, length);
+        }
+        if route != Route::Answered {
+            self.pace.note(length);
         }
         match route {
-            Route::Delivered | Route::Listens | Route::NoMessage => {}
+            Route::Answered | Route::Delivered | Route::Listens | Route::NoMessage => {}
             Route::GetStream(message) => self.shared.get_stream.send(message),
             Route::Listener(message) => self.shared.get_stream.send_to_listener(message),
             // Not awaited: a child that floods pings without reading must not stop its own reader.

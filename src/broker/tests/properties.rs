@@ -228,7 +228,7 @@ proptest! {
             prop_assert_eq!(note(&mut events), filled(&progress, "", &token));
         }
         let route = calls.route(filled(&response, &number, "").into(), Instant::now());
-        prop_assert_eq!(route, Route::Delivered);
+        prop_assert_eq!(route, Route::Answered);
         prop_assert_eq!(note(&mut events), filled(&response, &id, ""));
     }
 

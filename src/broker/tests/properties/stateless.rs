@@ -56,7 +56,7 @@ proptest! {
             prop_assert_eq!(note(&mut events), filled(&progress, "", &token));
         }
         let route = calls.route(filled(&response, &said, "").into(), Instant::now());
-        prop_assert_eq!(route, Route::Delivered);
+        prop_assert_eq!(route, Route::Answered);
         prop_assert_eq!(note(&mut events), filled(&response, &id, ""));
     }
 
@@ -74,7 +74,7 @@ proptest! {
         prop_assert_eq!(calls.route(filled(&told, "", &number).into(), Instant::now()), Route::Delivered);
         let Ok(Heard::Note(text)) = heard.try_recv() else { return Err(TestCaseError::fail("no note")) };
         prop_assert_eq!(text.to_bytes(), filled(&told, "", &id));
-        prop_assert_eq!(calls.route(filled(&response, &number, "").into(), Instant::now()), Route::Delivered);
+        prop_assert_eq!(calls.route(filled(&response, &number, "").into(), Instant::now()), Route::Answered);
         let Ok(Heard::Last(text, _)) = heard.try_recv() else { return Err(TestCaseError::fail("no end")) };
         prop_assert_eq!(text.to_bytes(), filled(&response, &id, ""));
     }
