@@ -1,15 +1,16 @@
-//! An https server on this machine that answers every path with one text and counts: where clients keep their metadata
-//! documents.
+//! An https server on this machine that answers as it is told and counts: where clients keep their metadata documents.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
 pub struct Server {
@@ -19,9 +20,27 @@ pub struct Server {
     pub ca: tempfile::NamedTempFile,
 }
 
+/// What a server says.
+pub struct Answer {
+    /// Its status line and headers.
+    pub head: String,
+    pub body: String,
+    /// The time between the body's bytes; without one all come at once.
+    pub trickles: Option<Duration>,
+}
+
 impl Server {
     /// `answer` makes head and body from the port.
     pub async fn start(answer: impl Fn(u16) -> (String, String) + Send + 'static) -> Self {
+        Self::answering(move |port, _| {
+            let (head, body) = answer(port);
+            Answer { head, body, trickles: None }
+        })
+        .await
+    }
+
+    /// `answer` makes it from the port and the head of the request.
+    pub async fn answering(answer: impl Fn(u16, &str) -> Answer + Send + 'static) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).expect("a certificate");
@@ -41,11 +60,21 @@ impl Server {
                 counter.fetch_add(1, Ordering::SeqCst);
                 let Ok(mut stream) = acceptor.accept(stream).await else { continue };
                 let mut request = [0; 4096];
-                let _ = stream.read(&mut request).await;
-                let (head, body) = answer(port);
+                let length = stream.read(&mut request).await.unwrap_or(0);
+                let request = String::from_utf8_lossy(&request[..length]).to_lowercase();
+                let Answer { head, body, trickles } = answer(port, &request);
                 let length = body.len();
-                let text = format!("HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
-                let _ = stream.write_all(text.as_bytes()).await;
+                let head = format!("HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+                let _ = stream.write_all(head.as_bytes()).await;
+                let pieces = body.as_bytes().chunks(if trickles.is_some() { 1 } else { length.max(1) });
+                for piece in pieces {
+                    if stream.write_all(piece).await.and(stream.flush().await).is_err() {
+                        break;
+                    }
+                    if let Some(pause) = trickles {
+                        sleep(pause).await;
+                    }
+                }
                 let _ = stream.shutdown().await;
             }
         });

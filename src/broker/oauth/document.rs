@@ -6,42 +6,27 @@
 //! to, and for hosts that are addresses), bounded in size, time and number. Errors are never cached.
 
 mod address;
+mod fetch;
 mod freshness;
+mod kept;
 mod resolver;
+mod validators;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::http::header::CONTENT_TYPE;
-use parking_lot::Mutex;
-use reqwest::redirect::Policy as Redirects;
-use reqwest::{Certificate, Response, StatusCode};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
-use tracing::{debug, info};
-use url::{Host, Url};
+use tracing::info;
 
 use crate::auth::rates::{RateLimits, TooMany};
 use crate::auth::source::Source;
 use crate::oauth::client::{Client, Origin};
 use crate::oauth::client_name::ClientName;
-use crate::oauth::config::{DocumentConfig, Fetch};
-use crate::oauth::document::freshness::freshness;
-use crate::oauth::document::resolver::PublicResolver;
+use crate::oauth::config::DocumentConfig;
+use crate::oauth::document::fetch::{Fetcher, MAX_DOCUMENT};
+use crate::oauth::document::kept::Kept;
 use crate::oauth::redirect::{RedirectUri, Schemes};
-use wire::clock::{Clock, UnixTime};
-
-/// For the whole exchange: a person waits for a page.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of a document. The draft recommends 5 KB; those of today's clients have one or two.
-const MAX_DOCUMENT: usize = 10 * 1024;
-/// Fetches at once. A server that answers slowly on purpose keeps a permit for [`FETCH_TIMEOUT`]; what one address may ask
-/// for in a minute keeps two or three of them.
-const MAX_FETCHES: usize = 64;
-/// Documents that are kept.
-const MAX_CACHED: usize = 1000;
+use wire::clock::Clock;
 
 /// Why a document cannot be used. Shown to the person who is logging in; names no address of the operator's network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,12 +72,9 @@ pub(crate) enum DocumentCacheError {
 /// Fetches documents and keeps them for as long as they say.
 #[derive(Debug)]
 pub(crate) struct DocumentCache {
-    documents: DocumentConfig,
-    client: reqwest::Client,
+    fetcher: Fetcher,
     clock: Clock,
-    limits: Arc<RateLimits>,
-    places: Semaphore,
-    kept: Mutex<HashMap<String, (Client, UnixTime)>>,
+    documents: Kept<Client>,
 }
 
 impl DocumentCache {
@@ -102,108 +84,19 @@ impl DocumentCache {
         limits: Arc<RateLimits>,
         clock: Clock,
     ) -> Result<Self, DocumentCacheError> {
-        // The first provider in a process stays; a second call finds the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("forgejo-mcp-broker/", env!("CARGO_PKG_VERSION")))
-            .https_only(true)
-            .redirect(Redirects::none())
-            .no_proxy()
-            .timeout(FETCH_TIMEOUT)
-            .dns_resolver(Arc::new(PublicResolver::new(documents.private_hosts.clone())));
-        if let Some(file) = &documents.ca_file {
-            let pem = std::fs::read(file).map_err(|e| DocumentCacheError::CaFile(file.clone(), e))?;
-            for certificate in Certificate::from_pem_bundle(&pem)? {
-                builder = builder.add_root_certificate(certificate);
-            }
-        }
-        let (places, kept) = (Semaphore::new(MAX_FETCHES), Mutex::default());
-        Ok(Self { documents, client: builder.build()?, clock, limits, places, kept })
+        Ok(Self { fetcher: Fetcher::new(documents, limits)?, clock, documents: Kept::default() })
     }
 
     /// The client that this id describes.
     pub(crate) async fn get(&self, id: &str, schemes: &Schemes, asking: Source) -> Result<Client, DocumentError> {
-        let (url, host) = self.admissible(id)?;
-        let now = self.clock.now();
-        if let Some((client, ends)) = self.kept.lock().get(id)
-            && *ends > now
-        {
-            return Ok(client.clone());
-        }
-        self.limits.documents.count(&asking).map_err(DocumentError::TooMany)?;
-        let _place = self.places.try_acquire().map_err(|_| DocumentError::Unreachable)?;
-        let response = self.client.get(url).header("accept", "application/json").send().await.map_err(|error| {
-            debug!(error = ?error, client = id, "a metadata document cannot be fetched");
-            if resolver::refused(&error) { DocumentError::SpecialUse } else { DocumentError::Unreachable }
-        })?;
-        if response.status() != StatusCode::OK {
-            return Err(DocumentError::Status(response.status().as_u16()));
-        }
-        let fresh = freshness(response.headers(), now);
-        let text = read(response).await?;
-        let client = parse(id, host, &text, schemes)?;
-        info!(client = id, "metadata document fetched");
-        let mut kept = self.kept.lock();
-        if kept.len() >= MAX_CACHED {
-            kept.retain(|_, (_, ends)| *ends > now);
-        }
-        if kept.len() >= MAX_CACHED
-            && let Some(any) = kept.keys().next().cloned()
-        {
-            kept.remove(&any);
-        }
-        if !fresh.is_zero() {
-            kept.insert(id.to_owned(), (client.clone(), now.plus(fresh)));
-        }
-        Ok(client)
-    }
-
-    /// Checks the id before anything is resolved or connected to.
-    fn admissible(&self, id: &str) -> Result<(Url, String), DocumentError> {
-        let url = Url::parse(id).map_err(|_| DocumentError::Address)?;
-        // The parser would mend these silently; the id must be the address as it stands.
-        let plain = url.as_str() == id && id.len() <= 512;
-        let user = !url.username().is_empty() || url.password().is_some();
-        if !plain || url.scheme() != "https" || url.path() == "/" || user || url.fragment().is_some() {
-            return Err(DocumentError::Address);
-        }
-        let host = url.host_str().unwrap_or_default().to_owned();
-        let listed = |list: &[String]| list.iter().any(|one| one.eq_ignore_ascii_case(&host));
-        let allowed = match self.documents.fetch {
-            Fetch::On => true,
-            Fetch::Allowlist => listed(&self.documents.hosts),
-            Fetch::Off => false,
+        let url = self.fetcher.admissible(id)?;
+        let read = |text: &[u8]| {
+            let client = parse(id, fetch::host(&url).to_owned(), text, schemes)?;
+            info!(client = id, "metadata document fetched");
+            Ok(client)
         };
-        if !allowed {
-            return Err(DocumentError::NotAllowed);
-        }
-        // The resolver is not asked about these.
-        let literal = match url.host() {
-            Some(Host::Ipv4(ip)) => Some(ip.into()),
-            Some(Host::Ipv6(ip)) => Some(ip.into()),
-            Some(Host::Domain(_)) | None => None,
-        };
-        if literal.is_some_and(|ip| !address::is_public(ip)) && !listed(&self.documents.private_hosts) {
-            return Err(DocumentError::SpecialUse);
-        }
-        Ok((url, host))
+        self.documents.get(&self.fetcher, &url, asking, self.clock.now(), read).await
     }
-}
-
-async fn read(mut response: Response) -> Result<Vec<u8>, DocumentError> {
-    let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if kind != "application/json" && !(kind.starts_with("application/") && kind.ends_with("+json")) {
-        return Err(DocumentError::Content("its media type is not JSON"));
-    }
-    let mut text = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|_| DocumentError::Unreachable)? {
-        text.extend_from_slice(&chunk);
-        if text.len() > MAX_DOCUMENT {
-            return Err(DocumentError::TooLong);
-        }
-    }
-    Ok(text)
 }
 
 /// Reads a document that was found at `id`.
@@ -233,29 +126,4 @@ fn parse(id: &str, host: String, text: &[u8], schemes: &Schemes) -> Result<Clien
     }
     let name = ClientName::of(&document.client_name);
     Ok(Client { id: id.to_owned(), name, redirects, secret: None, origin: Origin::Document { host } })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::auth::rates::Rates;
-
-    #[test]
-    fn a_host_that_is_a_special_use_address_is_refused_however_it_is_written() {
-        let rates = Rates { registrations: 1, logins: 1, documents: 1, failures: 1 };
-        let limits = Arc::new(RateLimits::new(rates, Vec::new()));
-        let documents = DocumentCache::new(DocumentConfig::default(), limits, Clock::system()).expect("a client");
-        let refused = |host: &str| documents.admissible(&format!("https://{host}/client.json")).err();
-        for host in
-            ["127.0.0.1", "10.0.0.1", "169.254.169.254", "224.0.0.1", "[::1]", "[::ffff:a00:1]", "[fd00:ec2::254]"]
-        {
-            assert_eq!(refused(host), Some(DocumentError::SpecialUse), "{host}");
-        }
-        // The parser would make plain addresses of these.
-        for host in ["2130706433", "0x7f.1", "127.1", "017700000001", "[::ffff:10.0.0.1]", "127.0.0.1.", "LOCALHOST"] {
-            assert_eq!(refused(host), Some(DocumentError::Address), "{host}");
-        }
-        assert_eq!(refused("8.8.8.8"), None);
-        assert_eq!(refused("client.example"), None, "names are the resolver's");
-    }
 }

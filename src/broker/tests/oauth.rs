@@ -15,5 +15,6 @@ mod forgejo_tokens;
 mod locked_store;
 mod pages;
 mod registration;
+mod revalidation;
 mod side_by_side;
 mod trouble;

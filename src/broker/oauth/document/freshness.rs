@@ -12,13 +12,17 @@ const DEFAULT_AGE: Duration = Duration::from_hours(1);
 /// Whatever the answer says.
 const MAX_AGE: Duration = Duration::from_hours(24);
 
-/// From now on; zero where it must not be kept. `now` counts only where the server does not say what time it has.
-pub(crate) fn freshness(headers: &HeaderMap, now: UnixTime) -> Duration {
+/// From now on; none where it must not be kept, zero where it must be asked about before each use (section 5.2.2). `now`
+/// counts only where the server does not say what time it has.
+pub(crate) fn freshness(headers: &HeaderMap, now: UnixTime) -> Option<Duration> {
     let lines = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
     let directives: Vec<String> =
         lines.flat_map(|line| line.split(',')).map(|one| one.trim().to_ascii_lowercase()).collect();
-    if directives.iter().any(|one| one == "no-store" || one == "no-cache") {
-        return Duration::ZERO;
+    if directives.iter().any(|one| one == "no-store") {
+        return None;
+    }
+    if directives.iter().any(|one| one == "no-cache") {
+        return Some(Duration::ZERO);
     }
     let max_age =
         directives.iter().find_map(|one| one.strip_prefix("max-age=")).and_then(|age| seconds(age.trim_matches('"')));
@@ -30,10 +34,10 @@ pub(crate) fn freshness(headers: &HeaderMap, now: UnixTime) -> Duration {
             let date = text(DATE).and_then(date_of).unwrap_or(now);
             date_of(expires).map(|end| end.since(date)).unwrap_or_default()
         }
-        (None, None) => return DEFAULT_AGE,
+        (None, None) => return Some(DEFAULT_AGE),
     };
     let age = text(AGE).and_then(seconds).unwrap_or_default();
-    lifetime.saturating_sub(age).min(MAX_AGE)
+    Some(lifetime.saturating_sub(age).min(MAX_AGE))
 }
 
 fn date_of(text: &str) -> Option<UnixTime> {
@@ -48,12 +52,16 @@ fn seconds(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    /// In minutes, for an answer with these headers at 12:00.
-    fn minutes(headers: &[(&'static str, &'static str)]) -> u64 {
+    fn answered(headers: &[(&'static str, &'static str)]) -> Option<Duration> {
         let pairs =
             headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a value")));
         let noon = date_of("Mon, 23 Nov 2026 12:00:00 GMT").expect("a date");
-        freshness(&pairs.collect(), noon).as_secs() / 60
+        freshness(&pairs.collect(), noon)
+    }
+
+    /// In minutes, for an answer with these headers at 12:00.
+    fn minutes(headers: &[(&'static str, &'static str)]) -> u64 {
+        answered(headers).expect("it may be kept").as_secs() / 60
     }
 
     #[test]
@@ -66,7 +74,7 @@ mod tests {
         assert_eq!(minutes(&[("cache-control", "max-age=300"), ("age", "120")]), 3, "what a cache before us took");
         assert_eq!(minutes(&[("cache-control", "max-age=300"), ("age", "900")]), 0);
         assert_eq!(minutes(&[("cache-control", "max-age=300, no-cache")]), 0);
-        assert_eq!(minutes(&[("cache-control", "no-store")]), 0);
+        assert_eq!(answered(&[("cache-control", "max-age=300, no-store")]), None);
         assert_eq!(minutes(&[("cache-control", "max-age=99999999999")]), DAY);
         assert_eq!(minutes(&[("expires", one)]), 60, "by our clock");
         assert_eq!(minutes(&[("expires", one), ("date", "Mon, 23 Nov 2026 12:30:00 GMT")]), 30, "by the server's");

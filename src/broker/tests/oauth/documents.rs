@@ -12,7 +12,7 @@ use harness::user_agent::{Page, UserAgent};
 const CALLBACK: &str = "https://app.example/callback";
 
 /// What these tests do with a server of documents.
-trait DocumentServer: Sized {
+pub(crate) trait DocumentServer: Sized {
     async fn with_document(head: &'static str, change: impl Fn(&mut Value) + Send + 'static) -> Self;
     fn documents(&self) -> DocumentConfig;
     async fn fixture(&self) -> Fixture;
@@ -43,7 +43,7 @@ impl DocumentServer for Server {
     }
 }
 
-fn document(port: u16) -> Value {
+pub(crate) fn document(port: u16) -> Value {
     json!({"client_id": format!("https://localhost:{port}/client.json"), "client_name": "Documented client",
         "redirect_uris": [CALLBACK, "http://127.0.0.1/callback"], "token_endpoint_auth_method": "none"})
 }
