@@ -7,10 +7,12 @@
 
 mod account;
 mod arrivals;
+mod assertion;
 mod authorize;
 pub(crate) mod browser;
 mod callback;
 pub(crate) mod client;
+mod client_authentication;
 pub(crate) mod client_name;
 pub(crate) mod clients;
 pub(crate) mod config;
@@ -19,6 +21,7 @@ pub(crate) mod document;
 mod error;
 pub(crate) mod families;
 mod front_page;
+pub(crate) mod keys;
 mod login;
 mod metadata;
 mod page;
@@ -28,6 +31,7 @@ mod register;
 mod request;
 pub(crate) mod site;
 mod tokens;
+mod used_assertions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +63,7 @@ use crate::oauth::clients::Clients;
 use crate::oauth::config::OAuthConfig;
 use crate::oauth::document::{DocumentCache, DocumentCacheError};
 use crate::oauth::site::Site;
+use crate::oauth::used_assertions::UsedAssertions;
 use crate::store::{Store, StoreError};
 use crate::trace;
 use wire::clock::Clock;
@@ -119,6 +124,7 @@ struct Context {
     clock: Clock,
     writes: RecentWrites,
     arrivals: Arrivals,
+    used_assertions: UsedAssertions,
 }
 
 /// The authorization server and the pages. Cheap to clone.
@@ -159,6 +165,7 @@ impl OAuth {
             clock,
             writes,
             arrivals: Arrivals::default(),
+            used_assertions: UsedAssertions::default(),
         })))
     }
 
@@ -211,6 +218,7 @@ impl OAuth {
     pub(crate) async fn tidy(&self) {
         let context = &self.0;
         context.limits.forget();
+        context.used_assertions.forget(context.clock.now());
         context.arrivals.forget_old(context.clock.now().minus(LOGIN_TTL));
         if let Err(e) = context.tidied().await {
             error!(error = %e, "what has expired could not be removed: {}", chain(&e));

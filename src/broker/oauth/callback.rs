@@ -245,6 +245,7 @@ fn row(
         tenant: logged_in.user.id,
         credential_id: logged_in.credential_id.clone(),
         scopes,
+        needs_key: asked.client.needs_key(),
         created_at: now,
         redeemed: None,
     }

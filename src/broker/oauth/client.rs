@@ -1,7 +1,12 @@
 //! An OAuth client. What it says about itself is shown, not believed.
 
+use std::sync::Arc;
+
+use url::Url;
+
 use crate::auth::token::TokenHash;
 use crate::oauth::client_name::ClientName;
+use crate::oauth::keys::{Algorithm, KeySet};
 use crate::oauth::redirect::{RedirectKind, RedirectUri, Schemes};
 
 /// A client.
@@ -13,10 +18,41 @@ pub(crate) struct Client {
     pub(crate) name: ClientName,
     /// Where codes may be sent.
     pub(crate) redirects: Vec<RedirectUri>,
-    /// SHA-256 of its secret, where it has one.
-    pub(crate) secret: Option<TokenHash>,
+    /// How it shows who it is.
+    pub(crate) proof: Proof,
     /// Where it is known from.
     pub(crate) origin: Origin,
+}
+
+/// How a client shows who it is, at the token endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// Not at all: a public client.
+    None,
+    /// By its secret, of which this is the SHA-256.
+    Secret(TokenHash),
+    /// By its key.
+    Key(ClientKey),
+}
+
+/// The key of a client with a metadata document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClientKey {
+    /// Where its public part is.
+    pub(crate) published: Published,
+    /// The only algorithm that it signs with, where it says so.
+    pub(crate) algorithm: Option<Algorithm>,
+    /// Whether it also comes without.
+    pub(crate) is_optional: bool,
+}
+
+/// Where public keys are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Published {
+    /// In the document itself.
+    Inline(Arc<KeySet>),
+    /// At this address.
+    At(Url),
 }
 
 /// Where a client is known from.
@@ -34,6 +70,11 @@ pub(crate) enum Origin {
 }
 
 impl Client {
+    /// Whether its codes and tokens are good for whoever shows its key, and for nobody else.
+    pub(crate) fn needs_key(&self) -> bool {
+        matches!(&self.proof, Proof::Key(key) if !key.is_optional)
+    }
+
     /// The registered address that a request may be answered at. Without one in the request the only one there is.
     pub(crate) fn redirect(&self, asked: Option<&str>, schemes: &Schemes) -> Option<RedirectUri> {
         match (asked, self.redirects.as_slice()) {
@@ -69,7 +110,7 @@ mod tests {
             id: "x".to_owned(),
             name: ClientName::of("x"),
             redirects: vec![web.clone(), local.clone()],
-            secret: None,
+            proof: Proof::None,
             origin,
         };
         // Anybody can put a document on a host of their own.

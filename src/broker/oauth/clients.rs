@@ -3,11 +3,14 @@
 //! Three sources, told apart by the id alone: the operator's configuration, a metadata document (the id is its https
 //! address), and dynamic registration (everything else).
 
+use std::sync::Arc;
+
 use crate::auth::source::Source;
-use crate::oauth::client::{Client, Origin};
+use crate::oauth::client::{Client, ClientKey, Origin, Proof};
 use crate::oauth::client_name::ClientName;
 use crate::oauth::config::OAuthConfig;
-use crate::oauth::document::{DocumentCache, DocumentError};
+use crate::oauth::document::{Age, DocumentCache, DocumentError};
+use crate::oauth::keys::KeySet;
 use crate::oauth::redirect::RedirectUri;
 use crate::store::{Store, StoreError};
 
@@ -46,13 +49,33 @@ impl Clients {
             return Ok(Some(client.clone()));
         }
         if id.starts_with("https://") {
-            return Ok(Some(self.documents.get(id, &policy.schemes, asking).await?));
+            return Ok(Some(self.documents.get(id, &policy.schemes, Age::Fresh, asking).await?));
         }
         self.registered(id, policy).await.map_err(ClientError::Store)
     }
 
-    /// A client that needs no document to be recognised: at the token endpoint a client with a document is public, and
-    /// its code or token alone says what it may have.
+    /// The key of a client, with its public part; none where it has none. Both are asked for anew as `age` says.
+    pub(crate) async fn key(
+        &self,
+        id: &str,
+        policy: &OAuthConfig,
+        age: Age,
+        asking: Source,
+    ) -> Result<Option<(ClientKey, Arc<KeySet>)>, DocumentError> {
+        if !id.starts_with("https://") {
+            return Ok(None);
+        }
+        match self.documents.get(id, &policy.schemes, age, asking).await?.proof {
+            Proof::Key(key) => {
+                let keys = self.documents.keys(&key.published, age, asking).await?;
+                Ok(Some((key, keys)))
+            }
+            Proof::None | Proof::Secret(_) => Ok(None),
+        }
+    }
+
+    /// A client that needs no document to be recognised. One with a document that does not show its key is known by what
+    /// it shows instead: its code or token says whose it is, and whether that was to come with a key.
     pub(crate) async fn registered(&self, id: &str, policy: &OAuthConfig) -> Result<Option<Client>, StoreError> {
         if let Some(client) = policy.clients.iter().find(|client| client.id == id) {
             return Ok(Some(client.clone()));
@@ -63,7 +86,7 @@ impl Clients {
             redirects: found.redirects.iter().filter_map(|r| RedirectUri::parse(r, &policy.schemes).ok()).collect(),
             id: found.client_id,
             name: ClientName::of(&found.name),
-            secret: found.secret,
+            proof: found.secret.map_or(Proof::None, Proof::Secret),
             origin: Origin::Registered,
         }))
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::auth::token::TokenHash;
-use crate::oauth::client::{Client, Origin};
+use crate::oauth::client::{Client, Origin, Proof};
 use crate::oauth::client_name::ClientName;
 use crate::oauth::families::ReusePolicy;
 use crate::oauth::redirect::{RedirectUri, Schemes};
@@ -161,7 +161,8 @@ fn clients(section: &mut Section, schemes: &Schemes) -> Vec<Client> {
             one.complain("name", "an id that begins with https:// is that of a metadata document");
         }
         one.close();
-        clients.push(Client { id, name: ClientName::of(&name), redirects, secret, origin: Origin::Configured });
+        let proof = secret.map_or(Proof::None, Proof::Secret);
+        clients.push(Client { id, name: ClientName::of(&name), redirects, proof, origin: Origin::Configured });
     }
     all.close();
     clients

@@ -9,6 +9,7 @@ mod address;
 mod fetch;
 mod freshness;
 mod kept;
+mod methods;
 mod resolver;
 mod validators;
 
@@ -20,11 +21,14 @@ use tracing::info;
 
 use crate::auth::rates::{RateLimits, TooMany};
 use crate::auth::source::Source;
-use crate::oauth::client::{Client, Origin};
+use crate::oauth::client::{Client, Origin, Published};
 use crate::oauth::client_name::ClientName;
 use crate::oauth::config::DocumentConfig;
 use crate::oauth::document::fetch::{Fetcher, MAX_DOCUMENT};
+pub(crate) use crate::oauth::document::kept::Age;
 use crate::oauth::document::kept::Kept;
+use crate::oauth::document::methods::Methods;
+use crate::oauth::keys::{KeySet, KeySetError};
 use crate::oauth::redirect::{RedirectUri, Schemes};
 use wire::clock::Clock;
 
@@ -53,6 +57,9 @@ pub(crate) enum DocumentError {
     /// Not JSON, not of the media type, or without what must be in it.
     #[error("{0}")]
     Content(&'static str),
+    /// Its keys are none, or not there.
+    #[error(transparent)]
+    Keys(#[from] KeySetError),
     /// One address asks for too many.
     #[error("too many were asked for; try again in {} seconds", .0.seconds)]
     TooMany(TooMany),
@@ -75,6 +82,7 @@ pub(crate) struct DocumentCache {
     fetcher: Fetcher,
     clock: Clock,
     documents: Kept<Client>,
+    keys: Kept<Arc<KeySet>>,
 }
 
 impl DocumentCache {
@@ -84,46 +92,66 @@ impl DocumentCache {
         limits: Arc<RateLimits>,
         clock: Clock,
     ) -> Result<Self, DocumentCacheError> {
-        Ok(Self { fetcher: Fetcher::new(documents, limits)?, clock, documents: Kept::default() })
+        let fetcher = Fetcher::new(documents, limits)?;
+        Ok(Self { fetcher, clock, documents: Kept::default(), keys: Kept::default() })
     }
 
     /// The client that this id describes.
-    pub(crate) async fn get(&self, id: &str, schemes: &Schemes, asking: Source) -> Result<Client, DocumentError> {
+    pub(crate) async fn get(
+        &self,
+        id: &str,
+        schemes: &Schemes,
+        age: Age,
+        asking: Source,
+    ) -> Result<Client, DocumentError> {
         let url = self.fetcher.admissible(id)?;
         let read = |text: &[u8]| {
-            let client = parse(id, fetch::host(&url).to_owned(), text, schemes)?;
+            let client = self.parse(id, fetch::host(&url).to_owned(), text, schemes)?;
             info!(client = id, "metadata document fetched");
             Ok(client)
         };
-        self.documents.get(&self.fetcher, &url, asking, self.clock.now(), read).await
+        self.documents.get(&self.fetcher, &url, age, asking, self.clock.now(), read).await
     }
-}
 
-/// Reads a document that was found at `id`.
-fn parse(id: &str, host: String, text: &[u8], schemes: &Schemes) -> Result<Client, DocumentError> {
-    #[derive(Deserialize)]
-    struct Document {
-        client_id: String,
-        client_name: String,
-        redirect_uris: Vec<String>,
-        token_endpoint_auth_method: Option<String>,
-        client_secret: Option<serde::de::IgnoredAny>,
+    /// The public keys of a client.
+    pub(crate) async fn keys(
+        &self,
+        published: &Published,
+        age: Age,
+        asking: Source,
+    ) -> Result<Arc<KeySet>, DocumentError> {
+        match published {
+            Published::Inline(keys) => Ok(Arc::clone(keys)),
+            Published::At(url) => {
+                let read = |text: &[u8]| Ok(Arc::new(KeySet::parse(text)?));
+                self.keys.get(&self.fetcher, url, age, asking, self.clock.now(), read).await
+            }
+        }
     }
-    let document: Document = serde_json::from_slice(text)
-        .map_err(|_| DocumentError::Content("it needs client_id, client_name and redirect_uris"))?;
-    if document.client_id != id {
-        return Err(DocumentError::Content("its client_id is not its own address"));
+
+    /// Reads a document that was found at `id`.
+    fn parse(&self, id: &str, host: String, text: &[u8], schemes: &Schemes) -> Result<Client, DocumentError> {
+        #[derive(Deserialize)]
+        struct Document {
+            client_id: String,
+            client_name: String,
+            redirect_uris: Vec<String>,
+            #[serde(flatten)]
+            methods: Methods,
+        }
+        let document: Document = serde_json::from_slice(text)
+            .map_err(|_| DocumentError::Content("it needs client_id, client_name and redirect_uris"))?;
+        if document.client_id != id {
+            return Err(DocumentError::Content("its client_id is not its own address"));
+        }
+        let proof = document.methods.proof(|address| self.fetcher.admissible(address))?;
+        // A document may list addresses for other services; those that are no good here are left out.
+        let redirects: Vec<_> =
+            document.redirect_uris.iter().filter_map(|text| RedirectUri::parse(text, schemes).ok()).collect();
+        if redirects.is_empty() {
+            return Err(DocumentError::Content("none of its redirect_uris can be used here"));
+        }
+        let name = ClientName::of(&document.client_name);
+        Ok(Client { id: id.to_owned(), name, redirects, proof, origin: Origin::Document { host } })
     }
-    let method = document.token_endpoint_auth_method.unwrap_or_default();
-    if document.client_secret.is_some() || method.starts_with("client_secret") {
-        return Err(DocumentError::Content("a public document cannot have a secret"));
-    }
-    // A document may list addresses for other services; those that are no good here are left out.
-    let redirects: Vec<_> =
-        document.redirect_uris.iter().filter_map(|text| RedirectUri::parse(text, schemes).ok()).collect();
-    if redirects.is_empty() {
-        return Err(DocumentError::Content("none of its redirect_uris can be used here"));
-    }
-    let name = ClientName::of(&document.client_name);
-    Ok(Client { id: id.to_owned(), name, redirects, secret: None, origin: Origin::Document { host } })
 }

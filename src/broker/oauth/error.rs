@@ -10,6 +10,7 @@ use tracing::error;
 use crate::auth::rates::TooMany;
 use crate::auth::token::NoRandomness;
 use crate::chain::chain;
+use crate::oauth::assertion::AssertionError;
 use crate::store::StoreError;
 
 /// A refusal.
@@ -24,6 +25,8 @@ pub(crate) enum OAuthError {
         /// Whether the client used the `Authorization` header.
         basic: bool,
     },
+    /// 401: the client does not show that it has its key.
+    Assertion(AssertionError),
     /// 429.
     TooMany(TooMany),
     /// 503: nothing was changed, the same request may be sent again.
@@ -43,7 +46,13 @@ impl OAuthError {
 
     /// Whether it counts against the limit of those who only guess.
     pub(crate) fn is_a_guess(self) -> bool {
-        matches!(self, Self::Bad("invalid_grant", _) | Self::Client { .. })
+        matches!(self, Self::Bad("invalid_grant", _) | Self::Client { .. } | Self::Assertion(_))
+    }
+}
+
+impl From<AssertionError> for OAuthError {
+    fn from(e: AssertionError) -> Self {
+        Self::Assertion(e)
     }
 }
 
@@ -64,15 +73,20 @@ impl From<NoRandomness> for OAuthError {
 impl IntoResponse for OAuthError {
     fn into_response(self) -> Response {
         #[derive(Serialize)]
-        struct Body {
+        struct Body<'a> {
             error: &'static str,
-            error_description: &'static str,
+            error_description: &'a str,
         }
+        let said;
         let (status, error, error_description) = match self {
             Self::Bad(error, description) => (StatusCode::BAD_REQUEST, error, description),
             Self::MediaType(description) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request", description),
             Self::Client { .. } => {
                 (StatusCode::UNAUTHORIZED, "invalid_client", "the client is not known here, or its secret is wrong")
+            }
+            Self::Assertion(e) => {
+                said = e.to_string();
+                (StatusCode::UNAUTHORIZED, "invalid_client", said.as_str())
             }
             Self::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "temporarily_unavailable", "too many requests"),
             Self::NotNow => (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "try the same request again"),
@@ -90,7 +104,7 @@ impl IntoResponse for OAuthError {
             Self::NotNow => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
             }
-            Self::Bad(..) | Self::MediaType(_) | Self::Client { basic: false } => {}
+            Self::Bad(..) | Self::MediaType(_) | Self::Assertion(_) | Self::Client { basic: false } => {}
         }
         response
     }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::auth::principal::Scopes;
 use crate::oauth::config::Fetch;
+use crate::oauth::keys::Algorithm;
 
 /// How long clients and proxies may keep a document, in seconds.
 const MAY_BE_CACHED: &str = "public, max-age=300";
@@ -31,8 +32,12 @@ fn resource(public_url: &str, offered: Scopes) -> Value {
 /// The authorization server. `offline_access` is not among the scopes: every client gets a refresh token, and those
 /// that see it ask for consent each time.
 fn server(public_url: &str, offered: Scopes, fetch: Fetch) -> Value {
-    let secrets = json!(["none", "client_secret_basic", "client_secret_post"]);
-    json!({
+    let mut methods = vec!["none", "client_secret_basic", "client_secret_post"];
+    // A key is published with a document.
+    if fetch != Fetch::Off {
+        methods.push("private_key_jwt");
+    }
+    let mut server = json!({
         "issuer": public_url,
         "authorization_endpoint": format!("{public_url}/oauth/authorize"),
         "token_endpoint": format!("{public_url}/oauth/token"),
@@ -43,13 +48,21 @@ fn server(public_url: &str, offered: Scopes, fetch: Fetch) -> Value {
         "response_modes_supported": ["query"],
         "grant_types_supported": ["authorization_code", "refresh_token"],
         "code_challenge_methods_supported": ["S256"],
-        "token_endpoint_auth_methods_supported": secrets,
-        "revocation_endpoint_auth_methods_supported": secrets,
+        "token_endpoint_auth_methods_supported": methods,
+        "revocation_endpoint_auth_methods_supported": methods,
         "authorization_response_iss_parameter_supported": true,
         "client_id_metadata_document_supported": fetch != Fetch::Off,
         "protected_resources": [format!("{public_url}/mcp")],
         "service_documentation": format!("{public_url}/"),
-    })
+    });
+    if fetch != Fetch::Off
+        && let Some(members) = server.as_object_mut()
+    {
+        for endpoint in ["token", "revocation"] {
+            members.insert(format!("{endpoint}_endpoint_auth_signing_alg_values_supported"), json!(Algorithm::NAMES));
+        }
+    }
+    server
 }
 
 fn listed(scopes: Scopes) -> Vec<&'static str> {

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::rngs::SysRng;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -20,9 +19,10 @@ use subtle::ConstantTimeEq;
 use tracing::{info, warn};
 
 use crate::auth::principal::{GrantId, Scopes};
-use crate::auth::token::{AccessToken, AuthorizationCode, Family, RefreshToken, TokenHash};
+use crate::auth::token::{AccessToken, AuthorizationCode, Family, RefreshToken};
 use crate::chain::chain;
 use crate::hex;
+use crate::oauth::client_authentication::{Caller, authenticate};
 use crate::oauth::error::{OAuthError, uncached};
 use crate::oauth::params::Params;
 use crate::oauth::{Context, body, is_of};
@@ -48,11 +48,6 @@ struct Granted {
     expires_in: u64,
     refresh_token: String,
     scope: &'static str,
-}
-
-/// A client that has shown who it is: by its secret, or, where it has none, by its id alone.
-struct Caller {
-    id: String,
 }
 
 /// POST `/oauth/token`, and `/token` for clients that have not read where it is.
@@ -89,7 +84,7 @@ async fn answer(
         }
         let text = body(request).await.map_err(|_| OAuthError::invalid_request("the body is too long or broke off"))?;
         let params = Params::parse(&text).map_err(|_| OAuthError::invalid_request("a parameter is there twice"))?;
-        let caller = authenticate(context, &headers, &params).await?;
+        let caller = authenticate(context, &headers, &params, source).await?;
         act(params, caller).await
     };
     let mut response = match outcome.await {
@@ -108,54 +103,6 @@ fn respond(granted: Granted) -> Response {
     Json(granted).into_response()
 }
 
-/// Client authentication (RFC 6749 section 2.3): Basic or the form, never both.
-async fn authenticate(context: &Context, headers: &HeaderMap, params: &Params) -> Result<Caller, OAuthError> {
-    let basic = match headers.get(AUTHORIZATION) {
-        None => None,
-        Some(value) => {
-            Some(basic_credentials(value.to_str().unwrap_or_default()).ok_or(OAuthError::Client { basic: true })?)
-        }
-    };
-    let (id, secret, is_basic) = match (&basic, params.get("client_id"), params.get("client_secret")) {
-        (Some(_), _, Some(_)) => return Err(OAuthError::invalid_request("the client authenticates in two ways")),
-        (Some((id, _)), Some(other), None) if id != other => {
-            return Err(OAuthError::invalid_request("client_id differs from the Authorization header"));
-        }
-        (Some((id, secret)), _, None) => (id.as_str(), Some(secret.as_str()), true),
-        (None, Some(id), secret) => (id, secret, false),
-        (None, None, _) => return Err(OAuthError::invalid_request("client_id is missing")),
-    };
-    let refused = OAuthError::Client { basic: is_basic };
-    let known = if id.starts_with("https://") && !context.policy.clients.iter().any(|client| client.id == id) {
-        // A public client whose document says the rest; its code or token is bound to the id.
-        None
-    } else {
-        Some(context.clients.registered(id, &context.policy).await?.ok_or(refused)?)
-    };
-    let expected = known.and_then(|client| client.secret);
-    let given = secret.filter(|secret| !secret.is_empty()).map(|secret| Sha256::digest(secret.as_bytes()));
-    let good = match (expected, given) {
-        (None, None) => true,
-        (Some(TokenHash(expected)), Some(given)) => bool::from(expected.as_slice().ct_eq(given.as_slice())),
-        (None, Some(_)) | (Some(_), None) => false,
-    };
-    if good { Ok(Caller { id: id.to_owned() }) } else { Err(refused) }
-}
-
-/// The id and the secret of a Basic header. Both are form-encoded inside (RFC 6749 section 2.3.1); ours hold only
-/// characters that no encoding changes, so a client that forgets to encode is understood too.
-fn basic_credentials(header: &str) -> Option<(String, String)> {
-    let (scheme, text) = header.split_once(' ')?;
-    let text = scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(text.trim()).ok())??;
-    let text = String::from_utf8(text).ok()?;
-    let (id, secret) = text.split_once(':')?;
-    let decoded = |text: &str| {
-        let pair = format!("x={text}");
-        url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned())
-    };
-    Some((decoded(id)?, decoded(secret)?))
-}
-
 /// A code for the first pair of a grant.
 async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<Granted, OAuthError> {
     const WORTHLESS: OAuthError = OAuthError::invalid_grant("the code is unknown, used, expired, or not this client's");
@@ -165,11 +112,14 @@ async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<G
         return Err(OAuthError::Bad("invalid_target", "resource is not this service"));
     }
     let code = AuthorizationCode::parse(given).ok_or(WORTHLESS)?.hash();
-    let code = context.store.find_code(&code).await?.ok_or(WORTHLESS)?;
+    let mut code = context.store.find_code(&code).await?.ok_or(WORTHLESS)?;
     // Who cannot show all of this changes nothing as long as the code is good: a thief must not be able to burn it.
     // The address is not sent again by clients of OAuth 2.1 (draft -16, section 10.2); by others it must be the same.
     let same_address = params.get("redirect_uri").is_none_or(|redirect| redirect == code.redirect_uri);
     let proven = code.client_id == caller.id && same_address && proves(verifier, &code.challenge);
+    if code.client_id == caller.id {
+        caller.show_key_if(code.needs_key)?;
+    }
     let now = context.clock.now();
     if let Some(redeemed) = &code.redeemed {
         return replayed(context, &code, redeemed, proven, now).await.and(Err(WORTHLESS));
@@ -178,6 +128,8 @@ async fn redeem(context: &Context, params: &Params, caller: &Caller) -> Result<G
     if !proven || now.age_of(code.created_at).is_none_or(|age| age >= CODE_TTL) {
         return Err(WORTHLESS);
     }
+    // Whoever has shown its key is held to it, though its document may let it come without.
+    code.needs_key |= caller.has_key;
     let grant = GrantId::new(hex::random_id(&mut SysRng)?);
     let (pair, granted) = mint(context, &Family::mint(&mut SysRng)?, code.scopes, None)?;
     if !context.store.redeem_code(&code, &grant, &pair, now).await? {
@@ -247,6 +199,7 @@ async fn refresh(context: &Context, params: &Params, caller: &Caller, network: &
     if row.client_id != caller.id {
         return Err(WORTHLESS);
     }
+    caller.show_key_if(row.needs_key)?;
     if let Some(reason) = &row.revoked {
         return Err(OAuthError::invalid_grant(why_ended(reason)));
     }
@@ -377,6 +330,7 @@ async fn revoked(context: &Context, params: &Params, caller: &Caller) -> Result<
         if row.client_id != caller.id {
             return Err(FOREIGN);
         }
+        caller.show_key_if(row.needs_key)?;
         context.revocation.revoke(&row.grant, "client-revoked").await?;
     } else if let Some(token) = AccessToken::parse(given)
         && let Some((row, _)) = context.store.find_token(&token.hash()).await?
@@ -384,6 +338,7 @@ async fn revoked(context: &Context, params: &Params, caller: &Caller) -> Result<
         if row.client_id != caller.id {
             return Err(FOREIGN);
         }
+        caller.show_key_if(row.needs_key)?;
         context.revocation.revoke_token(token.hash(), &row.grant).await?;
     }
     Ok(())
@@ -417,12 +372,5 @@ mod tests {
             let refused = narrowed(asked, granted, false).expect_err(asked);
             assert!(matches!(refused, OAuthError::Bad("invalid_scope", _)), "{asked}");
         }
-    }
-
-    #[test]
-    fn basic_credentials_are_decoded() {
-        let header = format!("Basic {}", STANDARD.encode("mcp-1:fjb%5Fcs+x"));
-        assert_eq!(basic_credentials(&header), Some(("mcp-1".to_owned(), "fjb_cs x".to_owned())));
-        assert_eq!(basic_credentials("Bearer x"), None);
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Code {
     pub(crate) credential_id: String,
     /// What they agreed to.
     pub(crate) scopes: Scopes,
+    /// Whether it is good only for whoever shows the client's key.
+    pub(crate) needs_key: bool,
     /// When it was made.
     pub(crate) created_at: UnixTime,
     /// What became of it.
@@ -52,7 +54,7 @@ impl Code {
     pub(super) fn statement(&self) -> Result<Statement<'_>, StoreError> {
         Ok(sqlx::query(
             "INSERT INTO authorization_codes (code_hash, client_id, client_name, redirect_uri, challenge, tenant, \
-             credential_id, scopes, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             credential_id, scopes, created_at, needs_key) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(self.hash.0.as_slice())
         .bind(&self.client_id)
@@ -62,7 +64,8 @@ impl Code {
         .bind(tenant_value(self.tenant)?)
         .bind(&self.credential_id)
         .bind(self.scopes.as_str())
-        .bind(self.created_at.secs()))
+        .bind(self.created_at.secs())
+        .bind(i64::from(self.needs_key)))
     }
 }
 
@@ -117,8 +120,8 @@ impl Store {
             .bind(&code.client_name)
             .bind(now.secs()),
             sqlx::query(
-                "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at, family_hash) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at, family_hash, needs_key) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             )
             .bind(grant.as_str())
             .bind(&code.client_id)
@@ -126,7 +129,8 @@ impl Store {
             .bind(&code.credential_id)
             .bind(code.scopes.as_str())
             .bind(now.secs())
-            .bind(pair.family.0.as_slice()),
+            .bind(pair.family.0.as_slice())
+            .bind(i64::from(code.needs_key)),
         ];
         for statement in statements {
             write.execute(statement).await?;
@@ -171,6 +175,7 @@ fn code_row(code: TokenHash, row: &SqliteRow) -> Result<Code, StoreError> {
         tenant: tenant_of(row, CODE)?,
         credential_id: text("credential_id")?,
         scopes: Scopes::parse(&text("scopes")?),
+        needs_key: row.try_get("needs_key").map_err(StoreError::query(CODE))?,
         created_at: UnixTime::from_secs(row.try_get("created_at").map_err(StoreError::query(CODE))?),
         redeemed,
     })

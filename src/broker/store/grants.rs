@@ -65,6 +65,8 @@ pub(crate) struct GrantRow {
     pub(crate) credential_ends: Option<UnixTime>,
     /// Whether the grant was revoked.
     pub(crate) revoked: bool,
+    /// Whether its client must show its key for it at the token endpoint.
+    pub(crate) needs_key: bool,
 }
 
 /// That a grant was used.
@@ -120,7 +122,7 @@ pub(crate) struct Grant {
 macro_rules! grant_rows {
     ($more:literal, $which:literal) => {
         concat!(
-            "SELECT g.id, g.client_id, g.tenant, g.tools, g.networks, g.created_at, g.revoked_at, u.login, \
+            "SELECT g.id, g.client_id, g.tenant, g.tools, g.networks, g.created_at, g.revoked_at, g.needs_key, u.login, \
              c.id AS credential_id, c.key_id, c.access_sealed, c.access_expires_at, ",
             $more,
             " FROM grants g JOIN users u ON u.tenant = g.tenant JOIN upstream_credentials c ON c.id = g.credential_id ",
@@ -341,6 +343,7 @@ fn grant_row(row: &SqliteRow) -> Result<GrantRow, StoreError> {
         credential: Sealed { key_id: text(row, "key_id")?, bytes },
         credential_ends: time(row, "access_expires_at")?,
         revoked: time(row, "revoked_at")?.is_some(),
+        needs_key: row.try_get("needs_key").map_err(StoreError::query(READING))?,
     })
 }
 

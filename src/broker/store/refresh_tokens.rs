@@ -44,6 +44,8 @@ pub(crate) struct RefreshRow {
     pub(crate) scopes: Scopes,
     /// Whether its user has taken writing away from it.
     pub(crate) is_reduced: bool,
+    /// Whether its client must show its key for it.
+    pub(crate) needs_key: bool,
     /// Why the family was revoked, if it was.
     pub(crate) revoked: Option<String>,
     /// Its end.
@@ -169,7 +171,7 @@ impl Store {
     ) -> Result<Option<RefreshRow>, StoreError> {
         let row = sqlx::query(
             "SELECT r.grant_id, r.expires_at, r.used_at, g.client_id, g.tenant, g.scopes, g.reduced_at, g.revoked_at, \
-             g.revoked_reason FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
+             g.revoked_reason, g.needs_key FROM refresh_tokens r JOIN grants g ON g.id = r.grant_id WHERE r.token_hash = $1",
         )
         .bind(token.hash.0.as_slice())
         .fetch_optional(self.readers())
@@ -185,7 +187,8 @@ impl Store {
             return Ok(None);
         }
         let row = sqlx::query(
-            "SELECT g.id AS grant_id, g.client_id, g.tenant, g.scopes, g.reduced_at, g.revoked_at, g.revoked_reason FROM grants g \
+            "SELECT g.id AS grant_id, g.client_id, g.tenant, g.scopes, g.reduced_at, g.revoked_at, g.revoked_reason, g.needs_key \
+             FROM grants g \
              WHERE g.family_hash = $1",
         )
         .bind(token.family.0.as_slice())
@@ -376,6 +379,7 @@ fn refresh_row(row: &SqliteRow, expires_at: UnixTime, used: Used) -> Result<Refr
         tenant: tenant_of(row, REFRESH)?,
         scopes: Scopes::parse(&text("scopes")?),
         is_reduced: reduced.is_some(),
+        needs_key: row.try_get("needs_key").map_err(StoreError::query(REFRESH))?,
         revoked: revoked.map(|_| reason.unwrap_or_default()),
         expires_at,
         used,

@@ -3,6 +3,7 @@
 mod account;
 mod attacks;
 mod browsers;
+mod client_keys;
 mod come_again;
 mod connections;
 mod crowds;
@@ -17,4 +18,5 @@ mod pages;
 mod registration;
 mod revalidation;
 mod side_by_side;
+mod signer;
 mod trouble;

@@ -69,6 +69,7 @@ async fn connect(store: &Store, tenant: TenantId, now: UnixTime) -> AccessToken 
         credential_id: CREDENTIAL.to_owned(),
         scopes: Scopes { write: true },
         created_at: now,
+        needs_key: false,
         redeemed: None,
     };
     let ends = now.plus(Duration::from_hours(24 * 30));

@@ -4,6 +4,7 @@
 //! before. Errors are never kept.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use url::Url;
@@ -17,6 +18,8 @@ use wire::clock::UnixTime;
 
 /// Answers that are kept.
 const MAX_KEPT: usize = 1000;
+/// How often one server is asked anew for what is kept and fresh.
+const ANEW_EVERY: Duration = Duration::from_mins(1);
 
 /// Answers by their addresses, as they were read.
 #[derive(Debug)]
@@ -28,6 +31,24 @@ struct Entry<T> {
     headers: KeptHeaders,
     /// The end of its freshness.
     ends: UnixTime,
+    /// When its server was asked last, also to no avail.
+    asked: UnixTime,
+}
+
+/// How recent an answer must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Age {
+    /// Of any age within its time.
+    Fresh,
+    /// Something is missing in it that may be there now. Strangers can say so at will, so a server that was asked a moment
+    /// ago is not asked again.
+    Anew,
+}
+
+impl Age {
+    fn takes(self, asked: UnixTime, now: UnixTime) -> bool {
+        self == Self::Fresh || now.age_of(asked).is_some_and(|age| age < ANEW_EVERY)
+    }
 }
 
 impl<T> Default for Kept<T> {
@@ -42,16 +63,21 @@ impl<T: Clone> Kept<T> {
         &self,
         fetcher: &Fetcher,
         url: &Url,
+        age: Age,
         asking: Source,
         now: UnixTime,
         read: impl FnOnce(&[u8]) -> Result<T, DocumentError>,
     ) -> Result<T, DocumentError> {
-        let known = self.0.lock().get(url).cloned();
-        if let Some(Entry { value, ends, .. }) = &known
-            && *ends > now
-        {
-            return Ok(value.clone());
-        }
+        let known = match self.0.lock().get_mut(url) {
+            Some(entry) => {
+                if entry.ends > now && age.takes(entry.asked, now) {
+                    return Ok(entry.value.clone());
+                }
+                entry.asked = now;
+                Some(entry.clone())
+            }
+            None => None,
+        };
         let conditions = known.as_ref().map(|known| known.headers.conditions()).unwrap_or_default();
         let (value, headers) = match (fetcher.get(url, conditions, asking).await?, known) {
             (Answer::New(headers, text), _) => (read(&text)?, headers),
@@ -62,6 +88,7 @@ impl<T: Clone> Kept<T> {
             value: value.clone(),
             headers: KeptHeaders::of(&headers),
             ends: now.plus(fresh),
+            asked: now,
         });
         self.keep(url, entry, now);
         Ok(value)

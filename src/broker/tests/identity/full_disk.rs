@@ -108,6 +108,7 @@ fn code(round: u8, what: &str) -> Code {
         credential_id: format!("credential-{round}"),
         scopes: Scopes { write: true },
         created_at: START,
+        needs_key: false,
         redeemed: None,
     }
 }

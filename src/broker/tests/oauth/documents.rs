@@ -9,7 +9,7 @@ use crate::tests::oauth::fixture::{Fixture, Terms};
 use harness::https::Server;
 use harness::user_agent::{Page, UserAgent};
 
-const CALLBACK: &str = "https://app.example/callback";
+pub(crate) const CALLBACK: &str = "https://app.example/callback";
 
 /// What these tests do with a server of documents.
 pub(crate) trait DocumentServer: Sized {
@@ -48,9 +48,14 @@ pub(crate) fn document(port: u16) -> Value {
         "redirect_uris": [CALLBACK, "http://127.0.0.1/callback"], "token_endpoint_auth_method": "none"})
 }
 
+fn with_keys(document: &mut Value, keys: &Value) {
+    document["token_endpoint_auth_method"] = json!("private_key_jwt");
+    document["jwks"] = keys.clone();
+}
+
 const JSON: &str = "content-type: application/json";
 
-async fn ask(fixture: &Fixture, id: &str) -> Page {
+pub(crate) async fn ask(fixture: &Fixture, id: &str) -> Page {
     UserAgent::new("alice", "secret").open(fixture.authorize(id, CALLBACK, &[])).await
 }
 
@@ -91,7 +96,7 @@ async fn a_document_is_kept_as_long_as_it_says_and_errors_are_not() {
 
 #[tokio::test]
 async fn a_document_that_is_none_makes_no_client() {
-    let wrong: [(&str, Server); 8] = [
+    let wrong: [(&str, Server); 13] = [
         (
             "its client_id is not its own address",
             Server::with_document(JSON, |d| d["client_id"] = json!("https://localhost/client.json")).await,
@@ -105,6 +110,24 @@ async fn a_document_that_is_none_makes_no_client() {
         (
             "cannot have a secret",
             Server::with_document(JSON, |d| d["token_endpoint_auth_method"] = json!("client_secret_basic")).await,
+        ),
+        (
+            "must be none or private_key_jwt",
+            Server::with_document(JSON, |d| d["token_endpoint_auth_method"] = json!("tls_client_auth")).await,
+        ),
+        (
+            "either jwks or jwks_uri",
+            Server::with_document(JSON, |d| d["token_endpoint_auth_method"] = json!("private_key_jwt")).await,
+        ),
+        ("its keys are no JWK set", Server::with_document(JSON, |d| with_keys(d, &json!([]))).await),
+        ("none of its keys can be used", Server::with_document(JSON, |d| with_keys(d, &json!({"keys": []}))).await),
+        (
+            "its token_endpoint_auth_signing_alg must be",
+            Server::with_document(JSON, |d| {
+                with_keys(d, &json!({"keys": []}));
+                d["token_endpoint_auth_signing_alg"] = json!("HS256");
+            })
+            .await,
         ),
         ("its media type is not JSON", Server::with_document("content-type: text/html", |_| {}).await),
         ("it is longer than", Server::with_document(JSON, |d| d["x"] = json!("x".repeat(11_000))).await),

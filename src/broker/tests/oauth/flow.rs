@@ -336,7 +336,7 @@ async fn a_second_login_of_a_user_replaces_forgejos_tokens_for_all_their_clients
 
 #[tokio::test]
 async fn a_client_from_the_configuration_is_vouched_for_by_the_operator() {
-    use crate::oauth::client::{Client, Origin};
+    use crate::oauth::client::{Client, Origin, Proof};
     use crate::oauth::client_name::ClientName;
     use crate::oauth::redirect::{RedirectUri, Schemes};
     let redirect = RedirectUri::parse(WEB, &Schemes::new(Vec::new())).expect("good");
@@ -344,7 +344,7 @@ async fn a_client_from_the_configuration_is_vouched_for_by_the_operator() {
         id: "our-bot".to_owned(),
         name: ClientName::of("Our bot"),
         redirects: vec![redirect],
-        secret: None,
+        proof: Proof::None,
         origin: Origin::Configured,
     };
     let fixture =

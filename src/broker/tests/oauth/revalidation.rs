@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::auth::rates::RateLimits;
 use crate::auth::source::Source;
-use crate::oauth::document::{DocumentCache, DocumentError};
+use crate::oauth::document::{Age, DocumentCache, DocumentError};
 use crate::oauth::redirect::Schemes;
 use crate::tests::oauth::documents::{DocumentServer, document};
 use crate::tests::oauth::fixture::{START, Terms};
@@ -31,7 +31,7 @@ impl Cache {
     /// The name in the document, or why there is none.
     async fn name(&self, server: &Server) -> Result<String, DocumentError> {
         let asking = Source::of_address([192, 0, 2, 1].into());
-        let client = self.documents.get(&server.id(), &Schemes::new(Vec::new()), asking).await;
+        let client = self.documents.get(&server.id(), &Schemes::new(Vec::new()), Age::Fresh, asking).await;
         client.map(|client| client.name.to_string())
     }
 }
@@ -39,7 +39,7 @@ impl Cache {
 /// A server of the document's `n`th version, which `turn` says; whether the condition in a request names that version is
 /// the server's to say. `not_modified` are the headers of its 304.
 async fn versioned(turn: &Arc<AtomicUsize>, head: &'static str, not_modified: &'static str) -> Server {
-    let turn = Arc::clone(turn);
+    let (turn, sent) = (Arc::clone(turn), AtomicUsize::new(0));
     Server::answering(move |port, request| {
         let version = turn.load(Ordering::SeqCst);
         let is_known =
@@ -48,7 +48,7 @@ async fn versioned(turn: &Arc<AtomicUsize>, head: &'static str, not_modified: &'
             (format!("304 Not Modified\r\n{not_modified}"), String::new())
         } else {
             let mut document = document(port);
-            document["client_name"] = format!("Version {version}").into();
+            document["client_name"] = format!("Version {version}, sent {}", sent.fetch_add(1, Ordering::SeqCst)).into();
             let head = head.replace("ETAG", &format!("etag: \"v{version}\""));
             (format!("200 OK\r\ncontent-type: application/json\r\n{head}"), document.to_string())
         };
@@ -62,17 +62,17 @@ async fn a_stale_document_is_asked_about_by_its_tag_and_goes_on_where_it_is_unch
     let turn = Arc::default();
     let server = versioned(&turn, "cache-control: max-age=60\r\nETAG", "etag: \"v0\"").await;
     let cache = Cache::of(&server);
-    assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 0"));
+    assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 0, sent 0"));
     cache.clock.advance(Duration::from_secs(61));
-    assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 0"));
+    assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 0, sent 0"));
     assert_eq!(server.asked(), 2);
     // For as long again, though the 304 did not repeat for how long.
     cache.clock.advance(Duration::from_secs(59));
-    assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 0"));
+    assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 0, sent 0"));
     assert_eq!(server.asked(), 2);
     cache.clock.advance(Duration::from_secs(2));
     turn.store(1, Ordering::SeqCst);
-    assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 1"), "what has changed comes whole");
+    assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 1, sent 1"), "what has changed comes whole");
     assert_eq!(server.asked(), 3);
 }
 
@@ -83,7 +83,7 @@ async fn a_304_may_say_for_how_long_it_holds_and_a_date_is_as_good_as_a_tag() {
     let cache = Cache::of(&server);
     for (minutes, asked) in [(0, 1), (2, 2), (9, 2), (2, 3)] {
         cache.clock.advance(Duration::from_mins(minutes));
-        assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 0"));
+        assert_eq!(cache.name(&server).await.as_deref(), Ok("Version 0, sent 0"));
         assert_eq!(server.asked(), asked, "after {minutes} minutes");
     }
 }
