@@ -128,6 +128,15 @@ pub(crate) enum StoreError {
 }
 
 impl StoreError {
+    /// Whether there was no room for what had to be written.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::Full(_) => true,
+            Self::Query(_, error) => is_full(error),
+            _ => false,
+        }
+    }
+
     fn query(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |e| Self::Query(what, e)
     }
@@ -190,6 +199,15 @@ impl Store {
         let refusal = "CREATE TRIGGER no_visit BEFORE INSERT ON visits BEGIN SELECT RAISE(ABORT, 'full'); END";
         let statement = if refuses { refusal } else { "DROP TRIGGER no_visit" };
         self.writer().execute("refusing visits", sqlx::query(statement)).await.expect("from now on");
+    }
+
+    /// Keeps none of Forgejo's tokens, as on a full disk.
+    #[cfg(test)]
+    pub(crate) async fn refuse_credentials(&self, refuses: bool) {
+        let refusal =
+            "CREATE TRIGGER no_credential BEFORE INSERT ON upstream_credentials BEGIN SELECT RAISE(ABORT, 'full'); END";
+        let statement = if refuses { refusal } else { "DROP TRIGGER no_credential" };
+        self.writer().execute("refusing credentials", sqlx::query(statement)).await.expect("from now on");
     }
 
     /// Another program's connection, which holds the write lock until it is dropped.

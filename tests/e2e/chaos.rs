@@ -8,7 +8,7 @@
 
 mod caller;
 mod clerk;
-mod disk;
+pub(crate) mod disk;
 mod hostile;
 mod idle;
 mod ledger;

@@ -57,7 +57,8 @@ impl<'a> Client<'a> {
         Self { deployment, http, id }
     }
 
-    async fn send(&self, user_agent: &mut UserAgent, decision: Decision) -> Page {
+    /// The address at which a login begins.
+    pub(crate) fn authorize(&self) -> String {
         let query = [
             ("response_type", "code"),
             ("client_id", &self.id),
@@ -66,14 +67,22 @@ impl<'a> Client<'a> {
             ("code_challenge_method", "S256"),
             ("code_challenge", "oroLTuavjsSokHw90r4c-vQlAuGTf32wNsPC1UFaIZc"),
         ];
-        let url =
-            Url::parse_with_params(&format!("{}/oauth/authorize", self.deployment.url), query).expect("an address");
-        user_agent.go(url.as_str(), &[&self.deployment.url, &self.deployment.forgejo], decision).await
+        let url = format!("{}/oauth/authorize", self.deployment.url);
+        Url::parse_with_params(&url, query).expect("an address").into()
+    }
+
+    async fn send(&self, user_agent: &mut UserAgent, decision: Decision) -> Page {
+        user_agent.go(&self.authorize(), &[&self.deployment.url, &self.deployment.forgejo], decision).await
     }
 
     pub(crate) async fn connect(&self, user_agent: &mut UserAgent, decision: Decision) -> (String, String) {
         let page = self.send(user_agent, decision).await;
         let to = page.location().unwrap_or_else(|| panic!("no redirect but {} {}", page.status, page.text));
+        self.redeem(&to).await
+    }
+
+    /// The tokens for the code of an answer.
+    pub(crate) async fn redeem(&self, to: &Url) -> (String, String) {
         let code = to.query_pairs().find(|(name, _)| name == "code").expect("a code").1.into_owned();
         let form = [
             ("grant_type", "authorization_code"),

@@ -18,6 +18,7 @@ mod failing_children;
 mod forgejo_says_no;
 mod forgejo_tokens;
 mod front_page;
+mod full_disk;
 mod hostile_children;
 mod isolation;
 mod limits;

@@ -39,7 +39,7 @@ use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::exchanges::Exchanges;
 use crate::forge::rotation::login::Places;
-pub(crate) use crate::forge::rotation::login::{LogInError, LoggedIn};
+pub(crate) use crate::forge::rotation::login::{HeldUp, LogInError, LoggedIn};
 pub(crate) use crate::forge::rotation::ownership::Standing;
 use crate::forge::rotation::pause::{BACKOFF, Pause, Recovery};
 pub(crate) use crate::forge::rotation::reseal::ResealError;

@@ -149,7 +149,7 @@ fn note_seen(context: &Arc<Context>, tenant: TenantId) {
 
 fn failed(e: &StoreError) -> Response {
     error!(error = %e, "the account page failed: {}", chain(&e));
-    page::trouble(&[])
+    page::store_failed(e, &[])
 }
 
 async fn visitor(context: &Context, headers: &HeaderMap) -> Result<Option<(Visitor, TokenHash)>, StoreError> {

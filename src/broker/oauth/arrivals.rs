@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, Shared, pending};
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::auth::token::TokenHash;
-use crate::forge::rotation::{LogInError, LoggedIn};
+use crate::forge::rotation::{HeldUp, LogInError, LoggedIn};
 use wire::clock::UnixTime;
 
 /// How long a browser waits before it is shown a page.
@@ -31,9 +32,14 @@ pub(crate) enum Arrived {
     Ended(Outcome),
     /// It goes on.
     GoesOn,
+    /// It goes on, and waits for a store that takes nothing.
+    HeldUp,
     /// It came to nothing, and may not be tried again so soon.
     TooOften,
 }
+
+/// A login that was begun: what it comes to, and whether it is held up until then.
+type Going = (Shared<BoxFuture<'static, Outcome>>, watch::Receiver<bool>);
 
 /// All logins that have come back, by their state.
 #[derive(Debug, Default)]
@@ -42,7 +48,7 @@ pub(crate) struct Arrivals(Mutex<HashMap<TokenHash, Arrival>>);
 #[derive(Debug)]
 struct Arrival {
     /// `None` after it came to nothing.
-    outcome: Option<Shared<BoxFuture<'static, Outcome>>>,
+    outcome: Option<Going>,
     /// When its login began.
     began: UnixTime,
 }
@@ -50,14 +56,14 @@ struct Arrival {
 impl Arrivals {
     /// Waits a little for what a login comes to. It is begun here with the first request of its browser, and once more
     /// after it came to nothing, as often as `may_try_again` says.
-    pub(crate) async fn outcome(
+    pub(crate) async fn outcome<F: Future<Output = Result<LoggedIn, LogInError>> + Send + 'static>(
         &self,
         state: TokenHash,
         began: UnixTime,
         may_try_again: impl FnOnce() -> bool,
-        log_in: impl Future<Output = Result<LoggedIn, LogInError>> + Send + 'static,
+        log_in: impl FnOnce(HeldUp) -> F,
     ) -> Arrived {
-        let outcome = {
+        let (outcome, mut held_up) = {
             let mut arrivals = self.0.lock();
             let arrival = arrivals.entry(state);
             if let Entry::Occupied(known) = &arrival
@@ -67,9 +73,24 @@ impl Arrivals {
                 return Arrived::TooOften;
             }
             let arrival = arrival.or_insert(Arrival { outcome: None, began });
-            arrival.outcome.get_or_insert_with(|| log_in.map(Arc::new).boxed().shared()).clone()
+            let going = || {
+                let (held_up, is_held_up) = watch::channel(false);
+                (log_in(held_up).map(Arc::new).boxed().shared(), is_held_up)
+            };
+            arrival.outcome.get_or_insert_with(going).clone()
         };
-        let Ok(ended) = timeout(SHOWN_WITHIN, outcome).await else { return Arrived::GoesOn };
+        let is_held_up = async {
+            if held_up.wait_for(|is_held_up| *is_held_up).await.is_err() {
+                // It has ended, or is about to.
+                pending::<()>().await;
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = outcome => ended,
+            () = is_held_up => return Arrived::HeldUp,
+            () = sleep(SHOWN_WITHIN) => return Arrived::GoesOn,
+        };
         if ended.is_err()
             && let Some(arrival) = self.0.lock().get_mut(&state)
         {

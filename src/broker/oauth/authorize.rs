@@ -57,7 +57,7 @@ impl Trouble {
             Self::Page(response) => response,
             Self::Store(e) => {
                 error!(error = %e, "a login failed: {}", chain(&e));
-                page::trouble(&[])
+                page::store_failed(&e, &[])
             }
             Self::NoRandomness => {
                 error!("a login failed: no random bytes");

@@ -67,10 +67,11 @@ pub(crate) async fn back(State(context): State<Arc<Context>>, RawQuery(query): R
     };
     let rotation = context.rotation.clone();
     let may_try_again = || context.limits.logins.count(&source).is_ok();
-    let exchanging = async move { rotation.log_in(answer).await };
+    let exchanging = move |held_up| async move { rotation.log_in(answer, held_up).await };
     let outcome = match context.arrivals.outcome(login.state, login.created_at, may_try_again, exchanging).await {
         Arrived::Ended(outcome) => outcome,
         Arrived::GoesOn => return page::waiting(&context.site),
+        Arrived::HeldUp => return page::not_kept(&[page::TRY_AGAIN]),
         Arrived::TooOften => return page::too_many(),
     };
     match &*outcome {
@@ -100,7 +101,7 @@ fn not_begun() -> Response {
 
 fn failed(e: &StoreError) -> Response {
     error!(error = %e, "a login failed: {}", chain(&e));
-    page::trouble(&[page::TRY_AGAIN])
+    page::store_failed(e, &[page::TRY_AGAIN])
 }
 
 /// Forgejo sends an error (RFC 6749 section 4.1.2.1): the person said no there, or something is wrong.
@@ -160,7 +161,9 @@ fn not_logged_in(
         }
         LogInError::Store(_) | LogInError::Vault(_) | LogInError::NoRandomness(_) => {
             error!(error = %e, cause = ?std::error::Error::source(e), "a login failed: {}", chain(&e));
-            page::trouble(&[])
+            // Forgejo takes its code once.
+            let ways = [(again, "Start again")];
+            if let LogInError::Store(e) = e { page::store_failed(e, &ways) } else { page::trouble(&ways) }
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::chain::chain;
 use crate::hex;
 use crate::oauth::Context;
 use crate::oauth::site::Site;
+use crate::store::StoreError;
 
 /// Where the one style sheet is.
 pub(crate) const STYLE: &str = "/style.css";
@@ -208,6 +209,17 @@ pub(crate) async fn with_reference(State(context): State<Arc<Context>>, request:
 pub(crate) fn trouble(ways: &[Way<'_>]) -> Response {
     let text = "The service has a problem of its own; its log says which. Try again in a moment, and tell the operator if it stays.";
     Message { title: "This did not work", text, ways }.respond(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+/// The store failed; where it is full, that is what is told.
+pub(crate) fn store_failed(e: &StoreError, ways: &[Way<'_>]) -> Response {
+    if e.is_full() { not_kept(ways) } else { trouble(ways) }
+}
+
+/// The store takes nothing.
+pub(crate) fn not_kept(ways: &[Way<'_>]) -> Response {
+    let text = "What this service has to remember cannot be written at the moment, as on a full disk. What is connected stays connected. Try again in a minute, and tell the operator if it stays.";
+    Message { title: "This service cannot keep anything now", text, ways }.respond(StatusCode::SERVICE_UNAVAILABLE)
 }
 
 /// Forgejo does not answer.

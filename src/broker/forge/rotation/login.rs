@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use rand::rngs::SysRng;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
@@ -75,6 +75,9 @@ struct Exchanged {
     access: UpstreamToken,
 }
 
+/// Whether a login waits for a store that takes nothing, for whoever would tell its person meanwhile.
+pub(crate) type HeldUp = watch::Sender<bool>;
+
 /// Why a login came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LogInError {
@@ -108,11 +111,12 @@ impl Rotation {
     /// Exchanges a login's code and stores what comes of it: the user, and their one credential. Their children that
     /// run get the new token.
     ///
-    /// Runs in a task of its own: whoever waits no more must not take a pair along that Forgejo has just given out.
-    pub(crate) async fn log_in(&self, answer: AuthorizationAnswer) -> Result<LoggedIn, LogInError> {
+    /// Runs in a task of its own: whoever waits no more must not take a pair along that Forgejo has just given out. Where
+    /// the store takes nothing, that is told at its first failure, and the pair is kept and tried for a while.
+    pub(crate) async fn log_in(&self, answer: AuthorizationAnswer, held_up: HeldUp) -> Result<LoggedIn, LogInError> {
         let rotation = self.clone();
         let task = self.0.tasks.spawn(async move {
-            let login = rotation.exchanged(&answer).await?;
+            let login = rotation.exchanged(&answer, &held_up).await?;
             let (verdict, change) = rotation.judged(&login).await?;
             let _ = rotation.0.changes.send(change).await;
             verdict?;
@@ -124,7 +128,7 @@ impl Rotation {
 
     /// Exchanges the code, and stores what comes of it under the user whose it is: what was stored for them before is
     /// worthless by now, whatever becomes of this login.
-    async fn exchanged(&self, answer: &AuthorizationAnswer) -> Result<Exchanged, LogInError> {
+    async fn exchanged(&self, answer: &AuthorizationAnswer, held_up: &HeldUp) -> Result<Exchanged, LogInError> {
         let inner = &self.0;
         let application = inner.application.as_ref().ok_or(LogInError::NotConfigured)?;
         // Not begun, so that nothing is lost: the code at Forgejo is good for another try.
@@ -148,7 +152,7 @@ impl Rotation {
         let turn = exchange.is_of(user.id);
         let mut stored = timeout(RETRY_FOR, turn.lock()).await.map_err(|_| LogInError::NotNow)?;
         // Not with this pair: what the earlier account had here is being ended at this moment.
-        if !self.recognise(&user).await? {
+        if !persist_telling(held_up, || self.recognise(&user)).await? {
             return Err(LogInError::NotAdmitted(NotAdmitted::Successor));
         }
         let known = inner.store.oauth_credential_of(user.id).await?;
@@ -176,7 +180,8 @@ impl Rotation {
         };
         let storing = self.storing().await;
         let credential = self.sealed(id, user.id, &pair)?;
-        persist(|| inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now())).await?;
+        let put = || inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now());
+        persist_telling(held_up, put).await?;
         drop(storing);
         *stored = Some(span);
         self.note_vouched(&credential.id, &pair.access).await?;
@@ -289,4 +294,20 @@ impl Rotation {
             );
         }
     }
+}
+
+/// The same as [`persist`], telling whether the last try has failed.
+async fn persist_telling<T, F: Future<Output = Result<T, StoreError>>>(
+    held_up: &HeldUp,
+    mut write: impl FnMut() -> F,
+) -> Result<T, StoreError> {
+    let told = || {
+        let writing = write();
+        async {
+            let outcome = writing.await;
+            held_up.send_replace(outcome.is_err());
+            outcome
+        }
+    };
+    persist(told).await
 }

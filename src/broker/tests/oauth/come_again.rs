@@ -49,6 +49,26 @@ async fn after_a_failure_of_forgejo_the_page_can_be_reloaded_and_the_login_succe
 }
 
 #[tokio::test]
+async fn a_login_whose_tokens_cannot_be_kept_says_so_at_once_and_goes_on_when_they_can() {
+    let fixture = Fixture::new().await;
+    let (client, mut alice, to) = at_the_door(&fixture).await;
+    fixture.store.refuse_credentials(true).await;
+    for _ in 0..2 {
+        let page = alice.open(&to).await;
+        assert_eq!(page.status, 503);
+        assert!(page.text.contains("This service cannot keep anything now"), "{}", page.text);
+        assert_eq!(link(&page, "Try again"), to, "{}", page.text);
+    }
+    assert_eq!(exchanges(&fixture), 1, "what Forgejo has given is still tried");
+    fixture.store.refuse_credentials(false).await;
+    // The first pause between tries has begun; it is over before a browser would be sent to wait once more.
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(5)).await;
+    tokio::time::resume();
+    is_connected(&fixture, &client, &alice.open(&to).await).await;
+}
+
+#[tokio::test]
 async fn where_forgejos_answer_was_lost_with_its_code_the_page_starts_again_and_leads_to_the_same_client() {
     let fixture = Fixture::new().await;
     let (client, mut alice, to) = at_the_door(&fixture).await;
