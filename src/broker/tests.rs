@@ -7,6 +7,6 @@ pub(crate) mod memory_pipe;
 mod oauth;
 pub(crate) mod properties;
 mod rotation;
-mod sessions;
+pub(crate) mod sessions;
 mod stateless;
 mod supervisor_client;

@@ -46,6 +46,11 @@ impl Listed {
         self.0.lock().clone()
     }
 
+    /// Whether nobody else has it, so that it changes no more: its child is gone.
+    pub(crate) fn is_final(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     /// They have been listed.
     pub(crate) fn set(&self, tools: ToolSet) {
         *self.0.lock() = Some(tools);

@@ -54,8 +54,8 @@ pub(crate) enum Admitted {
 #[derive(Debug)]
 struct State {
     settings: Settings,
-    /// What the latest child listed.
-    listed: Listed,
+    /// What the latest child lists, while there is one.
+    listed: Option<Listed>,
     /// The holder's latest grant that used it; ends with it.
     given: Given,
     last_used: UnixTime,
@@ -68,8 +68,7 @@ impl Session {
     pub(crate) fn new(record: Record, settings: Settings, machine: Machine<Arc<Bridge>>, permit: Permit) -> Self {
         let Record { digest, holder, given, version, get_stream, last_used } = record;
         let permit = Some(permit);
-        let listed = Listed::default();
-        let state = State { settings, listed, given, last_used, saved: last_used, permit };
+        let state = State { settings, listed: None, given, last_used, saved: last_used, permit };
         let key = RouteKey::Session(digest);
         let route = Arc::new(Route::new(key, holder.tenant, Arc::clone(&get_stream), machine));
         Self { digest, holder, version, get_stream, route, state: Mutex::new(state) }
@@ -85,9 +84,9 @@ impl Session {
         &self.holder.client_id
     }
 
-    /// Whether it ends with this grant.
-    pub(crate) fn is_of(&self, grant: &GrantId) -> bool {
-        self.state.lock().given.grant == *grant
+    /// The grant that it ends with.
+    pub(crate) fn grant(&self) -> GrantId {
+        self.state.lock().given.grant.clone()
     }
 
     /// Whether the caller may use it: the same user through the same client, by whatever login. It moves to a later one,
@@ -144,7 +143,7 @@ impl Session {
     pub(crate) fn follows(&self, listed: Listed) {
         let mut state = self.state.lock();
         state.note_listed();
-        state.listed = listed;
+        state.listed = Some(listed);
     }
 
     /// Its latest child answered `initialize` in another way than the one before.
@@ -184,8 +183,11 @@ impl Session {
 
 impl State {
     fn note_listed(&mut self) {
-        let tools = self.listed.get();
-        self.settings.listed(tools);
+        if let Some(listed) = self.listed.take() {
+            let is_final = listed.is_final();
+            self.settings.listed(listed.get());
+            self.listed = Some(listed).filter(|_| !is_final);
+        }
     }
 }
 
@@ -198,4 +200,19 @@ pub(crate) struct Record {
     pub(crate) version: Box<str>,
     pub(crate) get_stream: Arc<GetStream>,
     pub(crate) last_used: UnixTime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes on 64-bit targets, in three allocations.
+    const SMALL: usize = 520;
+
+    #[test]
+    fn a_session_without_a_child_is_small() {
+        // Beside these: the texts of its holder, its grant and its settings, and its entries in the table.
+        let parts = size_of::<Session>() + size_of::<Route>() + size_of::<GetStream>();
+        assert!(parts <= SMALL, "{} + {} + {}", size_of::<Session>(), size_of::<Route>(), size_of::<GetStream>());
+    }
 }

@@ -12,6 +12,7 @@ pub(crate) mod grants;
 mod lines;
 mod open;
 mod sweep;
+mod table;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +44,7 @@ use crate::session::quota::{Permit, Quota};
 use crate::session::record::{Admitted, Record, Session};
 use crate::session::record_store::Records;
 use crate::session::registry::grants::OfGrant;
+use crate::session::registry::table::Table;
 use crate::session::route::Route;
 use crate::session::settings::Settings;
 use crate::session::start_queue::StartQueue;
@@ -92,7 +94,7 @@ struct Inner {
     spawner: Arc<dyn Spawner>,
     records: Arc<dyn Records>,
     clock: Clock,
-    sessions: Mutex<HashMap<SessionDigest, Arc<Session>>>,
+    sessions: Mutex<Table>,
     /// What serves stateless requests. No records: a client of that era knows of nothing that could be lost.
     grants: Mutex<HashMap<GrantId, OfGrant>>,
     /// Whether children can be asked for their era; see [`grants`].
@@ -126,7 +128,7 @@ impl Registry {
     ) -> Result<Self, StoreError> {
         let changed = Arc::<Notify>::default();
         let session_quota = Quota::ringing(config.sessions, Arc::clone(&changed));
-        let mut sessions = HashMap::new();
+        let mut sessions = Table::default();
         for live in records.live().await? {
             let record = Record {
                 digest: live.digest,
@@ -139,7 +141,7 @@ impl Registry {
             let machine = Machine::cold(config.respawn);
             let permit = session_quota.take_existing(record.holder.tenant);
             let session = Session::new(record, Settings::default(), machine, permit);
-            sessions.insert(session.digest, Arc::new(session));
+            sessions.insert(Arc::new(session));
         }
         info!(sessions = sessions.len(), "sessions loaded");
         let inner = Arc::new(Inner {
@@ -170,8 +172,8 @@ impl Registry {
     /// The session that `id` names, if it is the caller's; notes the use.
     pub(crate) fn find(&self, id: &str, principal: &Principal) -> Result<Arc<Session>, SessionError> {
         let digest = SessionId::parse(id).ok_or(SessionError::Unknown)?.digest();
-        let session = self.0.sessions.lock().get(&digest).cloned().ok_or(SessionError::Unknown)?;
-        match session.admit(principal) {
+        let (session, admitted) = self.0.sessions.lock().admit(&digest, principal).ok_or(SessionError::Unknown)?;
+        match admitted {
             Admitted::Yes => {}
             Admitted::Moved { from } => self.moved(&session, &from, principal),
             Admitted::No => {
@@ -233,7 +235,7 @@ impl Registry {
 
     /// The part of an end that is about memory and the child; whether the session was there.
     fn forget(&self, session: &Arc<Session>, reason: &'static str) -> bool {
-        if self.0.sessions.lock().remove(&session.digest).is_none() {
+        if !self.0.sessions.lock().remove(&session.digest) {
             return false;
         }
         if let Effect::Stop(bridge) = session.end() {
@@ -248,7 +250,7 @@ impl Registry {
     /// Ends all sessions of a grant, and what serves it besides; how many sessions.
     pub(crate) fn end_grant(&self, grant: &GrantId, reason: &'static str) -> usize {
         self.end_routes_of(grant, reason);
-        let of_grant = self.of_grant(grant);
+        let of_grant = self.0.sessions.lock().of_grant(grant);
         for session in &of_grant {
             self.end(session, reason);
         }
@@ -282,12 +284,8 @@ impl Registry {
 
     /// What serves a grant: its sessions' routes, and those of its stateless requests.
     fn all_routes_of(&self, grant: &GrantId) -> Vec<Arc<Route>> {
-        let sessions = self.of_grant(grant).into_iter().map(|session| Arc::clone(&session.route));
+        let sessions = self.0.sessions.lock().of_grant(grant).into_iter().map(|session| Arc::clone(&session.route));
         sessions.chain(self.routes_of(grant)).collect()
-    }
-
-    fn of_grant(&self, grant: &GrantId) -> Vec<Arc<Session>> {
-        self.0.sessions.lock().values().filter(|session| session.is_of(grant)).cloned().collect()
     }
 
     /// How many children serve stateless requests of a grant; to its user each is like a session.

@@ -57,7 +57,7 @@ pub(crate) struct Route {
 #[derive(Debug)]
 struct State {
     machine: Machine<Arc<Bridge>>,
-    /// Of the start that is under way or was the last.
+    /// Of the start that is under way.
     outcome: Option<StartOutcome>,
 }
 
@@ -82,7 +82,13 @@ impl Route {
 
     /// Takes one event and says what is to be done.
     pub(crate) fn step(&self, event: Event<Arc<Bridge>>) -> Effect<Arc<Bridge>> {
-        self.state.lock().machine.step(event, Instant::now())
+        let mut state = self.state.lock();
+        let effect = state.machine.step(event, Instant::now());
+        // Whoever waits for a start has its outcome; kept here, it would keep the child's bridge long after the child.
+        if !state.machine.is_starting() {
+            state.outcome = None;
+        }
+        effect
     }
 
     /// A request needs the child: what is to be done, and where the outcome of a start will be told. `begin` makes the

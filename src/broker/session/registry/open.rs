@@ -110,7 +110,7 @@ impl Registry {
         };
         let machine = Machine::live(self.config().respawn, number, Arc::clone(&bridge));
         let session = Arc::new(Session::new(kept, Settings::of_new_session(), machine, permit));
-        self.0.sessions.lock().insert(session.digest, Arc::clone(&session));
+        self.0.sessions.lock().insert(Arc::clone(&session));
         self.watch(&session.route, number, bridge, child_permit);
         self.0.changed.notify_one();
         if self.0.closing.is_cancelled()
@@ -127,7 +127,7 @@ impl Registry {
             return Err(SessionError::Storage);
         }
         // One that has ended while it was written must not come back after a restart.
-        let ended = !self.0.sessions.lock().contains_key(&session.digest);
+        let ended = self.0.sessions.lock().get(&session.digest).is_none();
         if ended && let Err(e) = self.0.records.end(&session.digest, "ended-at-once", self.0.clock.now()).await {
             error!(error = %e, "the end of a session could not be stored; it may come back after a restart: {}", chain(&e));
         }

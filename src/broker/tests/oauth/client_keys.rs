@@ -232,8 +232,8 @@ async fn an_assertion_with_anything_wrong_in_it_shows_nothing_and_uses_up_nothin
         assert!(is_refused(&refused, why), "{header}: {refused:?}");
     }
     let good = world.assertion(&signer, "ES256");
-    let (signed, _) = good.rsplit_once('.').expect("three parts");
-    for broken in ["x", "x.y", "x.y.z", &format!("{signed}."), &format!("{good}=")] {
+    let (unsigned, _) = good.rsplit_once('.').expect("three parts");
+    for broken in ["x", "x.y", "x.y.z", &format!("{unsigned}."), &format!("{good}=")] {
         assert!(is_refused(&world.redeem(&code, Some(broken)).await, "client_assertion"), "{broken}");
     }
     let typed =

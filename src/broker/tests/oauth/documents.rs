@@ -236,6 +236,7 @@ async fn the_operator_lets_documents_come_from_some_hosts_or_from_none() {
     let metadata = off.http.get(format!("{}/.well-known/oauth-authorization-server", off.url)).send().await;
     let metadata: Value = metadata.expect("an answer").json().await.expect("json");
     assert_eq!(metadata["client_id_metadata_document_supported"], false);
+    assert!(!metadata.to_string().contains("private_key_jwt"), "keys are published with documents: {metadata}");
 }
 
 #[tokio::test]

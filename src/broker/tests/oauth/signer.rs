@@ -62,9 +62,16 @@ impl Signer {
     }
 
     pub(crate) fn rsa(kid: &'static str) -> Self {
-        let [n, e, d, p, q, dp, dq, qi] = RSA.map(decoded);
-        let public_key = PublicKeyComponents { n, e };
-        let key = RsaKeyPair::from_components(&KeyPairComponents { public_key, d, p, q, dP: dp, dQ: dq, qInv: qi });
+        let [modulus, exponent, private, first, second, first_exponent, second_exponent, inverse] = RSA.map(decoded);
+        let key = RsaKeyPair::from_components(&KeyPairComponents {
+            public_key: PublicKeyComponents { n: modulus, e: exponent },
+            d: private,
+            p: first,
+            q: second,
+            dP: first_exponent,
+            dQ: second_exponent,
+            qInv: inverse,
+        });
         Self { kid, key: Key::Rsa(key.expect("a key")) }
     }
 

@@ -1,5 +1,6 @@
 //! Children idle out soon, sessions much later, and the client notices neither before the session ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -28,6 +29,31 @@ async fn an_idle_child_is_stopped_and_the_next_request_starts_one_with_the_recor
     next.answers(json!({"who": "alice"})).await;
     let answer = body(calling.await.expect("no panic")).await;
     assert_eq!((&answer["id"], &answer["result"]["who"]), (&json!(5), &json!("alice")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_child_was_stopped_keeps_nothing_of_it() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    // Of the child that came with the session, and of the one that a request has started.
+    for n in 0..2 {
+        let session = fixture.registry.find(&id, &alice).expect("open");
+        let bridge = Arc::downgrade(&session.live().expect("a child"));
+        tokio::time::advance(CHILD_IDLE).await;
+        fixture.registry.sweep().await;
+        child.is_stopped().await;
+        // What was told of its end runs in tasks of its own.
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(bridge.strong_count(), 0, "nobody holds its bridge");
+        let calling = fixture.posting(&alice, Some(&id), call(n, "x"));
+        child = fixture.child().await;
+        child.comes_up().await;
+        child.answers(json!({})).await;
+        calling.await.expect("no panic");
+    }
 }
 
 #[tokio::test(start_paused = true)]
