@@ -4,7 +4,7 @@
 //! servers, so some list beside it all that the client can do, in `token_endpoint_auth_methods_supported` (`OpenID` Connect
 //! RP Metadata Choices 1.0). `ChatGPT`'s says `private_key_jwt`, with `["none", "private_key_jwt"]` in that list (August 2026):
 //! it signs where the server offers that, and comes without where not. So a client is held to its key unless its own document
-//! says that it comes without as well; whoever has shown the key once is held to it from then on, whatever the document says.
+//! says that it comes without as well; what has been given for the key once is good with it only, whatever the document says.
 
 use std::sync::Arc;
 
@@ -24,8 +24,7 @@ const KEY: &str = "private_key_jwt";
 #[derive(Debug, Deserialize)]
 pub(super) struct Methods {
     token_endpoint_auth_method: Option<String>,
-    #[serde(default)]
-    token_endpoint_auth_methods_supported: Vec<String>,
+    token_endpoint_auth_methods_supported: Option<Vec<String>>,
     token_endpoint_auth_signing_alg: Option<String>,
     client_secret: Option<IgnoredAny>,
     jwks: Option<Value>,
@@ -35,18 +34,34 @@ pub(super) struct Methods {
 impl Methods {
     /// What it comes to; `admissible` checks the address of keys.
     pub(super) fn proof(self, admissible: impl Fn(&str) -> Result<Url, DocumentError>) -> Result<Proof, DocumentError> {
-        let method = self.token_endpoint_auth_method.as_deref().unwrap_or(NONE);
+        let lists = |method: &str| self.token_endpoint_auth_methods_supported.iter().flatten().any(|one| one == method);
+        let (lists_none, lists_key) = (lists(NONE), lists(KEY));
+        let method = match self.token_endpoint_auth_method.as_deref() {
+            Some(method) => method,
+            None if lists_key && !lists_none => KEY,
+            None => NONE,
+        };
         if self.client_secret.is_some() || method.starts_with("client_secret") {
             return Err(DocumentError::Content("a public document cannot have a secret"));
         }
         match method {
-            NONE => return Ok(Proof::None),
-            KEY => {}
-            _ => {
-                let why = "its token_endpoint_auth_method must be none or private_key_jwt: this service has no other";
-                return Err(DocumentError::Content(why));
+            // Keys that cannot be used here are none: it comes without.
+            NONE | KEY if method == NONE || lists_none => {
+                let key = if method == KEY || lists_key { self.key(true, admissible).ok() } else { None };
+                Ok(key.map_or(Proof::None, Proof::Key))
             }
+            KEY => self.key(false, admissible).map(Proof::Key),
+            _ => Err(DocumentError::Content(
+                "its token_endpoint_auth_method must be none or private_key_jwt: this service has no other",
+            )),
         }
+    }
+
+    fn key(
+        self,
+        is_optional: bool,
+        admissible: impl Fn(&str) -> Result<Url, DocumentError>,
+    ) -> Result<ClientKey, DocumentError> {
         let algorithm = match self.token_endpoint_auth_signing_alg.as_deref() {
             None => None,
             Some(name) => Some(Algorithm::named(name).ok_or(DocumentError::Content(
@@ -62,7 +77,6 @@ impl Methods {
             // RFC 7591 section 2.
             _ => return Err(DocumentError::Content("with private_key_jwt it needs either jwks or jwks_uri")),
         };
-        let is_optional = self.token_endpoint_auth_methods_supported.iter().any(|method| method == NONE);
-        Ok(Proof::Key(ClientKey { published, algorithm, is_optional }))
+        Ok(ClientKey { published, algorithm, is_optional })
     }
 }

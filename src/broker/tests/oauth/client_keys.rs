@@ -350,6 +350,41 @@ async fn a_client_that_also_comes_without_its_key_is_held_to_it_once_it_has_show
 }
 
 #[tokio::test]
+async fn a_document_says_in_several_ways_whether_its_client_comes_without_the_key() {
+    let signer = Signer::p256("a");
+    let both = json!(["private_key_jwt", "none"]);
+    let shapes = [
+        (false, json!({"token_endpoint_auth_method": null, "token_endpoint_auth_methods_supported": both})),
+        (false, json!({"token_endpoint_auth_method": "none", "token_endpoint_auth_methods_supported": both})),
+        (false, json!({"token_endpoint_auth_methods_supported": both, "token_endpoint_auth_signing_alg": "ES512"})),
+        (false, json!({"token_endpoint_auth_methods_supported": both, "jwks_uri": null})),
+        (true, json!({"token_endpoint_auth_methods_supported": null})),
+        (true, json!({"token_endpoint_auth_methods_supported": ["private_key_jwt", "client_secret_basic"]})),
+        (
+            true,
+            json!({"token_endpoint_auth_method": null, "token_endpoint_auth_methods_supported": ["private_key_jwt"]}),
+        ),
+    ];
+    for (n, (is_held, shape)) in shapes.into_iter().enumerate() {
+        let mut world = World::new(&[&signer], |document| {
+            for (member, value) in shape.as_object().expect("members") {
+                document[member] = value.clone();
+            }
+        })
+        .await;
+        let code = world.code().await;
+        let outcome = world.redeem(&code, None).await;
+        assert_eq!(outcome.0, if is_held { 401 } else { 200 }, "{shape}: {outcome:?}");
+        // Where both are good the key is taken too.
+        if is_held || n < 2 {
+            let code = world.code().await;
+            let outcome = world.redeem(&code, Some(&world.assertion(&signer, "ES256"))).await;
+            assert_eq!(outcome.0, 200, "{shape}: {outcome:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_client_without_a_key_gets_nowhere_with_an_assertion_and_nobody_with_two_proofs() {
     let signer = Signer::p256("a");
     let mut world = World::new(&[&signer], |d| d["token_endpoint_auth_method"] = "none".into()).await;
