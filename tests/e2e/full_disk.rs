@@ -36,11 +36,12 @@ async fn a_login_on_a_full_disk_is_told_so_at_once_and_succeeds_when_there_is_ro
     let ballast = below.join("ballast");
     let mut file = File::create(&ballast).expect("a file");
     while file.write_all(&[0; 4096]).is_ok() {}
-    let page = alice.open(&to).await;
+    // Not a page that waits and looks again.
+    let page = alice.glance(&to).await;
     let full = "This service cannot keep anything now";
     assert!(page.status == 503 && page.text.contains(full), "{} {}", page.status, page.text);
     // In the same words, and without Forgejo being asked again, for as long as it is so.
-    let page = alice.open(&to).await;
+    let page = alice.glance(&to).await;
     assert!(page.status == 503 && page.text.contains(full), "{} {}", page.status, page.text);
     drop(file);
     std::fs::remove_file(&ballast).expect("room");
