@@ -9,8 +9,7 @@
 
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Barrier;
@@ -18,8 +17,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::deployment::{Deployment, DeploymentConfig, Process, Program, Result, Running};
+use harness::deployment::{Deployment, DeploymentConfig, Program, Result};
+use harness::keep_alive::{INITIALIZE, INITIALIZED, KeepAlive};
 use harness::release;
+use harness::times::{Times, ratio};
+use harness::usage::{descriptors, resident};
 
 /// Turns, and calls of each kind in a turn.
 const TURNS: usize = 20;
@@ -37,8 +39,6 @@ const ROOM: &str = "[sessions]\nchildren_total = 400\nchildren_per_user = 400\np
 const TIGHT: &str = "[sessions]\nchildren_total = 4\nchildren_per_user = 4\nper_user = 100000\ntotal = 100000\n\
     evict_after = \"0s\"\n";
 
-const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"bench","version":"1"}}}"#;
-const INITIALIZED: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
 const CALL: &str =
     r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"text":"hello"}}}"#;
 
@@ -127,108 +127,9 @@ impl Drop for Pipe {
     }
 }
 
-/// A connection that is kept open, and the session that is spoken of on it.
-struct Http {
-    stream: BufReader<TcpStream>,
-    host: String,
-    token: String,
-    session: Option<String>,
-    body: Vec<u8>,
-}
-
-impl Http {
-    fn connect(url: &str, token: &str) -> Result<Self> {
-        let host = url.trim_start_matches("http://").to_owned();
-        let stream = TcpStream::connect(&host)?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream: BufReader::new(stream), host, token: token.to_owned(), session: None, body: Vec::new() })
-    }
-
-    /// One request; the status. The session id of an answer is kept.
-    fn send(&mut self, method: &str, body: &str) -> Result<u16> {
-        let session = self
-            .session
-            .iter()
-            .fold(String::new(), |_, id| format!("mcp-session-id: {id}\r\nmcp-protocol-version: 2025-06-18\r\n"));
-        let request = format!(
-            "{method} /mcp HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
-             accept: application/json, text/event-stream\r\n{session}content-length: {}\r\n\r\n{body}",
-            self.host,
-            self.token,
-            body.len()
-        );
-        self.stream.get_mut().write_all(request.as_bytes())?;
-        let (mut status, mut length, mut line) = (0, 0, String::new());
-        loop {
-            line.clear();
-            if self.stream.read_line(&mut line)? == 0 {
-                return Err("the connection was closed".into());
-            }
-            let head = line.trim_end();
-            if let Some(rest) = head.strip_prefix("HTTP/1.1 ") {
-                status = rest.get(..3).unwrap_or_default().parse()?;
-            } else if head.is_empty() {
-                break;
-            } else if let Some((name, value)) = head.split_once(": ") {
-                match name.to_ascii_lowercase().as_str() {
-                    "content-length" => length = value.parse()?,
-                    "mcp-session-id" => self.session = Some(value.to_owned()),
-                    "transfer-encoding" => return Err("an answer without a length: not what is measured".into()),
-                    _ => {}
-                }
-            }
-        }
-        self.body.resize(length, 0);
-        self.stream.read_exact(&mut self.body)?;
-        Ok(status)
-    }
-
-    fn call(&mut self) -> Result<()> {
-        match self.send("POST", CALL)? {
-            200 => Ok(()),
-            status => Err(format!("tools/call: {status}: {}", String::from_utf8_lossy(&self.body)).into()),
-        }
-    }
-
-    /// Opens a session on this connection.
-    fn open(url: &str, token: &str) -> Result<Self> {
-        let mut http = Self::connect(url, token)?;
-        let status = http.send("POST", INITIALIZE)?;
-        if status != 200 || http.session.is_none() {
-            return Err(format!("initialize: {status}: {}", String::from_utf8_lossy(&http.body)).into());
-        }
-        http.send("POST", INITIALIZED)?;
-        Ok(http)
-    }
-}
-
-/// Times in the order in which they were taken.
-#[derive(Default)]
-struct Times(Vec<Duration>);
-
-impl Times {
-    fn take(&mut self, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let begin = Instant::now();
-        work()?;
-        self.0.push(begin.elapsed());
-        Ok(())
-    }
-
-    /// The time that `percent` of all are not above.
-    fn at(&self, percent: usize) -> Duration {
-        let mut sorted = self.0.clone();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() * percent / 100).copied().unwrap_or_default()
-    }
-
-    fn median(&self) -> Duration {
-        self.at(50)
-    }
-
-    fn row(&self, name: &str, unit: &Self) {
-        let ratio = self.median().as_secs_f64() / unit.median().as_secs_f64();
-        println!("  {name:<44} median {:>9.1?}  p99 {:>9.1?}  x {ratio:.2}", self.median(), self.at(99));
-    }
+fn row(name: &str, times: &Times, unit: &Times) {
+    let x = ratio(times.median(), unit.median());
+    println!("  {name:<44} median {:>9.1?}  p99 {:>9.1?}  x {x:.2}", times.median(), times.at(99));
 }
 
 fn round_trips(deployment: &Deployment, token: &str, child: &Path) -> Result<()> {
@@ -243,12 +144,12 @@ fn round_trips_beside(deployment: &Deployment, token: &str, child: &Path, echo: 
     let mut line = String::new();
     BufReader::new(echo.stdout.take().ok_or("no output")?).read_line(&mut line)?;
     let address = line.trim().strip_prefix("LISTENING ").ok_or("the echo server did not start")?;
-    let mut plain = Http::connect(address, token)?;
+    let mut plain = KeepAlive::connect(address, token)?;
     let mut hops = Pipe::start(Path::new("cat"), &[])?;
     let mut bare = Pipe::start(child, &["--fast"])?;
     bare.exchange(INITIALIZE)?;
     bare.send(INITIALIZED)?;
-    let mut through = Http::open(&deployment.url, token)?;
+    let mut through = KeepAlive::open(&deployment.url, token)?;
     let [mut t_hops, mut t_bare, mut t_plain, mut t_through] = [(); 4].map(|()| Times::default());
     for turn in 0..=TURNS {
         for _ in 0..CALLS {
@@ -261,7 +162,7 @@ fn round_trips_beside(deployment: &Deployment, token: &str, child: &Path, echo: 
             t_plain.take(|| plain.send("POST", CALL).map(drop))?;
         }
         for _ in 0..CALLS {
-            t_through.take(|| through.call())?;
+            t_through.take(|| through.call(CALL))?;
         }
         if turn == 0 {
             // The first turn warms up.
@@ -272,15 +173,15 @@ fn round_trips_beside(deployment: &Deployment, token: &str, child: &Path, echo: 
     }
     through.send("DELETE", "")?;
     println!("round trip of one tools/call, {} of each in turns (x: against the bare pipe)", TURNS * CALLS);
-    t_hops.row("two pipe hops (cat)", &t_bare);
-    t_bare.row("bare pipe to the child", &t_bare);
-    t_plain.row("axum echo handler, no child", &t_bare);
-    t_through.row("through the broker to the child", &t_bare);
+    row("two pipe hops (cat)", &t_hops, &t_bare);
+    row("bare pipe to the child", &t_bare, &t_bare);
+    row("axum echo handler, no child", &t_plain, &t_bare);
+    row("through the broker to the child", &t_through, &t_bare);
     let adds = t_through.median().saturating_sub(t_bare.median());
     let budget = t_plain.median() + t_hops.median();
-    let ratio = adds.as_secs_f64() / budget.as_secs_f64();
+    let x = ratio(adds, budget);
     println!(
-        "  the broker adds {adds:.1?}; an echo handler and two pipe hops cost {budget:.1?}: x {ratio:.2} (aim: below 1)"
+        "  the broker adds {adds:.1?}; an echo handler and two pipe hops cost {budget:.1?}: x {x:.2} (aim: below 1)"
     );
     Ok(())
 }
@@ -300,34 +201,21 @@ fn opening(deployment: &Deployment, token: &str, child: &Path) -> Result<()> {
     let (mut bare, mut open) = (Times::default(), Times::default());
     for _ in 0..STARTS {
         bare_start(child, &mut bare)?;
-        let mut http = Http::connect(&deployment.url, token)?;
+        let mut http = KeepAlive::connect(&deployment.url, token)?;
         open.take(|| http.send("POST", INITIALIZE).map(drop))?;
         http.send("DELETE", "")?;
     }
     println!("initialize of a new session, {STARTS} of each in turns");
-    bare.row("bare start of the child, until it answers", &bare);
-    open.row("through the broker", &bare);
+    row("bare start of the child, until it answers", &bare, &bare);
+    row("through the broker", &open, &bare);
     Ok(())
-}
-
-/// Resident memory in KiB.
-fn resident(program: Option<&Running>) -> u64 {
-    let Some(pid) = program.map(Running::pid) else { return 0 };
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let field = Process { pid, status }.field("VmRSS");
-    field.split(' ').next().and_then(|kib| kib.parse().ok()).unwrap_or_default()
-}
-
-fn descriptors(program: Option<&Running>) -> usize {
-    let dir = program.map(|program| std::fs::read_dir(format!("/proc/{}/fd", program.pid())));
-    dir.and_then(io::Result::ok).map_or(0, Iterator::count)
 }
 
 fn throughput_and_memory(deployment: &Deployment, token: &str) -> Result<()> {
     println!("calls a second, one connection a session, {SPAN:?} each");
     for sessions in [1_u64, 10, 100] {
         let before = (resident(deployment.broker.as_ref()), resident(deployment.supervisor.as_ref()));
-        let mut open = (0..sessions).map(|_| Http::open(&deployment.url, token)).collect::<Result<Vec<_>>>()?;
+        let mut open = (0..sessions).map(|_| KeepAlive::open(&deployment.url, token)).collect::<Result<Vec<_>>>()?;
         let (barrier, stop, calls) = (Barrier::new(open.len() + 1), AtomicBool::new(false), AtomicU64::new(0));
         let elapsed = thread::scope(|scope| {
             let workers: Vec<_> = open
@@ -337,7 +225,7 @@ fn throughput_and_memory(deployment: &Deployment, token: &str) -> Result<()> {
                     scope.spawn(move || -> Result<()> {
                         barrier.wait();
                         while !stop.load(Ordering::Relaxed) {
-                            http.call()?;
+                            http.call(CALL)?;
                             calls.fetch_add(1, Ordering::Relaxed);
                         }
                         Ok(())
@@ -374,9 +262,9 @@ fn throughput_and_memory(deployment: &Deployment, token: &str) -> Result<()> {
 fn idle_sessions(deployment: &mut Deployment, token: &str, child: &Path, count: u64) -> Result<()> {
     let broker = deployment.broker.as_ref();
     // The first few pay for what is made once.
-    let mut http = Http::connect(&deployment.url, token)?;
+    let mut http = KeepAlive::connect(&deployment.url, token)?;
     let mut ids = Vec::new();
-    let mut open = |http: &mut Http| -> Result<()> {
+    let mut open = |http: &mut KeepAlive| -> Result<()> {
         http.session = None;
         let status = http.send("POST", INITIALIZE)?;
         let id = http.session.clone().ok_or_else(|| format!("initialize: {status}"))?;
@@ -400,22 +288,22 @@ fn idle_sessions(deployment: &mut Deployment, token: &str, child: &Path, count: 
     let mut full = Times::default();
     for id in ids.iter().take(STARTS) {
         http.session = Some(id.clone());
-        full.take(|| http.call())?;
+        full.take(|| http.call(CALL))?;
     }
     // With room: a broker that was just restarted has no child yet, and every session in its store.
     drop(deployment.broker.take());
     ROOM.clone_into(&mut deployment.config.broker);
     deployment.start_broker()?;
-    let mut http = Http::connect(&deployment.url, token)?;
+    let mut http = KeepAlive::connect(&deployment.url, token)?;
     let (mut bare, mut wake) = (Times::default(), Times::default());
     for id in ids.iter().skip(STARTS).take(STARTS) {
         http.session = Some(id.clone());
-        wake.take(|| http.call())?;
+        wake.take(|| http.call(CALL))?;
         bare_start(child, &mut bare)?;
     }
-    bare.row("bare start of the child, until it answers", &bare);
-    wake.row("a call that wakes a session", &bare);
-    full.row("the same where all places are taken", &bare);
+    row("bare start of the child, until it answers", &bare, &bare);
+    row("a call that wakes a session", &wake, &bare);
+    row("the same where all places are taken", &full, &bare);
     let adds = wake.median().saturating_sub(bare.median());
     println!("  waking adds {adds:.1?} (aim: below 2ms)");
     Ok(())

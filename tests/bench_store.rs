@@ -10,9 +10,11 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::deployment::{Deployment, DeploymentConfig, Process, Program, Result, Running};
+use harness::deployment::{Deployment, DeploymentConfig, Program, Result};
 use harness::mcp_session::Session;
 use harness::release;
+use harness::times::{Times, ratio};
+use harness::usage::resident;
 use harness::user_agent::{Decision, UserAgent};
 use serde_json::Value;
 use url::Url;
@@ -96,14 +98,13 @@ async fn measure(deployment: &mut Deployment, users: u32) -> Result<()> {
     Ok(())
 }
 
-fn row(what: &str, when: &str, times: &[Duration], unit: &[Duration]) {
-    let at = |times: &[Duration], percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
-    let ratio = at(times, 50).as_secs_f64() / at(unit, 50).as_secs_f64();
-    let last = times.last().copied().unwrap_or_default();
+fn row(what: &str, when: &str, times: &Times, unit: &Times) {
     println!(
-        "  {what:<9} {when:<48} p50 {:>8.1?}  p99 {:>8.1?}  max {last:>8.1?}  x {ratio:.2}",
-        at(times, 50),
-        at(times, 99)
+        "  {what:<9} {when:<48} p50 {:>8.1?}  p99 {:>8.1?}  max {:>8.1?}  x {:.2}",
+        times.median(),
+        times.at(99),
+        times.at(100),
+        ratio(times.median(), unit.median())
     );
 }
 
@@ -124,18 +125,10 @@ fn restart(deployment: &mut Deployment, copies: Option<u32>) -> Result<Duration>
     Ok(began.elapsed())
 }
 
-/// Resident memory in KiB.
-fn resident(program: Option<&Running>) -> u64 {
-    let Some(pid) = program.map(Running::pid) else { return 0 };
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let field = Process { pid, status }.field("VmRSS");
-    field.split(' ').next().and_then(|kib| kib.parse().ok()).unwrap_or_default()
-}
-
-/// In order of length.
+#[derive(Default)]
 struct Measured {
-    refresh: Vec<Duration>,
-    account: Vec<Duration>,
+    refresh: Times,
+    account: Times,
 }
 
 /// Who is real.
@@ -209,16 +202,14 @@ impl Person {
 
 impl Measured {
     async fn of(people: &mut [Person], deployment: &Deployment) -> Result<Self> {
-        let (mut refresh, mut account) = (Vec::new(), Vec::new());
+        let mut measured = Self::default();
         for _ in 0..REQUESTS {
             for person in &mut *people {
                 let (refreshed, shown) = person.ask(deployment).await?;
-                refresh.push(refreshed);
-                account.push(shown);
+                measured.refresh.0.push(refreshed);
+                measured.account.0.push(shown);
             }
         }
-        refresh.sort_unstable();
-        account.sort_unstable();
-        Ok(Self { refresh, account })
+        Ok(measured)
     }
 }
