@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use parking_lot::Mutex;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
@@ -48,7 +49,7 @@ pub(crate) use crate::store::clients::RegisteredClient;
 pub(crate) use crate::store::codes::{Code, Redeemed};
 pub(crate) use crate::store::consents::Consent;
 pub(crate) use crate::store::credentials::Credential;
-pub(crate) use crate::store::forge::{Fingerprint, KnownForge, OwnerCheck};
+pub(crate) use crate::store::forge::{Fingerprint, KnownForge, OwnerCheck, UncheckedCredential};
 pub(crate) use crate::store::grants::{FoundToken, GrantRow, GrantUse, NewGrant};
 pub(crate) use crate::store::logins::{FinishedLogin, Login, Visit, Visitor};
 pub(crate) use crate::store::refresh_tokens::{Exchange, NewPair, NoPair, RefreshRow, Seen, Used, Verdict};
@@ -61,7 +62,7 @@ pub(crate) use crate::store::writes::{WRITES_KEPT, WriteCall};
 use crate::auth::principal::GrantId;
 use crate::chain::chain;
 use crate::store::lock::StoreLock;
-use crate::store::writer::{Writer, is_full};
+use crate::store::writer::{Statement, Writer, is_full};
 use wire::message::TenantId;
 
 /// Connections that read. None of them can write, or wait for the one that does.
@@ -253,6 +254,21 @@ impl Store {
 
     fn writer(&self) -> &Writer {
         &self.0.writer
+    }
+
+    /// What a query finds, read row by row: all rows at once take several times what is kept of them.
+    async fn read_each<T>(
+        &self,
+        what: &'static str,
+        query: Statement<'_>,
+        read: impl Fn(&SqliteRow) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut rows = query.fetch(self.readers());
+        let mut found = Vec::new();
+        while let Some(row) = rows.try_next().await.map_err(StoreError::query(what))? {
+            found.push(read(&row)?);
+        }
+        Ok(found)
     }
 }
 

@@ -201,6 +201,11 @@ impl Access {
         self.allow.iter().chain(&self.deny).filter_map(Subject::login).collect()
     }
 
+    /// Whether the lists name any account: only then they keep somebody out by themselves.
+    pub(crate) fn names_accounts(&self) -> bool {
+        self.allow.iter().chain(&self.deny).any(Subject::is_account)
+    }
+
     /// Whether of some nobody has said whose they are.
     pub(crate) fn has_unknown_logins(&self) -> bool {
         self.logins().into_iter().any(|login| self.names.get(login).is_none())
@@ -340,6 +345,7 @@ mod tests {
         for (allow, deny, out) in table {
             let access = Access { allow: list(allow), deny: list(deny), ..Access::default() };
             assert_eq!(access.keeps_out(&account(1, "Alice")), out, "allow {allow:?} deny {deny:?}");
+            assert!(access.names_accounts() || !out, "not looked for: allow {allow:?} deny {deny:?}");
         }
     }
 

@@ -41,7 +41,6 @@ macro_rules! credential_rows {
         )
     };
 }
-pub(super) use credential_rows;
 
 impl Store {
     /// Stores the user and the credential of a login at Forgejo, both or neither. There is one credential a user: an
@@ -140,15 +139,11 @@ impl Store {
 
     /// Credentials that a live grant needs and whose access token ends before `before`.
     pub(crate) async fn credentials_ending(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
-        let rows = sqlx::query(credential_rows!(
+        let query = sqlx::query(credential_rows!(
             "WHERE kind = 'oauth' AND access_expires_at < $1 AND EXISTS \
              (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)"
-        ))
-        .bind(before.secs())
-        .fetch_all(self.readers())
-        .await
-        .map_err(StoreError::query("reading the credentials"))?;
-        rows.iter().map(credential).collect()
+        ));
+        self.read_each("reading the credentials", query.bind(before.secs()), credential).await
     }
 
     /// Revokes every grant that stands on a credential, all or none; which.
@@ -194,7 +189,7 @@ impl Store {
 }
 
 /// A row with the columns of a [`Credential`].
-pub(super) fn credential(row: &SqliteRow) -> Result<Credential, StoreError> {
+fn credential(row: &SqliteRow) -> Result<Credential, StoreError> {
     let failed = || StoreError::query(READING);
     let key_id: String = row.try_get("key_id").map_err(failed())?;
     let refresh: Option<Vec<u8>> = row.try_get("refresh_sealed").map_err(failed())?;

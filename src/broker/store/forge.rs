@@ -1,9 +1,9 @@
 //! Which forge all of this belongs to, and when Forgejo last said whose a token is.
 
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 
-use crate::store::credentials::{credential, credential_rows};
-use crate::store::{Credential, Store, StoreError};
+use crate::store::{Store, StoreError};
 use wire::clock::UnixTime;
 
 /// SHA-256 of a Forgejo access token.
@@ -23,6 +23,15 @@ pub(crate) struct OwnerCheck {
     pub(crate) token: Fingerprint,
     /// When.
     pub(crate) at: UnixTime,
+}
+
+/// A credential whose account Forgejo is to be asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UncheckedCredential {
+    /// Names it.
+    pub(crate) id: String,
+    /// When an access token ends that will be refreshed.
+    pub(crate) refreshed_before: Option<UnixTime>,
 }
 
 /// The forge, as it was when it was noted.
@@ -122,16 +131,22 @@ impl Store {
     }
 
     /// Credentials that a live grant needs and that were last checked before `before`, the longest ago first.
-    pub(crate) async fn credentials_unchecked_since(&self, before: UnixTime) -> Result<Vec<Credential>, StoreError> {
-        let rows = sqlx::query(credential_rows!(
-            "WHERE (checked_at IS NULL OR checked_at < $1) AND c.is_shown = 0 AND EXISTS \
+    pub(crate) async fn credentials_unchecked_since(
+        &self,
+        before: UnixTime,
+    ) -> Result<Vec<UncheckedCredential>, StoreError> {
+        const WHAT: &str = "reading the credentials";
+        let query = sqlx::query(
+            "SELECT id, CASE WHEN refresh_sealed IS NOT NULL THEN access_expires_at END AS refreshed_before \
+             FROM upstream_credentials c WHERE (checked_at IS NULL OR checked_at < $1) AND is_shown = 0 AND EXISTS \
              (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) \
-             ORDER BY COALESCE(checked_at, 0)"
-        ))
-        .bind(before.secs())
-        .fetch_all(self.readers())
-        .await
-        .map_err(StoreError::query("reading the credentials"))?;
-        rows.iter().map(credential).collect()
+             ORDER BY COALESCE(checked_at, 0)",
+        );
+        let unchecked = |row: &SqliteRow| {
+            let ends: Option<i64> = row.try_get("refreshed_before").map_err(StoreError::query(WHAT))?;
+            let id = row.try_get("id").map_err(StoreError::query(WHAT))?;
+            Ok(UncheckedCredential { id, refreshed_before: ends.map(UnixTime::from_secs) })
+        };
+        self.read_each(WHAT, query.bind(before.secs()), unchecked).await
     }
 }

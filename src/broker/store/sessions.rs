@@ -1,6 +1,5 @@
 //! Session records: what outlives every child and every restart.
 
-use futures_util::TryStreamExt;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -120,13 +119,8 @@ impl Store {
 
     /// All sessions that have not ended and whose grant is not revoked.
     pub(crate) async fn live_sessions(&self) -> Result<Vec<LiveSession>, StoreError> {
-        // Row by row: all rows at once take several times what is kept of them.
-        let mut rows = sqlx::query(live_sessions!("", "g.revoked_at IS NULL")).fetch(self.readers());
-        let mut sessions = Vec::new();
-        while let Some(row) = rows.try_next().await.map_err(StoreError::query("reading the sessions"))? {
-            sessions.push(live(&row)?);
-        }
-        Ok(sessions)
+        let query = sqlx::query(live_sessions!("", "g.revoked_at IS NULL"));
+        self.read_each("reading the sessions", query, live).await
     }
 
     /// Gives a session to a later grant of its holder; refused when that was revoked meanwhile.

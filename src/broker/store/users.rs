@@ -99,14 +99,11 @@ impl Store {
 
     /// The accounts that have a live grant.
     pub(crate) async fn accounts_with_grants(&self) -> Result<Vec<Account>, StoreError> {
-        let rows = sqlx::query(
+        let query = sqlx::query(
             "SELECT tenant, login, account_created_at FROM users u WHERE EXISTS \
              (SELECT 1 FROM grants g WHERE g.tenant = u.tenant AND g.revoked_at IS NULL) ORDER BY tenant",
-        )
-        .fetch_all(self.readers())
-        .await
-        .map_err(StoreError::query(READING))?;
-        rows.iter().map(account).collect()
+        );
+        self.read_each(READING, query, account).await
     }
 
     /// Users by their number, after `after`, at most `limit`.

@@ -35,6 +35,9 @@ impl Rotation {
     pub(super) async fn end_kept_out(&self) -> Result<Vec<Account>, StoreError> {
         let (inner, lists) = (&self.0, self.0.access.now());
         let mut ended = Vec::new();
+        if !lists.names_accounts() {
+            return Ok(ended);
+        }
         for account in inner.store.accounts_with_grants().await? {
             if !lists.keeps_out(&account) {
                 continue;

@@ -9,7 +9,7 @@ use crate::chain::chain;
 use crate::forge::identity;
 use crate::forge::rotation::ownership::GOOD_FOR;
 use crate::forge::rotation::{MAX_REFRESHES, Rotation, Word};
-use crate::store::Credential;
+use crate::store::UncheckedCredential;
 
 impl Rotation {
     /// Looks whether the forge is still the same, once an hour; where it is not, all accounts are looked at again.
@@ -42,11 +42,11 @@ impl Rotation {
             }
         };
         let away = AtomicBool::new(false);
-        let look = |credential: Credential| {
+        let look = |credential: UncheckedCredential| {
             let away = &away;
             async move {
                 // The next sweep refreshes it, and looks then.
-                if away.load(Ordering::Relaxed) || credential.refresh.is_some() && self.is_due(credential.expires_at) {
+                if away.load(Ordering::Relaxed) || self.is_due(credential.refreshed_before) {
                     return;
                 }
                 // What came of it was logged where it was seen. While Forgejo is away, nobody else can be looked at.
