@@ -6,7 +6,7 @@
 //! are on their way at once: beyond that a latency is the length of the queue in front of the processors. The processor
 //! time is that of the broker's process, or the bridge's, without its children. Nothing here passes or fails.
 //!
-//! The run takes some seven minutes, `-- --quick` some seconds: fewer sessions, and figures that tell nothing.
+//! The run takes some six minutes, `-- --quick` some seconds: fewer sessions, and figures that tell nothing.
 
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 
