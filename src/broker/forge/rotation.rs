@@ -14,6 +14,7 @@ mod names;
 mod offboarding;
 mod ownership;
 mod pause;
+mod persist;
 mod recheck;
 mod registration;
 mod reseal;
@@ -28,7 +29,7 @@ use futures_util::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use rand::rngs::SysRng;
 use tokio::sync::{Mutex as TurnMutex, RwLock, RwLockReadGuard, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
@@ -39,9 +40,11 @@ use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
 use crate::forge::rotation::exchanges::Exchanges;
 use crate::forge::rotation::login::Places;
-pub(crate) use crate::forge::rotation::login::{HeldUp, LogInError, LoggedIn};
+pub(crate) use crate::forge::rotation::login::{LogInError, LoggedIn};
 pub(crate) use crate::forge::rotation::ownership::Standing;
-use crate::forge::rotation::pause::{BACKOFF, Pause, Recovery};
+use crate::forge::rotation::pause::{Pause, Recovery};
+pub(crate) use crate::forge::rotation::persist::HeldUp;
+use crate::forge::rotation::persist::persist;
 pub(crate) use crate::forge::rotation::reseal::ResealError;
 pub(crate) use crate::forge::rotation::shown::ShownVerdict;
 use crate::forge::token_endpoint::{Pair, PairError};
@@ -59,8 +62,6 @@ const LOGINS_WITHIN: Duration = Duration::from_secs(20);
 const SUCCESSOR_WITHIN: Duration = Duration::from_secs(1);
 /// Refreshes of a sweep that run at once: while Forgejo is slow, one user must not wait for all the others.
 const MAX_REFRESHES: usize = 8;
-/// How often a write is tried again that must not fail, with growing pauses: for two and a half minutes.
-const MAX_WRITES: u32 = 5;
 /// How often Forgejo is asked whether it knows the broker's application, until it says so.
 const ASK_REGISTRATION: Duration = Duration::from_mins(1);
 /// Changes that wait to be followed.
@@ -410,7 +411,8 @@ impl Rotation {
         // Stored before it is used: Forgejo has forgotten the old refresh token by now.
         let storing = self.storing().await;
         let fresh = self.sealed(credential.id.clone(), tenant, &pair)?;
-        if !persist(|| inner.store.replace_credential(credential, &fresh, inner.clock.now())).await?
+        if !persist(&HeldUp::default(), || inner.store.replace_credential(credential, &fresh, inner.clock.now()))
+            .await?
             && let Some(newer) = self.newer_than(credential).await?
         {
             return Ok(newer);
@@ -464,18 +466,4 @@ impl Rotation {
         let inner = &self.0;
         Ok(Change::Lost(inner.store.revoke_grants_on(credential, reason, inner.clock.now()).await?))
     }
-}
-
-/// Tries a write until it succeeds, for a while: what Forgejo has just given out is nowhere else.
-async fn persist<T, F: Future<Output = Result<T, StoreError>>>(mut write: impl FnMut() -> F) -> Result<T, StoreError> {
-    for failures in 1..=MAX_WRITES {
-        match write().await {
-            Ok(done) => return Ok(done),
-            Err(e) => {
-                error!(error = %e, "a token that Forgejo has given out cannot be stored; trying again: {}", chain(&e));
-            }
-        }
-        sleep(BACKOFF.after(failures)).await;
-    }
-    write().await
 }

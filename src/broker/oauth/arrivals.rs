@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared, pending};
+use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::auth::token::TokenHash;
@@ -39,7 +38,7 @@ pub(crate) enum Arrived {
 }
 
 /// A login that was begun: what it comes to, and whether it is held up until then.
-type Going = (Shared<BoxFuture<'static, Outcome>>, watch::Receiver<bool>);
+type Going = (Shared<BoxFuture<'static, Outcome>>, HeldUp);
 
 /// All logins that have come back, by their state.
 #[derive(Debug, Default)]
@@ -63,7 +62,7 @@ impl Arrivals {
         may_try_again: impl FnOnce() -> bool,
         log_in: impl FnOnce(HeldUp) -> F,
     ) -> Arrived {
-        let (outcome, mut held_up) = {
+        let (outcome, held_up) = {
             let mut arrivals = self.0.lock();
             let arrival = arrivals.entry(state);
             if let Entry::Occupied(known) = &arrival
@@ -74,21 +73,17 @@ impl Arrivals {
             }
             let arrival = arrival.or_insert(Arrival { outcome: None, began });
             let going = || {
-                let (held_up, is_held_up) = watch::channel(false);
-                (log_in(held_up).map(Arc::new).boxed().shared(), is_held_up)
+                let held_up = HeldUp::default();
+                (log_in(held_up.clone()).map(Arc::new).boxed().shared(), held_up)
             };
             arrival.outcome.get_or_insert_with(going).clone()
         };
-        let is_held_up = async {
-            if held_up.wait_for(|is_held_up| *is_held_up).await.is_err() {
-                // It has ended, or is about to.
-                pending::<()>().await;
-            }
-        };
+        let failed = held_up.failed();
+        held_up.try_again();
         let ended = tokio::select! {
             biased;
             ended = outcome => ended,
-            () = is_held_up => return Arrived::HeldUp,
+            () = failed => return Arrived::HeldUp,
             () = sleep(SHOWN_WITHIN) => return Arrived::GoesOn,
         };
         if ended.is_err()

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use rand::rngs::SysRng;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
@@ -17,7 +17,8 @@ use crate::forge::access::{AccessError, NotAdmitted};
 use crate::forge::api::{ForgejoUser, UpstreamError};
 use crate::forge::application::Application;
 use crate::forge::rotation::exchanges::Order;
-use crate::forge::rotation::{Change, Rotation, persist};
+use crate::forge::rotation::persist::{HeldUp, persist};
+use crate::forge::rotation::{Change, Rotation};
 use crate::forge::scopes::difference;
 use crate::forge::token_endpoint::{AuthorizationAnswer, Pair, PairError};
 use crate::forge::vault::VaultError;
@@ -74,9 +75,6 @@ struct Exchanged {
     credential: Credential,
     access: UpstreamToken,
 }
-
-/// Whether a login waits for a store that takes nothing, for whoever would tell its person meanwhile.
-pub(crate) type HeldUp = watch::Sender<bool>;
 
 /// Why a login came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +150,7 @@ impl Rotation {
         let turn = exchange.is_of(user.id);
         let mut stored = timeout(RETRY_FOR, turn.lock()).await.map_err(|_| LogInError::NotNow)?;
         // Not with this pair: what the earlier account had here is being ended at this moment.
-        if !persist_telling(held_up, || self.recognise(&user)).await? {
+        if !persist(held_up, || self.recognise(&user)).await? {
             return Err(LogInError::NotAdmitted(NotAdmitted::Successor));
         }
         let known = inner.store.oauth_credential_of(user.id).await?;
@@ -181,7 +179,7 @@ impl Rotation {
         let storing = self.storing().await;
         let credential = self.sealed(id, user.id, &pair)?;
         let put = || inner.store.put_oauth_credential(&credential, &user.login, inner.clock.now());
-        persist_telling(held_up, put).await?;
+        persist(held_up, put).await?;
         drop(storing);
         *stored = Some(span);
         self.note_vouched(&credential.id, &pair.access).await?;
@@ -294,20 +292,4 @@ impl Rotation {
             );
         }
     }
-}
-
-/// The same as [`persist`], telling whether the last try has failed.
-async fn persist_telling<T, F: Future<Output = Result<T, StoreError>>>(
-    held_up: &HeldUp,
-    mut write: impl FnMut() -> F,
-) -> Result<T, StoreError> {
-    let told = || {
-        let writing = write();
-        async {
-            let outcome = writing.await;
-            held_up.send_replace(outcome.is_err());
-            outcome
-        }
-    };
-    persist(told).await
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 
+use crate::forge::rotation::HeldUp;
 use crate::forge::token_endpoint::AuthorizationAnswer;
 
 const BOBS: &str = "credential-bob";
@@ -105,7 +106,7 @@ async fn a_login_that_forgejo_answers_ends_the_pauses_of_those_too_who_can_wait(
         redirect: "https://broker.example/cb".to_owned(),
     };
     // Its no is an answer, too.
-    assert!(scene.rotation.log_in(answer, tokio::sync::watch::Sender::new(false)).await.is_err());
+    assert!(scene.rotation.log_in(answer, HeldUp::default()).await.is_err());
     let refreshed = scene.rotation.fresh(CREDENTIAL).await.expect("a token");
     assert_ne!(refreshed.token, scene.first);
 }
