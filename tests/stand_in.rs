@@ -154,7 +154,7 @@ fn all_141_tools_of_the_real_child_are_listed_with_useless_annotations() {
     child.send(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}));
     let answer = child.receive();
     let tools = answer["result"]["tools"].as_array().unwrap();
-    assert_eq!(tools.len(), 141 + 20);
+    assert_eq!(tools.len(), 141 + 22);
     assert!(tools.iter().all(|tool| tool["annotations"]["readOnlyHint"] == false));
 }
 
@@ -303,4 +303,29 @@ fn check_token_with_no_forge_to_ask_exits_1() {
     let mut child = StandIn::start(&["--check-token"]);
     assert_eq!(child.code(), Some(1));
     assert!(!child.stderr().contains("top-secret"), "the forge has to repeat the token for it to leak");
+}
+
+#[test]
+fn cancellations_are_counted_and_stop_nothing() {
+    let mut child = StandIn::start(&[]);
+    child.call(1, "block", &json!({}));
+    child.send(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}));
+    child.call(2, "status", &json!({}));
+    let told: Value = serde_json::from_str(child.receive()["result"]["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(told, json!({"in_flight": 1, "cancelled": 1}));
+}
+
+#[test]
+fn a_task_works_until_it_is_cancelled_and_is_this_childs_alone() {
+    let (mut child, mut other) = (StandIn::start(&["--era", "2026-07-28"]), StandIn::start(&["--era", "2026-07-28"]));
+    child.call(1, "task", &json!({}));
+    let begun = child.receive()["result"].clone();
+    assert_eq!((&begun["resultType"], &begun["status"]), (&json!("task"), &json!("working")));
+    for (method, status) in [("tasks/get", "working"), ("tasks/cancel", "cancelled"), ("tasks/get", "cancelled")] {
+        let ask = json!({"jsonrpc": "2.0", "id": 2, "method": method, "params": {"taskId": begun["taskId"]}});
+        child.send(&ask);
+        assert_eq!(child.receive()["result"]["status"], status);
+        other.send(&ask);
+        assert_eq!(other.receive()["error"]["code"], -32602);
+    }
 }

@@ -37,6 +37,7 @@ mod secrets;
 mod service_tokens;
 mod sessions;
 mod slow_ends;
+mod stateless;
 mod stops;
 mod upgrades;
 

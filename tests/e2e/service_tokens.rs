@@ -5,30 +5,13 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::stand_in_deployment;
-use harness::deployment::Deployment;
 use harness::mcp_session::{Session, http};
+use harness::mcp_stateless::Caller;
 
 fn run(mut command: Command, arguments: &[&str]) -> Value {
     let output = command.arg("--json").args(arguments).stdin(Stdio::null()).output().expect("brokerctl runs");
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("json")
-}
-
-/// A stateless request; status and answer.
-async fn ask(deployment: &Deployment, token: &str, method: &str, name: Option<&str>) -> (u16, Value) {
-    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientCapabilities": {}});
-    let params = name.map_or(json!({"_meta": meta}), |name| json!({"_meta": meta, "name": name}));
-    let mut request = http().post(format!("{}/mcp", deployment.url)).bearer_auth(token);
-    if let Some(name) = name {
-        request = request.header("mcp-name", name);
-    }
-    let request = request.header("mcp-protocol-version", "2026-07-28").header("mcp-method", method);
-    let request = request.header("accept", "application/json, text/event-stream");
-    let message = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-    let answer = request.header("content-type", "application/json").body(message.to_string()).send().await;
-    let answer = answer.expect("an answer");
-    (answer.status().as_u16(), serde_json::from_str(&answer.text().await.expect("a body")).expect("json"))
 }
 
 #[tokio::test]
@@ -45,10 +28,12 @@ async fn a_service_sees_and_calls_its_tools_from_its_network_until_that_is_chang
     assert_eq!(session.send("tools/call", json!({"name": "get_my_user_info"})).await.expect("an answer").0, 200);
     let (status, refused) = session.send("tools/call", json!({"name": "delete_org"})).await.expect("an answer");
     assert_eq!(status, 403, "{refused}");
-    let (_, list) = ask(&deployment, &token, "tools/list", None).await;
+    let stateless = Caller::new(&deployment.url, &token);
+    let call = async |tool: &str| stateless.ask("tools/call", json!({"name": tool})).await.expect("an answer").0;
+    let (_, list) = stateless.ask("tools/list", json!({})).await.expect("an answer");
     assert_eq!(list.pointer("/result/tools").and_then(Value::as_array).map(Vec::len), Some(2), "{list}");
-    assert_eq!(ask(&deployment, &token, "tools/call", Some("get_my_user_info")).await.0, 200);
-    assert_eq!(ask(&deployment, &token, "tools/call", Some("delete_org")).await.0, 403);
+    assert_eq!(call("get_my_user_info").await, 200);
+    assert_eq!(call("delete_org").await, 403);
 
     let listed = run(deployment.ctl(), &["token", "list", "--user", "alice"]);
     assert_eq!((&listed[0]["kind"], &listed[0]["networks"]), (&json!("token"), &json!(["127.0.0.0/8"])), "{listed}");
@@ -64,7 +49,7 @@ async fn a_service_sees_and_calls_its_tools_from_its_network_until_that_is_chang
     assert_eq!(session.send("tools/list", json!({})).await.expect("an answer").0, 404, "it begins anew");
     let mut session = Session::open(&deployment.url, &token).await.expect("a session");
     assert_eq!(session.tools().await.expect("a list"), ["create_issue"]);
-    assert_eq!(ask(&deployment, &token, "tools/call", Some("get_my_user_info")).await.0, 403);
+    assert_eq!(call("get_my_user_info").await, 403);
 
     run(deployment.ctl(), &["token", "change", id, "--all-tools", "--from", "192.0.2.0/24,2001:db8::/32"]);
     let refused = http().post(format!("{}/mcp", deployment.url)).bearer_auth(&token).send().await.expect("an answer");

@@ -1,9 +1,10 @@
 //! What plays the outside world in tests, benchmarks and the quickstart. Nothing that is installed depends on it.
 //!
 //! [`forge`] is a stub of Forgejo's API and OAuth provider, [`user_agent`] a browser without a screen, [`mcp_session`] a
-//! plain MCP client, [`https`] a TLS server; [`deployment`] runs the real programs together, [`supervised`] a real
-//! supervisor alone, [`cgroups`] a kernel in which its limits hold. For benchmarks, [`release`] builds what they measure,
-//! [`keep_alive`] is their client, [`times`] and [`usage`] are what they measure.
+//! plain MCP client, [`mcp_stateless`] one without sessions, [`events`] the streams that both read, [`https`] a TLS
+//! server; [`deployment`] runs the real programs together, [`supervised`] a real supervisor alone, [`cgroups`] a kernel in
+//! which its limits hold. For benchmarks, [`release`] builds what they measure, [`keep_alive`] is their client, [`times`]
+//! and [`usage`] are what they measure.
 
 #![expect(
     missing_debug_implementations,
@@ -17,10 +18,12 @@
 
 pub mod cgroups;
 pub mod deployment;
+pub mod events;
 pub mod forge;
 pub mod https;
 pub mod keep_alive;
 pub mod mcp_session;
+pub mod mcp_stateless;
 pub mod release;
 pub mod supervised;
 pub mod times;

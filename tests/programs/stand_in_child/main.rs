@@ -21,9 +21,11 @@ use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 
 mod forge_client;
+mod tasks;
 mod tools;
 
 use forge_client::ForgeClient;
+use tasks::Tasks;
 
 /// The versions of the session era that the real child agrees to, oldest first.
 const SESSION_ERA: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
@@ -87,6 +89,9 @@ struct Server {
     habits: Habits,
     forge: ForgeClient,
     in_flight: AtomicUsize,
+    /// Calls of which the client has said that it does not want them any more.
+    cancelled: AtomicUsize,
+    tasks: Tasks,
     /// Set when standard input is to be read no further.
     deaf: AtomicBool,
     /// Set once stdin ended or SIGTERM came while a call was in flight: the last call to end takes the program along.
@@ -154,6 +159,8 @@ fn main() {
         habits,
         forge,
         in_flight: AtomicUsize::new(0),
+        cancelled: AtomicUsize::new(0),
+        tasks: Tasks::default(),
         deaf: AtomicBool::new(false),
         leaving: Mutex::new(false),
         asked: Mutex::new(HashMap::new()),
@@ -229,8 +236,11 @@ fn heed(server: &Arc<Server>, line: &str) {
     let Some(method) = message.get("method").and_then(Value::as_str) else {
         return heed_reply(server, &id, message);
     };
-    // Notifications are ignored, `notifications/cancelled` included: it stops nothing. So is `"id":null`.
+    // Notifications are ignored, as is `"id":null`; `notifications/cancelled` stops nothing and is counted.
     if id.is_null() {
+        if method == "notifications/cancelled" {
+            server.cancelled.fetch_add(1, Ordering::SeqCst);
+        }
         return;
     }
     if method == "tools/call" {
@@ -286,11 +296,16 @@ fn respond(server: &Server, method: &str, params: &Value) -> Result<Value, (i64,
             versions.extend(SESSION_ERA.into_iter().rev());
             Ok(stateless(json!({
                 "supportedVersions": versions,
-                "capabilities": {"logging": {}, "resources": {}, "tools": {"listChanged": true}},
+                "capabilities": {
+                    "logging": {}, "resources": {}, "tools": {"listChanged": true},
+                    "extensions": {"io.modelcontextprotocol/tasks": {}},
+                },
                 "serverInfo": {"name": "Forgejo MCP Server", "version": "stand-in"},
             })))
         }
         "ping" | "logging/setLevel" => Ok(json!({})),
+        "tasks/get" if habits.stateless() => server.tasks.get(params),
+        "tasks/cancel" if habits.stateless() => server.tasks.cancel(params),
         "tools/list" => {
             let list = json!({"tools": tools::list()});
             let modern = params.pointer("/_meta/io.modelcontextprotocol~1protocolVersion").is_some();

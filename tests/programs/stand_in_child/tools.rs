@@ -16,7 +16,7 @@ use super::Server;
 const GOERN_TOOLS: &str = include_str!("goern_tools.tsv");
 
 /// The tools of this program alone.
-const TEST_TOOLS: [&str; 20] = [
+const TEST_TOOLS: [&str; 22] = [
     "echo",
     "whoami",
     "env",
@@ -37,6 +37,8 @@ const TEST_TOOLS: [&str; 20] = [
     "stderr",
     "garbage",
     "misanswer",
+    "status",
+    "task",
 ];
 
 /// All tools. The annotations are as useless as the real child's: the library's defaults on every one.
@@ -131,12 +133,7 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
             Ok(text("done"))
         }
         "log" => {
-            for n in 1..=number("count") {
-                notify(
-                    "notifications/message",
-                    &json!({"level": "info", "logger": "stand-in", "data": format!("line {n}")}),
-                );
-            }
+            log(number("count"), usize::try_from(number("bytes")).unwrap_or(0));
             Ok(text("logged"))
         }
         "sample" => sample(server, id, arguments),
@@ -161,9 +158,27 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
         }
         // An answer that nobody can read, and no other.
         "misanswer" => misanswer(id, arguments.get("how").and_then(Value::as_str).unwrap_or_default()),
+        "status" => Ok(text(&status(server).to_string())),
+        // Goes on after its answer, until it is cancelled.
+        "task" => Ok(server.tasks.begin()),
         other if goern().any(|name| name == other) => Ok(text(other)),
         other => Err((-32602, format!("tool '{other}' not found: tool not found"))),
     }
+}
+
+/// So many lines, each longer by a colon and so many bytes.
+fn log(count: u64, bytes: usize) {
+    let more = if bytes == 0 { String::new() } else { format!(":{}", "x".repeat(bytes)) };
+    for n in 1..=count {
+        let data = format!("line {n}{more}");
+        notify("notifications/message", &json!({"level": "info", "logger": "stand-in", "data": data}));
+    }
+}
+
+/// What else there is to do, and how often it was heard that a call is not wanted any more.
+fn status(server: &Server) -> Value {
+    let others = server.in_flight.load(Ordering::SeqCst).saturating_sub(1);
+    json!({"in_flight": others, "cancelled": server.cancelled.load(Ordering::SeqCst)})
 }
 
 fn misanswer(id: &Value, how: &str) -> ! {
