@@ -154,7 +154,7 @@ fn all_141_tools_of_the_real_child_are_listed_with_useless_annotations() {
     child.send(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}));
     let answer = child.receive();
     let tools = answer["result"]["tools"].as_array().unwrap();
-    assert_eq!(tools.len(), 141 + 22);
+    assert_eq!(tools.len(), 141 + 23);
     assert!(tools.iter().all(|tool| tool["annotations"]["readOnlyHint"] == false));
 }
 

@@ -6,6 +6,7 @@
 mod cancelling;
 mod idle;
 mod listening;
+mod mirroring;
 mod quotas;
 mod routing;
 mod survival;

@@ -16,8 +16,9 @@ use crate::http::host::Host;
 use crate::http::names::{Gate, Names};
 use crate::http::said;
 use crate::live::Live;
+use crate::mcp::headers::PARAMETERS;
 
-/// What a page may send, in lower case. A wildcard would not reach `authorization` (Fetch, section 4.9).
+/// What a page may send beside [`PARAMETERS`], in lower case. A wildcard would not reach `authorization` (Fetch, section 4.9).
 const REQUEST_HEADERS: [&str; 10] = [
     "authorization",
     "content-type",
@@ -30,8 +31,6 @@ const REQUEST_HEADERS: [&str; 10] = [
     "traceparent",
     "tracestate",
 ];
-/// And whatever begins so: parameters of tools, whose names only the tools know (revision 2026-07-28, basic/transports).
-const PARAMETER_HEADERS: &str = "mcp-param-";
 /// Names that one question of a browser is answered for.
 const MAX_ASKED: usize = 64;
 /// What a page may read.
@@ -80,7 +79,7 @@ fn known_headers(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers.get_all(ACCESS_CONTROL_REQUEST_HEADERS).iter().filter_map(|value| value.to_str().ok());
     let names = asked.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase());
     let is_parameter = |name: &str| {
-        let rest = name.strip_prefix(PARAMETER_HEADERS).filter(|rest| !rest.is_empty());
+        let rest = name.strip_prefix(PARAMETERS).filter(|rest| !rest.is_empty());
         rest.is_some() && HeaderName::try_from(name).is_ok()
     };
     let known = names.filter(|name| REQUEST_HEADERS.contains(&name.as_str()) || is_parameter(name));

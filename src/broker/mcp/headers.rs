@@ -7,6 +7,8 @@ use axum::http::header::{ACCEPT, CONTENT_TYPE};
 pub(crate) const SESSION_ID: &str = "mcp-session-id";
 /// The header that names the revision.
 pub(crate) const VERSION: &str = "mcp-protocol-version";
+/// What headers begin with that repeat arguments of a tool, whose names only the tools know (2026-07-28, streamable HTTP).
+pub(crate) const PARAMETERS: &str = "mcp-param-";
 /// Revisions whose sessions are spoken here, the oldest first.
 pub(crate) const SESSION_ERA: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 /// From this revision on a terminated session must be answered with 404 (2025-03-26, basic/transports, section

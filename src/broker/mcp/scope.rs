@@ -87,6 +87,11 @@ impl Scope {
         Some(if reads { Effect::Reads } else { Effect::Changes })
     }
 
+    /// What children say of their own tools.
+    pub(crate) fn annotations(&self) -> &ToolAnnotations {
+        &self.annotations
+    }
+
     /// How the caller is to see the answer, where that is not as the child gives it.
     pub(crate) fn view(&self, caller: &Principal, bridge: &Bridge, message: &Message) -> Option<View> {
         if message.method() != Some("tools/list") {

@@ -116,13 +116,25 @@ async fn send(
             return Err(scope.insufficient());
         }
         let view = scope.view(&said.caller, &bridge, &said.message);
-        let sent = match server.era {
-            ChildEra::Stateless => {
-                let stamp = view.as_ref().filter(|view| view.leaves_out()).map(|_| Stamp::Private);
-                let stateless = Stateless { stamp, logs: request.logs, ..Stateless::default() };
-                bridge.request_stateless(&said.message, id.clone(), said.form.get(), stateless, said.deadline).await
+        // Which arguments headers repeat only the child can say.
+        let mirrored = match &request.tool {
+            Some(tool) => scope.annotations().mirrored(&bridge, tool, said.deadline).await,
+            None => Ok(None),
+        };
+        let sent = match mirrored {
+            Ok(mirrored) => {
+                request.check_arguments(&said.message, mirrored.as_deref().unwrap_or_default())?;
+                match server.era {
+                    ChildEra::Stateless => {
+                        let stamp = view.as_ref().filter(|view| view.leaves_out()).map(|_| Stamp::Private);
+                        let stateless = Stateless { stamp, logs: request.logs, ..Stateless::default() };
+                        let (message, form) = (&said.message, said.form.get());
+                        bridge.request_stateless(message, id.clone(), form, stateless, said.deadline).await
+                    }
+                    ChildEra::Session => translate(endpoint, said, request, id, &bridge, server).await?,
+                }
             }
-            ChildEra::Session => translate(endpoint, said, request, id, &bridge, server).await?,
+            Err(error) => Err(error),
         };
         match sent {
             Ok(pending) => {

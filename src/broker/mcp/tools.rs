@@ -7,6 +7,7 @@
 pub(crate) mod annotations;
 pub(crate) mod call;
 pub(crate) mod list;
+pub(crate) mod mirrored;
 
 use std::collections::HashMap;
 use std::fs;

@@ -5,6 +5,7 @@ mod cancelling;
 pub(crate) mod fixture;
 mod late;
 mod listening;
+mod mirroring;
 mod relaying;
 mod routing;
 mod traces;

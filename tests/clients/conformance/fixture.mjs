@@ -99,6 +99,8 @@ const both = {
     await pause(seconds * 1000);
     return text('x'.repeat(bytes));
   }, object({ bytes: { type: 'integer' }, seconds: { type: 'integer' } }, ['bytes'])],
+  // Nor this: clients without a session repeat its argument in a header.
+  regional: [(_, { region }) => text(region), object({ region: { ...string, 'x-mcp-header': 'Region' } })],
   test_logging_tool: [async (call) => { await call.log('A line.'); return text('Logged.'); }],
   test_trigger_tool_change: [async (call) => { await call.changed('tools'); return text('Changed.'); }],
   test_trigger_prompt_change: [async (call) => { await call.changed('prompts'); return text('Changed.'); }],

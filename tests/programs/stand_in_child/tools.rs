@@ -16,7 +16,7 @@ use super::Server;
 const GOERN_TOOLS: &str = include_str!("goern_tools.tsv");
 
 /// The tools of this program alone.
-const TEST_TOOLS: [&str; 22] = [
+const TEST_TOOLS: [&str; 23] = [
     "echo",
     "whoami",
     "env",
@@ -39,6 +39,7 @@ const TEST_TOOLS: [&str; 22] = [
     "misanswer",
     "status",
     "task",
+    "regional",
 ];
 
 /// All tools. The annotations are as useless as the real child's: the library's defaults on every one.
@@ -49,13 +50,24 @@ pub(crate) fn list() -> Vec<Value> {
             json!({
                 "name": name,
                 "description": name.replace('_', " "),
-                "inputSchema": {"type": "object", "properties": {}},
+                "inputSchema": {"type": "object", "properties": properties(name)},
                 "annotations": {
                     "readOnlyHint": false, "destructiveHint": true, "idempotentHint": false, "openWorldHint": true,
                 },
             })
         })
         .collect()
+}
+
+/// Two arguments of `regional` are repeated in headers by clients without a session.
+fn properties(name: &str) -> Value {
+    match name {
+        "regional" => json!({
+            "region": {"type": "string", "x-mcp-header": "Region"},
+            "at": {"type": "object", "properties": {"most": {"type": "integer", "x-mcp-header": "Most"}}},
+        }),
+        _ => json!({}),
+    }
 }
 
 fn goern() -> impl Iterator<Item = &'static str> {
@@ -158,6 +170,7 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
         }
         // An answer that nobody can read, and no other.
         "misanswer" => misanswer(id, arguments.get("how").and_then(Value::as_str).unwrap_or_default()),
+        "regional" => Ok(text(&arguments.to_string())),
         "status" => Ok(text(&status(server).to_string())),
         // Goes on after its answer, until it is cancelled.
         "task" => Ok(server.tasks.begin()),

@@ -6,8 +6,10 @@ use std::borrow::Cow;
 use axum::http::HeaderMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::value::RawValue;
 
 use crate::mcp::refusal::Refusal;
+use crate::mcp::tools::mirrored::MirroredArgument;
 
 /// What begins and ends a value that is encoded because a header could not carry it (section Value Encoding).
 const ENCODED: (&str, &str) = ("=?base64?", "?=");
@@ -43,14 +45,51 @@ pub(super) fn check_decoded(headers: &HeaderMap, name: &str, body: &str) -> Resu
     same(name, &decoded(name, required(headers, name)?)?, body)
 }
 
+/// Checks that headers repeat these arguments of a call as its parameters say them, and nothing that those do not say
+/// (section Server Behavior for Custom Headers). Other headers of the kind say nothing here.
+pub(super) fn check_arguments(headers: &HeaderMap, params: &str, mirrored: &[MirroredArgument]) -> Result<(), Refusal> {
+    for argument in mirrored {
+        let name = argument.header();
+        let twice = |_| Refusal::header_mismatch(&format!("the argument of {name} is there twice"));
+        let says = match argument.said(params).map_err(twice)? {
+            Some(said) => says(&decoded(name, required(headers, name)?)?, said),
+            None => !headers.contains_key(name),
+        };
+        if !says {
+            return Err(differs(name));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a header's value says this argument (section Value Encoding). Numbers are compared as such, as far as every
+/// reader of JSON tells them apart; what is no text, number or flag, no header can say.
+fn says(value: &str, argument: &RawValue) -> bool {
+    /// 2^53: from here on neighbours are one to some (RFC 8259 section 6).
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let json = argument.get();
+    let number = |text: &str| serde_json::from_str::<f64>(text).ok().filter(|number| number.abs() < EXACT);
+    match json.as_bytes().first() {
+        Some(b'"') => serde_json::from_str::<Cow<'_, str>>(json).is_ok_and(|text| text == value),
+        Some(b'{' | b'[') | None => false,
+        Some(_) => {
+            value == json
+                || number(value).is_some_and(|value| number(json).is_some_and(|json| value.total_cmp(&json).is_eq()))
+        }
+    }
+}
+
 fn required<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Refusal> {
     value(headers, name)?.ok_or_else(|| Refusal::header_mismatch(&format!("{name} is required and missing")))
 }
 
 fn same(name: &str, value: &str, body: &str) -> Result<(), Refusal> {
-    // What the client has sent is not repeated: it may be long, and it knows.
-    let differs = || Refusal::header_mismatch(&format!("{name} does not say what the body says"));
-    (value == body).then_some(()).ok_or_else(differs)
+    (value == body).then_some(()).ok_or_else(|| differs(name))
+}
+
+/// What the client has sent is not repeated: it may be long, and it knows.
+fn differs(name: &str) -> Refusal {
+    Refusal::header_mismatch(&format!("{name} does not say what the body says"))
 }
 
 #[cfg(test)]
@@ -90,6 +129,47 @@ mod tests {
         ];
         for (value, body, same) in table {
             assert_eq!(says(value, body), same, "{} {body}", String::from_utf8_lossy(value));
+        }
+    }
+
+    #[test]
+    fn an_argument_is_said_by_its_header_whatever_its_type_or_the_call_is_refused() {
+        /// Arguments, headers, and whether the two go together.
+        type Row<'a> = (&'a str, &'a [(&'static str, &'a str)], bool);
+        const TOOL: &str = r#"{"name":"t","inputSchema":{"type":"object","properties":{
+            "a":{"type":"string","x-mcp-header":"A"},"o":{"properties":{"n":{"type":"integer","x-mcp-header":"N"}}}}}}"#;
+        let mirrored = MirroredArgument::of(TOOL, &mut 9999).expect("two of them");
+        let table: [Row<'_>; 22] = [
+            (r#"{"a":"us"}"#, &[("mcp-param-a", "us")], true),
+            (r#"{"a":"us"}"#, &[("mcp-param-a", "US")], false),
+            (r#"{"a":"us"}"#, &[], false),
+            (r#"{"a":"us"}"#, &[("mcp-param-a", "us"), ("mcp-param-a", "us")], false),
+            (r#"{"a":"us"}"#, &[("mcp-param-a", "us"), ("mcp-param-b", "whatever")], true),
+            (r#"{"a":"\u0075s"}"#, &[("mcp-param-a", "us")], true),
+            (r#"{"a":""}"#, &[("mcp-param-a", "")], true),
+            (r#"{"a":" x "}"#, &[("mcp-param-a", "=?base64?IHggz?=")], false),
+            (r#"{"a":" x "}"#, &[("mcp-param-a", "=?base64?IHgg?=")], true),
+            (r#"{"a":null}"#, &[], true),
+            (r#"{"a":null}"#, &[("mcp-param-a", "us")], false),
+            ("{}", &[], true),
+            ("{}", &[("mcp-param-n", "1")], false),
+            (r#"{"a":"us","A":"eu"}"#, &[("mcp-param-a", "us")], false),
+            (r#"{"a":["us"]}"#, &[("mcp-param-a", "[\"us\"]")], false),
+            (r#"{"a":true}"#, &[("mcp-param-a", "true")], true),
+            (r#"{"o":{"n":42}}"#, &[("mcp-param-n", "42")], true),
+            (r#"{"o":{"n":42}}"#, &[("mcp-param-n", "42.0")], true),
+            (r#"{"o":{"n":42}}"#, &[("mcp-param-n", "4.2e1")], true),
+            (r#"{"o":{"n":42}}"#, &[("mcp-param-n", "43")], false),
+            (r#"{"o":{"n":9007199254740993}}"#, &[("mcp-param-n", "9007199254740992")], false),
+            (r#"{"o":{"n":9007199254740993}}"#, &[("mcp-param-n", "9007199254740993")], true),
+        ];
+        for (arguments, given, good) in table {
+            let mut headers = HeaderMap::new();
+            for (name, value) in given {
+                headers.append(*name, HeaderValue::from_str(value).expect("a header"));
+            }
+            let params = format!(r#"{{"name":"t","arguments":{arguments}}}"#);
+            assert_eq!(check_arguments(&headers, &params, &mirrored).is_ok(), good, "{arguments} {given:?}");
         }
     }
 

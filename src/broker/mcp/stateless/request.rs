@@ -1,6 +1,6 @@
 //! What a request says of itself, checked where it comes in (2026-07-28, basic/index, section Per-request protocol fields).
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName};
 use serde::Deserialize;
 use serde::de::Deserializer;
 use serde_json::Value;
@@ -11,9 +11,10 @@ use crate::child::era::STATELESS;
 use crate::child::log_level::LogLevel;
 use crate::jsonrpc::Message;
 use crate::jsonrpc::members::{Member, each_member};
-use crate::mcp::headers::VERSION;
+use crate::mcp::headers::{PARAMETERS, VERSION};
 use crate::mcp::refusal::Refusal;
 use crate::mcp::stateless::mirrored;
+use crate::mcp::tools::mirrored::MirroredArgument;
 
 /// Methods of the session era that this revision has not. No child hears of them: one that speaks both eras might take them
 /// for the beginning of the other.
@@ -27,6 +28,10 @@ pub(super) struct StatelessRequest {
     pub(super) abilities: Abilities,
     /// The log messages that it wants.
     pub(super) logs: Option<LogLevel>,
+    /// What it calls, if it calls a tool.
+    pub(super) tool: Option<Box<str>>,
+    /// The headers that may repeat arguments of that tool.
+    arguments: HeaderMap,
 }
 
 /// The members of `params` that matter here.
@@ -121,8 +126,12 @@ impl StatelessRequest {
             "resources/read" => Some(params.uri),
             _ => None,
         };
+        let mut tool = None;
         match named {
-            Some(Named::As(name)) => mirrored::check_decoded(headers, "mcp-name", &name)?,
+            Some(Named::As(name)) => {
+                mirrored::check_decoded(headers, "mcp-name", &name)?;
+                tool = (method == "tools/call").then(|| name.into());
+            }
             Some(Named::Ambiguously) => {
                 return Err(Refusal::bad_params("name and uri must be texts, each there once"));
             }
@@ -139,7 +148,15 @@ impl StatelessRequest {
             Some(None) => return Err(Refusal::bad_params("io.modelcontextprotocol/logLevel is no log level")),
             logs => logs.flatten(),
         };
-        Ok(Self { abilities: Abilities::of(&capabilities), logs })
+        let repeats = |name: &HeaderName| tool.is_some() && name.as_str().starts_with(PARAMETERS);
+        let given = headers.iter().filter(|(name, _)| repeats(name));
+        let arguments = given.map(|(name, value)| (name.clone(), value.clone())).collect();
+        Ok(Self { abilities: Abilities::of(&capabilities), logs, tool, arguments })
+    }
+
+    /// Checks the headers that repeat arguments of the tool, once it is known which those are.
+    pub(super) fn check_arguments(&self, message: &Message, mirrored: &[MirroredArgument]) -> Result<(), Refusal> {
+        mirrored::check_arguments(&self.arguments, message.params().unwrap_or_default(), mirrored)
     }
 }
 

@@ -1,5 +1,6 @@
-//! What children say of their own tools (`annotations.readOnlyHint`), asked for when a grant that may only read, or the
-//! audit, needs to know and no reviewed table names the program.
+//! What children say of their own tools: whether they only read (`annotations.readOnlyHint`), asked for when a grant that may
+//! only read, or the audit, needs to know and no reviewed table names the program; and which arguments clients repeat in
+//! headers, asked for when a client without a session calls one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +13,9 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::list;
-use crate::child::bridge::Bridge;
+use super::list::{self, Word};
+use super::mirrored::{self, MirroredArgument};
+use crate::child::bridge::{Bridge, SendError};
 use crate::child::calls::Event;
 use crate::child::calls::form::Form;
 use crate::child::era::own_params;
@@ -37,13 +39,26 @@ struct OfChild {
     listed: Arc<AsyncMutex<Option<Listed>>>,
     /// One more than the number of changes at which it was last asked for somebody who does not wait.
     asked: Arc<AtomicU64>,
+    /// One more than the number of changes at which it last said that it has no list.
+    listless: Arc<AtomicU64>,
 }
 
-/// Whether each tool only reads, and how often the child had changed its tools when it said so.
+/// What it said of each tool, and how often it had changed its tools when it said so.
 #[derive(Debug)]
 struct Listed {
     changes: u64,
-    read_only: HashMap<String, bool>,
+    words: HashMap<String, Word>,
+}
+
+/// Why it is not known what a child says of its tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum Unlisted {
+    /// It has answered, and with no list.
+    #[error("the child has answered with no list of tools")]
+    NoList,
+    /// It has not answered.
+    #[error(transparent)]
+    Unanswered(#[from] SendError),
 }
 
 impl ToolAnnotations {
@@ -53,20 +68,9 @@ impl ToolAnnotations {
         let of_child = self.of_child(bridge);
         // Held while the child is asked: of many callers one asks, and all wait for it.
         let mut listed = of_child.listed.lock().await;
-        let changes = bridge.tools_changed();
         let deadline = Instant::now() + LIST_TIMEOUT;
-        if listed.as_ref().is_none_or(|listed| listed.changes != changes) {
-            let Ok(Some(read_only)) = timeout_at(deadline, list_all(bridge, deadline)).await else {
-                warn!(
-                    child_pid = bridge.pid,
-                    reason = "tools-unknown",
-                    "the child does not list its tools: none counts as reading"
-                );
-                return false;
-            };
-            *listed = Some(Listed { changes, read_only });
-        }
-        listed.as_ref().and_then(|listed| listed.read_only.get(tool).copied()).unwrap_or(false)
+        let words = of_child.look(&mut listed, bridge, deadline).await;
+        words.ok().and_then(|words| words.get(tool)).is_some_and(|word| word.read_only)
     }
 
     /// The same as far as it is known now. Where nothing is, the child is asked for the next time, once for each change of
@@ -76,7 +80,7 @@ impl ToolAnnotations {
         if let Ok(listed) = of_child.listed.try_lock()
             && let Some(listed) = listed.as_ref().filter(|listed| listed.changes == changes)
         {
-            return Some(listed.read_only.get(tool).copied().unwrap_or(false));
+            return Some(listed.words.get(tool).is_some_and(|word| word.read_only));
         }
         let now = changes.saturating_add(1);
         if of_child.asked.swap(now, Ordering::Relaxed) != now {
@@ -84,6 +88,31 @@ impl ToolAnnotations {
             tokio::spawn(async move { all.read_only(&bridge, &tool).await });
         }
         None
+    }
+
+    /// Which arguments of this tool clients repeat in headers, by the child's own word; none where it has no list of tools. It
+    /// is asked once, and again when it says that its tools have changed; until it has answered, or `deadline`, nothing may
+    /// be sent to it that this could keep out.
+    pub(crate) async fn mirrored(
+        &self,
+        bridge: &Arc<Bridge>,
+        tool: &str,
+        deadline: Instant,
+    ) -> Result<Option<Arc<[MirroredArgument]>>, SendError> {
+        let of_child = self.of_child(bridge);
+        let mut listed = timeout_at(deadline, of_child.listed.lock()).await.map_err(|_| SendError::Deadline)?;
+        let now = bridge.tools_changed().saturating_add(1);
+        if of_child.listless.load(Ordering::Relaxed) == now {
+            return Ok(None);
+        }
+        match of_child.look(&mut listed, bridge, deadline).await {
+            Ok(words) => Ok(words.get(tool).and_then(|word| word.mirrored.clone())),
+            Err(Unlisted::NoList) => {
+                of_child.listless.store(now, Ordering::Relaxed);
+                Ok(None)
+            }
+            Err(Unlisted::Unanswered(error)) => Err(error),
+        }
     }
 
     fn of_child(&self, bridge: &Arc<Bridge>) -> OfChild {
@@ -94,14 +123,39 @@ impl ToolAnnotations {
             return known.clone();
         }
         by_pid.retain(|_, known| known.child.strong_count() > 0);
-        let new = OfChild { child: Arc::downgrade(bridge), listed: Arc::default(), asked: Arc::default() };
+        let child = Arc::downgrade(bridge);
+        let new = OfChild { child, listed: Arc::default(), asked: Arc::default(), listless: Arc::default() };
         by_pid.insert(bridge.pid, new.clone());
         new
     }
 }
 
-async fn list_all(bridge: &Bridge, deadline: Instant) -> Option<HashMap<String, bool>> {
-    let (mut all, mut cursor) = (HashMap::new(), None::<String>);
+impl OfChild {
+    /// What the child says of its tools today; it is asked where that is not known.
+    async fn look<'a>(
+        &self,
+        listed: &'a mut Option<Listed>,
+        bridge: &Bridge,
+        deadline: Instant,
+    ) -> Result<&'a HashMap<String, Word>, Unlisted> {
+        let changes = bridge.tools_changed();
+        if listed.as_ref().is_none_or(|listed| listed.changes != changes) {
+            let by = deadline.min(Instant::now() + LIST_TIMEOUT);
+            let answer = timeout_at(by, list_all(bridge, by)).await;
+            let words = answer.unwrap_or(Err(SendError::Deadline.into())).inspect_err(|error| {
+                warn!(
+                    child_pid = bridge.pid, reason = "tools-unknown", error = %error,
+                    "the child does not list its tools: none counts as reading"
+                );
+            })?;
+            *listed = Some(Listed { changes, words });
+        }
+        listed.as_ref().map(|listed| &listed.words).ok_or(Unlisted::NoList)
+    }
+}
+
+async fn list_all(bridge: &Bridge, deadline: Instant) -> Result<HashMap<String, Word>, Unlisted> {
+    let (mut all, mut cursor, mut room) = (HashMap::new(), None::<String>, mirrored::ROOM);
     for _ in 0..MAX_PAGES {
         // A child that answers each request for itself has to hear of the revision each time.
         let mut params = if bridge.relays() { own_params() } else { json!({}) };
@@ -109,21 +163,25 @@ async fn list_all(bridge: &Bridge, deadline: Instant) -> Option<HashMap<String, 
             members.insert("cursor".to_owned(), json!(cursor));
         }
         let text = format!(r#"{{"jsonrpc":"2.0","id":"broker-tools","method":"tools/list","params":{params}}}"#);
-        let request = Message::parse(text.into()).ok()?;
-        let id = request.id()?.clone();
-        let mut pending = bridge.request(&request, id, Form::Json, deadline).await.ok()?;
+        let request = Message::parse(text.into()).map_err(|_| Unlisted::NoList)?;
+        let id = request.id().cloned().ok_or(Unlisted::NoList)?;
+        let mut pending = bridge.request(&request, id, Form::Json, deadline).await?;
         let answer = loop {
-            if let Event::Answer(text, _) = pending.next().await? {
-                break text.to_bytes();
+            match pending.next().await {
+                Some(Event::Answer(text, _)) => break text.to_bytes(),
+                Some(Event::TimedOut) => return Err(SendError::Deadline.into()),
+                Some(_) => {}
+                None => return Err(SendError::Closed.into()),
             }
         };
-        let (page, next) = list::read_only_hints(&Message::parse(answer).ok()?)?;
+        let answer = Message::parse(answer).map_err(|_| Unlisted::NoList)?;
+        let (page, next) = list::words(&answer, &mut room).ok_or(Unlisted::NoList)?;
         all.extend(page);
         match next {
-            None => return Some(all),
-            Some(next) if cursor.as_ref() == Some(&next) => return None,
+            None => return Ok(all),
+            Some(next) if cursor.as_ref() == Some(&next) => return Err(Unlisted::NoList),
             next => cursor = next,
         }
     }
-    Some(all)
+    Ok(all)
 }

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::auth::restriction::AllowedTools;
 use crate::jsonrpc::Message;
+use crate::mcp::tools::mirrored::MirroredArgument;
 use crate::mcp::tools::{Effect, Table};
 
 /// How a client is to see the list.
@@ -64,12 +65,27 @@ fn says_reads(annotations: Option<&RawValue>) -> bool {
     hints(annotations).read_only.is_some_and(|raw| raw.get() == "true")
 }
 
-/// What one page of a child's own list says, by tool: whether it only reads. And the cursor of the next page.
-pub(crate) fn read_only_hints(answer: &Message) -> Option<(HashMap<String, bool>, Option<String>)> {
+/// What a child says of one of its tools, as far as it is believed.
+#[derive(Debug)]
+pub(crate) struct Word {
+    /// That it only reads.
+    pub(crate) read_only: bool,
+    /// Which of its arguments clients repeat in headers, if any.
+    pub(crate) mirrored: Option<Arc<[MirroredArgument]>>,
+}
+
+/// What one page of a child's own list says, by tool, and the cursor of the next page. `room` is for the names of arguments
+/// that are repeated in headers.
+pub(crate) fn words(answer: &Message, room: &mut usize) -> Option<(HashMap<String, Word>, Option<String>)> {
     let listed: Listed<'_> = serde_json::from_str(answer.result()?).ok()?;
-    let tools: Vec<Tool<'_>> = serde_json::from_str(listed.tools.get()).ok()?;
-    let word = tools.into_iter().map(|tool| (tool.name.into_owned(), says_reads(tool.annotations)));
-    Some((word.collect(), listed.next.map(Cow::into_owned)))
+    let tools: Vec<&RawValue> = serde_json::from_str(listed.tools.get()).ok()?;
+    let mut words = HashMap::with_capacity(tools.len());
+    for raw in tools {
+        let tool: Tool<'_> = serde_json::from_str(raw.get()).ok()?;
+        let mirrored = MirroredArgument::of(raw.get(), room);
+        words.insert(tool.name.into_owned(), Word { read_only: says_reads(tool.annotations), mirrored });
+    }
+    Some((words, listed.next.map(Cow::into_owned)))
 }
 
 impl View {

@@ -37,6 +37,8 @@ pub(crate) struct FakeChild {
     pub(crate) stderr: Option<DuplexStream>,
     ended: Option<oneshot::Sender<Ended>>,
     pub(crate) order: SpawnRequest,
+    /// What it lists by itself when the broker wants to know its tools, and no client; without it the test hears that.
+    pub(crate) tools: Option<Value>,
     stop_asked: Arc<AtomicBool>,
 }
 
@@ -111,6 +113,7 @@ impl Spawner for FakeSpawner {
                 stderr: Some(child_stderr),
                 ended: Some(tell),
                 order,
+                tools: None,
                 stop_asked: Arc::clone(&stop_asked),
             };
             let _ = self.hand_over.send(child);
@@ -136,7 +139,16 @@ impl FakeChild {
     }
 
     pub(crate) async fn hears_raw(&mut self) -> Option<String> {
-        self.stdin.as_mut().expect("open").next_line().await.expect("a readable pipe")
+        loop {
+            let line = self.stdin.as_mut().expect("open").next_line().await.expect("a readable pipe")?;
+            let Some(tools) = self.tools.clone() else { return Some(line) };
+            let heard: Value = serde_json::from_str(&line).expect("the broker writes JSON");
+            if !is_brokers_own_list(&heard) {
+                return Some(line);
+            }
+            let result = json!({"resultType": "complete", "tools": tools, "ttlMs": 0, "cacheScope": "private"});
+            self.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": result})).await;
+        }
     }
 
     pub(crate) async fn says(&mut self, message: Value) {
@@ -212,4 +224,11 @@ impl FakeChild {
         while self.hears().await.is_some() {}
         self.ends(Exit::Code(0));
     }
+}
+
+/// Whether the broker asks for itself: of clients it passes on more than this.
+fn is_brokers_own_list(heard: &Value) -> bool {
+    let by = heard.pointer("/params/_meta/io.modelcontextprotocol~1clientInfo/name");
+    heard["method"] == "tools/list"
+        && (heard["params"] == json!({}) || by.is_some_and(|by| by == env!("CARGO_PKG_NAME")))
 }

@@ -83,7 +83,9 @@ async fn a_state_is_good_once_for_the_same_call_of_the_same_grant() {
         assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!("x"), &json!(-32602)));
     }
     let foreign = fixture.asking(&caller(1, "g2"), &able("y", given.clone()));
-    fixture.child().await.speaks_sessions(json!({"tools": {}})).await;
+    let mut of_other = fixture.child().await;
+    of_other.speaks_sessions(json!({"tools": {}})).await;
+    tokio::spawn(async move { of_other.is_stopped().await });
     assert_eq!(foreign.await.expect("no panic").status(), StatusCode::BAD_REQUEST);
     let asking = fixture.asking(&alice, &able("second", given.clone()));
     child.hears().await.expect("the answer");

@@ -65,6 +65,7 @@ impl FakeChild {
             "_meta": {"io.modelcontextprotocol/serverInfo": {"name": "fake", "version": "1"}},
         });
         self.says(json!({"jsonrpc": "2.0", "id": asked["id"], "result": result})).await;
+        self.tools.get_or_insert(json!([]));
     }
 
     /// Plays a child of both eras, or of the session era only.
@@ -95,6 +96,7 @@ impl FakeChild {
         });
         self.says(json!({"jsonrpc": "2.0", "id": initialize["id"], "result": result})).await;
         assert_eq!(self.hears().await.expect("initialized")["method"], "notifications/initialized");
+        self.tools.get_or_insert(json!([]));
         initialize["params"].clone()
     }
 }

@@ -121,6 +121,7 @@ async fn a_reader_calls_what_the_child_itself_says_only_reads() {
     let asking = fixture.asking(&reader(), &call(1, "r"));
     let mut child = fixture.child().await;
     child.speaks_both(json!({"tools": {}})).await;
+    child.tools = None;
     let tools = json!([{"name": "r", "annotations": {"readOnlyHint": true}}, {"name": "w"}]);
     let listed =
         child.answers(json!({"resultType": "complete", "tools": tools, "ttlMs": 5, "cacheScope": "public"})).await;
