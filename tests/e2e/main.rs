@@ -7,6 +7,7 @@
 #![expect(clippy::print_stderr, reason = "what is skipped is said")]
 
 mod authorization;
+mod batches;
 mod browser;
 mod bursts;
 mod chaos;
@@ -39,6 +40,7 @@ mod sessions;
 mod slow_ends;
 mod stateless;
 mod stops;
+mod streams;
 mod upgrades;
 
 use std::path::PathBuf;
