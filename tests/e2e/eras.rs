@@ -31,6 +31,9 @@ const LARGE: usize = 5_000_000;
 /// Seconds, after which the head of an answer has gone out without it.
 const LATE: u64 = 12;
 
+/// An argument that no header can say as it is.
+const REGION: &str = " Zürich ";
+
 /// The real child and the one on the SDK, each behind a broker.
 struct Places {
     real: Deployment,

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use super::{LARGE, Places, disturb, names};
+use super::{LARGE, LATE, Places, REGION, disturb, names};
 use crate::clients::{installed, node};
 use crate::{config, real_child, skip, token};
 use harness::deployment::Deployment;
@@ -110,6 +110,9 @@ async fn mcp_remote_works_to_the_end() {
     let template = remote.ask("resources/read", json!({"uri": "test://template/7/data"})).await;
     assert!(template.to_string().contains("template"), "{template}");
     assert!(remote.call("big", json!({"bytes": LARGE})).await.len() >= LARGE);
+    let late = remote.call("big", json!({"bytes": LARGE, "seconds": LATE})).await;
+    assert!(late.len() >= LARGE, "late: {}", late.chars().take(300).collect::<String>());
+    assert!(remote.call("regional", json!({"region": REGION})).await.contains(REGION));
 }
 
 /// One run of the Inspector; what it printed.
@@ -145,6 +148,15 @@ async fn the_inspector_works_in_each_of_its_eras() {
         let mut big = call("big").to_vec();
         big.extend(["--tool-arg", "bytes=5000000"]);
         assert!(inspect(&dir, &places.fixture, era, &big).await.len() >= LARGE, "{era}");
+        let seconds = format!("seconds={LATE}");
+        big.extend(["--tool-arg", &seconds]);
+        let late = inspect(&dir, &places.fixture, era, &big).await;
+        assert!(late.len() >= LARGE, "{era}, late: {}", late.chars().take(300).collect::<String>());
+        let mut regional = call("regional").to_vec();
+        let region = format!("region={REGION}");
+        regional.extend(["--tool-arg", &region]);
+        let regional = inspect(&dir, &places.fixture, era, &regional).await;
+        assert!(regional.contains(REGION.trim()), "{era}: {regional}");
     }
 }
 

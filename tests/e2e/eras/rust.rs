@@ -13,7 +13,7 @@ use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig
 use rmcp::{ClientHandler, RoleClient};
 use serde_json::{Value, json};
 
-use super::{LARGE, Places, disturb, names};
+use super::{LARGE, LATE, Places, disturb, names};
 use crate::token;
 use harness::deployment::Deployment;
 
@@ -86,6 +86,8 @@ async fn rmcp_works_to_the_end_in_each_of_its_modes() {
         let template = client.read_resource(ReadResourceRequestParams::new("test://template/7/data")).await;
         assert!(serde_json::to_string(&template.expect("a resource")).expect("json").contains("template"), "{mode}");
         assert!(call(&client, "big", json!({"bytes": LARGE})).await.len() >= LARGE, "{mode}");
+        let late = call(&client, "big", json!({"bytes": LARGE, "seconds": LATE})).await;
+        assert!(late.len() >= LARGE, "{mode}, late: {}", late.chars().take(300).collect::<String>());
         client.cancel().await.expect("an end");
     }
 }
