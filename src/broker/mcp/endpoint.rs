@@ -349,7 +349,7 @@ async fn send(
             Ok(bridge) => bridge,
             Err(error) => return Err(endpoint.start_failed(&error, caller, said.revision).await),
         };
-        if !endpoint.0.scope.allows(need, &bridge).await {
+        if !endpoint.0.scope.allows(need, &bridge, *deadline).await {
             return Err(endpoint.0.scope.insufficient());
         }
         match bridge.request(message, id.clone(), said.form.get(), *deadline).await {

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use axum::http::HeaderValue;
+use tokio::time::Instant;
 
 use crate::auth::bearer::Challenge;
 use crate::auth::principal::{Principal, Scopes};
@@ -69,12 +70,12 @@ impl Scope {
         }
     }
 
-    /// Whether the message may go to this child.
-    pub(crate) async fn allows(&self, need: &Need, bridge: &Arc<Bridge>) -> bool {
+    /// Whether the message may go to this child; not where that is not known by `deadline`.
+    pub(crate) async fn allows(&self, need: &Need, bridge: &Arc<Bridge>, deadline: Instant) -> bool {
         let Need::ReadingTool(tool) = need else { return true };
         match self.tables.get().of(bridge.program()) {
             Some(table) => table.effect(tool) == Effect::Reads,
-            None => self.annotations.read_only(bridge, tool).await,
+            None => self.annotations.read_only(bridge, tool, deadline).await,
         }
     }
 

@@ -112,7 +112,7 @@ async fn send(
     loop {
         let bridge = child(endpoint, said, request).await?;
         let Some(server) = bridge.server() else { return Err(Refusal::no_era()) };
-        if !scope.allows(&said.need, &bridge).await {
+        if !scope.allows(&said.need, &bridge, said.deadline).await {
             return Err(scope.insufficient());
         }
         let view = scope.view(&said.caller, &bridge, &said.message);

@@ -63,12 +63,11 @@ enum Unlisted {
 
 impl ToolAnnotations {
     /// Whether the child itself says that this tool only reads. It is asked once, and again when it says that its
-    /// tools have changed; a tool that it does not list, and a child that does not answer, count as writing.
-    pub(crate) async fn read_only(&self, bridge: &Arc<Bridge>, tool: &str) -> bool {
+    /// tools have changed; a tool that it does not list, and a child that does not answer by `deadline`, count as writing.
+    pub(crate) async fn read_only(&self, bridge: &Arc<Bridge>, tool: &str, deadline: Instant) -> bool {
         let of_child = self.of_child(bridge);
         // Held while the child is asked: of many callers one asks, and all wait for it.
-        let mut listed = of_child.listed.lock().await;
-        let deadline = Instant::now() + LIST_TIMEOUT;
+        let Ok(mut listed) = timeout_at(deadline, of_child.listed.lock()).await else { return false };
         let words = of_child.look(&mut listed, bridge, deadline).await;
         words.ok().and_then(|words| words.get(tool)).is_some_and(|word| word.read_only)
     }
@@ -85,7 +84,8 @@ impl ToolAnnotations {
         let now = changes.saturating_add(1);
         if of_child.asked.swap(now, Ordering::Relaxed) != now {
             let (all, bridge, tool) = (self.clone(), Arc::clone(bridge), tool.to_owned());
-            tokio::spawn(async move { all.read_only(&bridge, &tool).await });
+            let deadline = Instant::now() + LIST_TIMEOUT;
+            tokio::spawn(async move { all.read_only(&bridge, &tool, deadline).await });
         }
         None
     }

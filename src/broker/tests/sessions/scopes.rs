@@ -5,6 +5,7 @@ use crate::mcp::audit::AuditedCalls;
 use crate::mcp::tools::Tables;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::tests::sessions::backend::FakeChild;
 use crate::tests::sessions::fixture::{
@@ -113,6 +114,23 @@ async fn a_child_that_lists_nothing_lets_a_reader_call_nothing() {
     let heard = child.hears().await.expect("the question");
     child.says(json!({"jsonrpc": "2.0", "id": heard["id"], "error": {"code": -1, "message": "no"}})).await;
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::FORBIDDEN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_never_says_its_tools_holds_no_reader_for_longer_than_a_request_may_take() {
+    let mut fixture = Fixture::new(config()).await;
+    let (id, mut child) = open(&mut fixture, &reader(), "some-other-program").await;
+    let begun = Instant::now();
+    // Each waits for those before it, and then asks itself.
+    let calls = (0..20).map(|n| fixture.posting(&reader(), Some(&id), call(n, "look")));
+    let calls: Vec<_> = calls.collect();
+    let deaf = tokio::spawn(async move { while child.hears().await.is_some() {} });
+    for calling in calls {
+        let answer = body(calling.await.expect("no panic")).await;
+        assert!(answer["error"].is_object(), "{answer}");
+    }
+    assert!(begun.elapsed() <= config().request_timeout, "{:?}", begun.elapsed());
+    deaf.abort();
 }
 
 #[tokio::test]
