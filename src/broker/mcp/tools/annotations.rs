@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::list::{self, Word};
-use super::mirrored::{self, MirroredArgument};
+use super::mirrored::MirroredArgument;
 use crate::child::bridge::{Bridge, SendError};
 use crate::child::calls::Event;
 use crate::child::calls::form::Form;
@@ -155,7 +155,7 @@ impl OfChild {
 }
 
 async fn list_all(bridge: &Bridge, deadline: Instant) -> Result<HashMap<String, Word>, Unlisted> {
-    let (mut all, mut cursor, mut room) = (HashMap::new(), None::<String>, mirrored::ROOM);
+    let (mut all, mut cursor, mut room) = (HashMap::new(), None::<String>, list::ROOM);
     for _ in 0..MAX_PAGES {
         // A child that answers each request for itself has to hear of the revision each time.
         let mut params = if bridge.relays() { own_params() } else { json!({}) };

@@ -15,6 +15,14 @@ use crate::jsonrpc::Message;
 use crate::mcp::tools::mirrored::MirroredArgument;
 use crate::mcp::tools::{Effect, Table};
 
+/// Bytes that are kept of what one child says of its tools; of a thousand tools it is enough. One beyond them counts as one
+/// of which the child says nothing.
+pub(super) const ROOM: usize = 256 * 1024;
+/// What a tool takes beside its name.
+const EACH: usize = 64;
+/// Of a cursor, which is sent back: a page behind a longer one is not read.
+const MAX_CURSOR: usize = 4 * 1024;
+
 /// How a client is to see the list.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View {
@@ -74,18 +82,19 @@ pub(crate) struct Word {
     pub(crate) mirrored: Option<Arc<[MirroredArgument]>>,
 }
 
-/// What one page of a child's own list says, by tool, and the cursor of the next page. `room` is for the names of arguments
-/// that are repeated in headers.
+/// What one page of a child's own list says, by tool, and the cursor of the next page; as far as there is `room`, in bytes.
 pub(crate) fn words(answer: &Message, room: &mut usize) -> Option<(HashMap<String, Word>, Option<String>)> {
     let listed: Listed<'_> = serde_json::from_str(answer.result()?).ok()?;
     let tools: Vec<&RawValue> = serde_json::from_str(listed.tools.get()).ok()?;
-    let mut words = HashMap::with_capacity(tools.len());
+    let mut words = HashMap::new();
     for raw in tools {
         let tool: Tool<'_> = serde_json::from_str(raw.get()).ok()?;
+        let Some(left) = room.checked_sub(tool.name.len().saturating_add(EACH)) else { break };
+        *room = left;
         let mirrored = MirroredArgument::of(raw.get(), room);
         words.insert(tool.name.into_owned(), Word { read_only: says_reads(tool.annotations), mirrored });
     }
-    Some((words, listed.next.map(Cow::into_owned)))
+    Some((words, listed.next.filter(|next| next.len() <= MAX_CURSOR).map(Cow::into_owned)))
 }
 
 impl View {
@@ -197,6 +206,24 @@ mod tests {
         assert!(std::str::from_utf8(&seen).expect("text").ends_with(r#","nextCursor":"n","x":1.50}}"#));
         let value: Value = serde_json::from_slice(&seen).expect("json");
         value["result"]["tools"].clone()
+    }
+
+    #[test]
+    fn no_more_is_kept_of_what_a_child_says_than_there_is_room_for() {
+        let page = |names: &mut dyn Iterator<Item = String>, next: usize| {
+            let tools: Vec<_> =
+                names.map(|name| json!({"name": name, "annotations": {"readOnlyHint": true}})).collect();
+            let result = json!({"tools": tools, "nextCursor": "n".repeat(next)});
+            Message::parse(json!({"jsonrpc": "2.0", "id": 1, "result": result}).to_string().into()).expect("a message")
+        };
+        let mut room = ROOM;
+        let (kept, next) =
+            words(&page(&mut (0..1000).map(|n| format!("a_tool_of_some_length_{n}")), 9), &mut room).expect("a list");
+        assert_eq!((kept.len(), next.map(|next| next.len())), (1000, Some(9)));
+        let (kept, next) =
+            words(&page(&mut (0..9).map(|n| format!("{n}{}", "x".repeat(50_000))), 5000), &mut room).expect("a list");
+        assert_eq!((kept.len(), next), (3, None));
+        assert!(room < 50_000, "{room}");
     }
 
     #[test]

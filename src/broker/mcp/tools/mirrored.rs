@@ -15,8 +15,6 @@ use crate::mcp::headers::PARAMETERS;
 const ANNOTATION: &str = "x-mcp-header";
 /// The types that may be repeated, and `number`, which may not: the official TypeScript SDK's servers check that as well.
 const TYPES: [&str; 4] = ["string", "integer", "boolean", "number"];
-/// Bytes of names that are kept for all tools of one child.
-pub(super) const ROOM: usize = 64 * 1024;
 /// What one argument takes beside its names.
 const EACH: usize = 64;
 
@@ -108,7 +106,7 @@ mod tests {
 
     fn of(properties: &Value) -> Vec<(String, String)> {
         let tool = json!({"name": "t", "inputSchema": {"type": "object", "properties": properties}}).to_string();
-        let found = MirroredArgument::of(&tool, &mut ROOM.clone());
+        let found = MirroredArgument::of(&tool, &mut 65_536);
         let told = |one: &MirroredArgument| (one.header().to_owned(), one.path.join("/"));
         found.iter().flat_map(|all| all.iter()).map(told).collect()
     }
@@ -135,7 +133,7 @@ mod tests {
         ] {
             assert_eq!(of(&elsewhere), [], "{elsewhere}");
         }
-        assert_eq!(MirroredArgument::of(r#"{"name":"x-mcp-header"}"#, &mut ROOM.clone()), None);
+        assert_eq!(MirroredArgument::of(r#"{"name":"x-mcp-header"}"#, &mut 65_536), None);
     }
 
     #[test]
