@@ -17,6 +17,8 @@ const SIZE: &str = "size=32m";
 const FULL_WITHIN: Duration = Duration::from_secs(30);
 /// How often what is given back is taken again.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long after it is full a busy machine may look at it; shorter than it is free.
+const SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// Says to the test that it runs in mounts of its own.
 const MOUNTS: &str = "CHAOS_MOUNTS";
 
@@ -51,18 +53,26 @@ impl SmallDisk {
         Some(Arc::new(Self { dir: dir.to_owned(), full: Mutex::default() }))
     }
 
-    /// Whether it has been full since then.
-    pub(crate) fn full_since(&self, then: Instant) -> bool {
-        self.full.lock().is_some_and(|full| full >= then)
+    /// Whether it has been full since then, which may be seen a little later: a broker has refused to start sooner than the
+    /// disk is looked at.
+    pub(crate) fn was_full_since(&self, then: Instant) -> bool {
+        self.is_seen_full_since(then, SEEN_WITHIN)
     }
 
     /// Waits until it is full.
     pub(crate) fn wait_until_full(&self) {
+        assert!(self.is_seen_full_since(Instant::now(), FULL_WITHIN), "the disk does not fill up");
+    }
+
+    fn is_seen_full_since(&self, then: Instant, within: Duration) -> bool {
         let begun = Instant::now();
-        while !self.full_since(begun) {
-            assert!(begun.elapsed() < FULL_WITHIN, "the disk does not fill up");
+        while !self.full.lock().is_some_and(|full| full >= then) {
+            if begun.elapsed() >= within {
+                return false;
+            }
             std::thread::sleep(LOOK);
         }
+        true
     }
 
     /// Full for `full`, free for twice as long, until it is over.

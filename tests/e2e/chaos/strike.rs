@@ -135,7 +135,7 @@ impl Striker<'_> {
         loop {
             let this_time = Instant::now();
             let Err(e) = self.deployment.start_broker() else { return };
-            let full = self.disk.is_some_and(|disk| disk.full_since(this_time));
+            let full = self.disk.is_some_and(|disk| disk.was_full_since(this_time));
             assert!(full && begun.elapsed() < STARTS_WITHIN, "the broker does not start: {e}");
             self.ledger.count("broker not started: disk full");
             std::thread::sleep(Duration::from_millis(100));
