@@ -122,12 +122,14 @@ async fn beside_a_flood_of_output_a_neighbours_calls_take_less_than_twice_as_lon
         // What else the machine does makes both worse, and not evenly.
         for _ in 0..4 {
             let undisturbed = slow_call(&bob).await;
+            let before: Vec<u32> = deployment.children().into_iter().map(|child| child.pid).collect();
             let alice = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
+            let mut now = deployment.children().into_iter().map(|child| child.pid);
+            let pid = now.find(|pid| !before.contains(pid)).expect("alice's child");
             let flood = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
                 "params": {"name": "flood", "arguments": {"method": method, "bytes": bytes}}});
             let (client, url, token, id) = (http(), deployment.url.clone(), alice.token(), alice.id.clone());
             let flooding = tokio::spawn(async move { post(&client, &url, &token, Some(&id), &flood).await });
-            let pid = deployment.children().into_iter().map(|child| child.pid).max().expect("alice's child");
             let begun = async {
                 while written(pid) < 1 << 19 {
                     harness::look_again().await;

@@ -110,7 +110,10 @@ impl Reader {
         let outcome = match (asked, exit, misbehaved) {
             (true, _, _) => Outcome::Stopped,
             (false, Some(Ended::SupervisorLost), _) => Outcome::SupervisorLost,
-            (false, Some(Ended::Exit(ending)), None | Some("it closed its output")) => Outcome::Exited(ending),
+            // Its pipes were closed by its own end, and nobody had stopped it.
+            (false, Some(Ended::Exit(ending)), None | Some("it closed its output" | "it closed its input")) => {
+                Outcome::Exited(ending)
+            }
             // Its pipes closed because it was killed, and not the other way round.
             (false, Some(Ended::Exit(ending)), _) if ending.limit.is_some() => Outcome::Exited(ending),
             (false, _, Some(what)) => Outcome::Misbehaved(what),

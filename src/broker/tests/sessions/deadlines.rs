@@ -9,6 +9,7 @@ use crate::tests::sessions::backend::FakeChild;
 use crate::tests::sessions::fixture::{
     Fixture, body, call, caller, config, events, header, initialize, request, session_of,
 };
+use wire::message::Exit;
 
 fn cancellation(id: u64) -> Value {
     json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}})
@@ -144,6 +145,20 @@ async fn a_child_that_closes_its_input_and_lives_on_is_stopped_at_once_and_its_r
     assert!(answer["error"]["message"].as_str().expect("text").contains("closed its input"), "{answer}");
     assert!(child.is_asked_to_stop());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_whose_input_is_seen_to_be_closed_before_its_end_is_told_is_explained_by_its_end() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    let (id, mut child) = fixture.open(&alice).await;
+    child.closes_its_input();
+    let calling = fixture.posting(&alice, Some(&id), call(7, "x"));
+    // The supervisor tells it when the broker has noticed: time passes when nothing else can happen.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    child.ends(Exit::Code(3));
+    let answer = body(calling.await.expect("no panic")).await;
+    assert!(answer["error"]["message"].as_str().expect("text").contains("exit status 3"), "{answer}");
 }
 
 #[tokio::test]
