@@ -18,6 +18,9 @@ const FIRST_UID: u32 = 80_000;
 
 fn deployment(test: &str) -> Deployment {
     let listener = Arc::new(TcpListener::bind("127.0.0.1:0").expect("a port"));
+    // As systemd does: with the 128 of the standard library, the kernel drops some of so many who come at once while the
+    // broker is away, and they come again seconds later.
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::MAXCONN).expect("a longer queue");
     stand_in_deployment(test, &[], |config| {
         config.inherited = Some(listener);
         config.first_uid = FIRST_UID;
