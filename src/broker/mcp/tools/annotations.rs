@@ -39,15 +39,14 @@ struct OfChild {
     listed: Arc<AsyncMutex<Option<Listed>>>,
     /// One more than the number of changes at which it was last asked for somebody who does not wait.
     asked: Arc<AtomicU64>,
-    /// One more than the number of changes at which it last said that it has no list.
-    listless: Arc<AtomicU64>,
 }
 
 /// What it said of each tool, and how often it had changed its tools when it said so.
 #[derive(Debug)]
 struct Listed {
     changes: u64,
-    words: HashMap<String, Word>,
+    /// `None`: it has answered, and with no list.
+    words: Option<HashMap<String, Word>>,
 }
 
 /// Why it is not known what a child says of its tools.
@@ -78,8 +77,9 @@ impl ToolAnnotations {
         let (of_child, changes) = (self.of_child(bridge), bridge.tools_changed());
         if let Ok(listed) = of_child.listed.try_lock()
             && let Some(listed) = listed.as_ref().filter(|listed| listed.changes == changes)
+            && let Some(words) = &listed.words
         {
-            return Some(listed.words.get(tool).is_some_and(|word| word.read_only));
+            return Some(words.get(tool).is_some_and(|word| word.read_only));
         }
         let now = changes.saturating_add(1);
         if of_child.asked.swap(now, Ordering::Relaxed) != now {
@@ -101,14 +101,14 @@ impl ToolAnnotations {
     ) -> Result<Option<Arc<[MirroredArgument]>>, SendError> {
         let of_child = self.of_child(bridge);
         let mut listed = timeout_at(deadline, of_child.listed.lock()).await.map_err(|_| SendError::Deadline)?;
-        let now = bridge.tools_changed().saturating_add(1);
-        if of_child.listless.load(Ordering::Relaxed) == now {
+        let changes = bridge.tools_changed();
+        if listed.as_ref().is_some_and(|listed| listed.changes == changes && listed.words.is_none()) {
             return Ok(None);
         }
         match of_child.look(&mut listed, bridge, deadline).await {
             Ok(words) => Ok(words.get(tool).and_then(|word| word.mirrored.clone())),
             Err(Unlisted::NoList) => {
-                of_child.listless.store(now, Ordering::Relaxed);
+                *listed = Some(Listed { changes, words: None });
                 Ok(None)
             }
             Err(Unlisted::Unanswered(error)) => Err(error),
@@ -124,7 +124,7 @@ impl ToolAnnotations {
         }
         by_pid.retain(|_, known| known.child.strong_count() > 0);
         let child = Arc::downgrade(bridge);
-        let new = OfChild { child, listed: Arc::default(), asked: Arc::default(), listless: Arc::default() };
+        let new = OfChild { child, listed: Arc::default(), asked: Arc::default() };
         by_pid.insert(bridge.pid, new.clone());
         new
     }
@@ -139,7 +139,7 @@ impl OfChild {
         deadline: Instant,
     ) -> Result<&'a HashMap<String, Word>, Unlisted> {
         let changes = bridge.tools_changed();
-        if listed.as_ref().is_none_or(|listed| listed.changes != changes) {
+        if listed.as_ref().is_none_or(|listed| listed.changes != changes || listed.words.is_none()) {
             let by = deadline.min(Instant::now() + LIST_TIMEOUT);
             let answer = timeout_at(by, list_all(bridge, by)).await;
             let words = answer.unwrap_or(Err(SendError::Deadline.into())).inspect_err(|error| {
@@ -148,9 +148,9 @@ impl OfChild {
                     "the child does not list its tools: none counts as reading"
                 );
             })?;
-            *listed = Some(Listed { changes, words });
+            *listed = Some(Listed { changes, words: Some(words) });
         }
-        listed.as_ref().map(|listed| &listed.words).ok_or(Unlisted::NoList)
+        listed.as_ref().and_then(|listed| listed.words.as_ref()).ok_or(Unlisted::NoList)
     }
 }
 
