@@ -62,6 +62,19 @@ async fn a_child_that_closes_its_input_is_stopped_and_its_next_request_gets_an_e
     assert!(answer.to_string().contains("closed its input"), "{answer}");
 }
 
+/// Has the session's child write such messages for ever; the call has no answer that anybody reads.
+fn flood(
+    deployment: &Deployment,
+    session: &Session,
+    method: &str,
+    bytes: usize,
+) -> tokio::task::JoinHandle<harness::mcp_session::Result<reqwest::Response>> {
+    let flood = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": {"name": "flood", "arguments": {"method": method, "bytes": bytes}}});
+    let (client, url, token, id) = (http(), deployment.url.clone(), session.token(), session.id.clone());
+    tokio::spawn(async move { post(&client, &url, &token, Some(&id), &flood).await })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_child_floods_raises_the_brokers_memory_by_no_more_than_its_users_budget() {
     let deployment = stand_in_deployment("flood", &[], |config| {
@@ -77,10 +90,7 @@ async fn what_a_child_floods_raises_the_brokers_memory_by_no_more_than_its_users
         ("ping", 100),
     ] {
         let alice = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
-        let flood = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
-            "params": {"name": "flood", "arguments": {"method": method, "bytes": bytes}}});
-        let (client, url, token, id) = (http(), deployment.url.clone(), alice.token(), alice.id.clone());
-        let flooding = tokio::spawn(async move { post(&client, &url, &token, Some(&id), &flood).await });
+        let flooding = flood(&deployment, &alice, method, bytes);
         // A neighbour is served all the while.
         for n in 0..200 {
             let echoed = timeout(IN_TIME, bob.clone().text("echo", json!({"text": n.to_string()}))).await;
@@ -122,14 +132,11 @@ async fn beside_a_flood_of_output_a_neighbours_calls_take_less_than_twice_as_lon
         // What else the machine does makes both worse, and not evenly.
         for _ in 0..4 {
             let undisturbed = slow_call(&bob).await;
-            let before: Vec<u32> = deployment.children().into_iter().map(|child| child.pid).collect();
+            let others: Vec<u32> = deployment.children().into_iter().map(|child| child.pid).collect();
             let alice = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
             let mut now = deployment.children().into_iter().map(|child| child.pid);
-            let pid = now.find(|pid| !before.contains(pid)).expect("alice's child");
-            let flood = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
-                "params": {"name": "flood", "arguments": {"method": method, "bytes": bytes}}});
-            let (client, url, token, id) = (http(), deployment.url.clone(), alice.token(), alice.id.clone());
-            let flooding = tokio::spawn(async move { post(&client, &url, &token, Some(&id), &flood).await });
+            let pid = now.find(|pid| !others.contains(pid)).expect("alice's child");
+            let flooding = flood(&deployment, &alice, method, bytes);
             let begun = async {
                 while written(pid) < 1 << 19 {
                     harness::look_again().await;

@@ -84,16 +84,24 @@ async fn a_child_whose_tools_have_changed_is_asked_anew() {
     is_refused(refused).await;
 }
 
-#[tokio::test]
-async fn where_a_child_has_no_list_of_tools_nothing_is_refused_and_it_is_asked_once() {
-    let mut fixture = Fixture::new(config()).await;
+/// A first call whose header says other than its argument, and its child, which has heard the question for its tools.
+async fn asked_for_its_tools(
+    fixture: &mut Fixture,
+) -> (Principal, tokio::task::JoinHandle<Response>, FakeChild, Value) {
     let alice = caller(1, "g1");
-    let first = calling(&fixture, &alice, "t", Some("eu"));
+    let first = calling(fixture, &alice, "t", Some("eu"));
     let mut child = fixture.child().await;
     child.speaks(true, json!({"tools": {}})).await;
     child.tools = None;
     let asked = child.hears().await.expect("a question");
     assert_eq!(asked["method"], "tools/list");
+    (alice, first, child, asked)
+}
+
+#[tokio::test]
+async fn where_a_child_has_no_list_of_tools_nothing_is_refused_and_it_is_asked_once() {
+    let mut fixture = Fixture::new(config()).await;
+    let (alice, first, mut child, asked) = asked_for_its_tools(&mut fixture).await;
     let error = json!({"code": -32601, "message": "no"});
     child.says(json!({"jsonrpc": "2.0", "id": asked["id"], "error": error})).await;
     is_served(first, &mut child).await;
@@ -103,12 +111,7 @@ async fn where_a_child_has_no_list_of_tools_nothing_is_refused_and_it_is_asked_o
 #[tokio::test(start_paused = true)]
 async fn a_call_to_a_child_that_leaves_the_question_open_fails_and_the_next_one_asks_again() {
     let mut fixture = Fixture::new(config()).await;
-    let alice = caller(1, "g1");
-    let first = calling(&fixture, &alice, "t", Some("eu"));
-    let mut child = fixture.child().await;
-    child.speaks(true, json!({"tools": {}})).await;
-    child.tools = None;
-    assert_eq!(child.hears().await.expect("a question")["method"], "tools/list");
+    let (alice, first, mut child, _) = asked_for_its_tools(&mut fixture).await;
     let failed = body(first.await.expect("no panic")).await;
     assert!(failed["id"] == "c" && failed["error"].is_object(), "{failed}");
     assert_eq!(child.hears().await.expect("the end of the question")["method"], "notifications/cancelled");
