@@ -1,11 +1,14 @@
 //! Many users at once, with the default caps: everybody waits in line and nobody is refused.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use reqwest::Client;
 use serde_json::{Value, json};
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, watch};
+use tokio::time::timeout;
 
 use crate::stand_in_deployment;
 use harness::deployment::Deployment;
@@ -40,21 +43,53 @@ fn tokens(deployment: &Deployment) -> Vec<String> {
 }
 
 /// Opens a session; its id, or the status of the refusal.
-async fn open(url: &str, token: &str) -> Result<String, u16> {
-    let response = post(&http(), url, token, None, &initialize()).await.expect("an answer");
+async fn open(client: &Client, url: &str, token: &str) -> Result<String, u16> {
+    let response = post(client, url, token, None, &initialize()).await.expect("an answer");
     let id = response.headers().get("mcp-session-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let status = response.status().as_u16();
     id.ok_or(status)
 }
 
-/// One call; the status (0 where the connection was closed on it), and whether it was answered with a result.
-async fn echo(url: &str, token: &str, id: &str) -> (u16, bool) {
+/// A call as its user saw it.
+#[derive(Debug)]
+struct Call {
+    began: Instant,
+    /// 0 where the connection was closed on it.
+    status: u16,
+    has_result: bool,
+}
+
+async fn echo(client: &Client, url: &str, token: &str, id: &str) -> Call {
+    let began = Instant::now();
     let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
         "params": {"name": "echo", "arguments": {"text": "x"}}});
-    let Ok(response) = post(&http(), url, token, Some(id), &call).await else { return (0, false) };
+    let Ok(response) = post(client, url, token, Some(id), &call).await else {
+        return Call { began, status: 0, has_result: false };
+    };
     let status = response.status().as_u16();
     let answer: Value = message(response).await.unwrap_or_default();
-    (status, answer.get("result").is_some())
+    Call { began, status, has_result: answer.get("result").is_some() }
+}
+
+/// Calls twice a second, until a call that began after the broker was back is answered.
+async fn work(
+    client: Client,
+    url: String,
+    token: String,
+    id: String,
+    mut back: watch::Receiver<Option<Instant>>,
+) -> Vec<Call> {
+    let mut calls = Vec::new();
+    loop {
+        let call = echo(&client, &url, &token, &id).await;
+        let since = *back.borrow_and_update();
+        let is_served = since.is_some_and(|back| call.began > back);
+        calls.push(call);
+        if is_served {
+            return calls;
+        }
+        let _ = timeout(Duration::from_millis(500), back.changed()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,54 +100,42 @@ async fn users_who_all_come_at_once_and_all_come_back_after_a_restart_are_all_se
     // All at the same moment.
     let together = Arc::new(Barrier::new(USERS));
     let opening: Vec<_> = tokens
-        .iter()
+        .into_iter()
         .map(|token| {
-            let (url, token, together) = (url.clone(), token.clone(), Arc::clone(&together));
+            let (client, url, together) = (http(), url.clone(), Arc::clone(&together));
             tokio::spawn(async move {
                 together.wait().await;
-                open(&url, &token).await
+                let id = open(&client, &url, &token).await;
+                (client, token, id)
             })
         })
         .collect();
-    let mut sessions = Vec::new();
-    for (opening, token) in opening.into_iter().zip(&tokens) {
-        sessions.push((token.clone(), opening.await.expect("no panic").expect("a session")));
+    let (came_back, back) = watch::channel(None);
+    let mut working = Vec::new();
+    for opening in opening {
+        let (client, token, id) = opening.await.expect("no panic");
+        working.push(tokio::spawn(work(client, url.clone(), token, id.expect("a session"), back.clone())));
     }
-    // Twice a second each, while the broker is restarted: every child has to be started again.
-    let until = Instant::now() + Duration::from_secs(12);
-    let calling: Vec<_> = sessions
-        .into_iter()
-        .map(|(token, id)| {
-            let url = url.clone();
-            tokio::spawn(async move {
-                let mut seen = Vec::new();
-                while Instant::now() < until {
-                    seen.push(echo(&url, &token, &id).await);
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                seen
-            })
-        })
-        .collect();
+    // The broker is restarted meanwhile, so that every child has to be started again.
     tokio::time::sleep(Duration::from_secs(2)).await;
     tokio::task::block_in_place(|| {
         let status = deployment.broker.as_mut().expect("runs").stop().expect("it ends");
         assert!(status.success(), "{status}");
         deployment.start_broker().expect("it starts again");
     });
-    let (mut answered, mut errors) = (0, std::collections::BTreeMap::<u16, usize>::new());
-    for calling in calling {
-        let seen = calling.await.expect("no panic");
-        assert!(seen.last().is_some_and(|(_, result)| *result), "somebody is not served any more: {seen:?}");
-        for (status, result) in seen {
-            assert!(!matches!(status, 404 | 410), "a session is lost");
-            assert!(status != 429, "a burst is refused: {status}");
-            if result { answered += 1 } else { *errors.entry(status).or_default() += 1 }
-        }
+    came_back.send_replace(Some(Instant::now()));
+    let (mut answered, mut errors) = (0, BTreeMap::<u16, usize>::new());
+    for working in working {
+        let calls = working.await.expect("no panic");
+        assert!(calls.last().is_some_and(|call| call.has_result), "somebody is not served any more: {calls:?}");
+        assert!(calls.iter().all(|call| !matches!(call.status, 404 | 410)), "a session is lost: {calls:?}");
+        assert!(calls.iter().all(|call| call.status != 429), "a burst is refused: {calls:?}");
+        // What was in flight at the very end of the old broker may have its error, or on a busy machine, where the stop
+        // reaches its bounds, a closed connection. Who comes later waits for the new one.
+        let failed: Vec<_> = calls.iter().filter(|call| !call.has_result).collect();
+        assert!(failed.len() <= 1, "one restart is felt more than once: {failed:?}");
+        answered += calls.len() - failed.len();
+        failed.iter().for_each(|call| *errors.entry(call.status).or_default() += 1);
     }
     println!("bursts: {answered} answered, with an error while the broker was stopping: {errors:?}");
-    assert!(answered > USERS, "{answered} answered only");
-    // What was in flight in the last half second of the old broker may have its error, or on a busy machine, where the
-    // stop reaches its bounds, a closed connection; nothing after that.
-    assert!(errors.values().sum::<usize>() <= USERS, "{errors:?}");
 }
