@@ -3,8 +3,9 @@
 //! The body is a JSON-RPC error with the request's id, where that could be found in what was read. Where it could not, it
 //! is JSON that is no JSON-RPC message: rmcp takes an error with `id: null` for an answer to nothing, and waits on.
 //!
-//! A session lives on while its child cannot be had or a quota is used up, and its client must live on too: the Python SDK
-//! 1.x ends whole at any status but 404. So there the answer is 200 and a JSON-RPC error ([`Refusal::in_session`]).
+//! A session lives on while its child cannot be had, a quota is used up, the store fails or the broker is restarted, and its
+//! client must live on too: the Python SDK 1.x ends whole at any status but 404. So there the answer is 200 and a JSON-RPC
+//! error ([`Refusal::in_session`]).
 
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ pub(crate) struct Refusal {
     /// The bearer layer's own answer, instead of one made here.
     unauthorized: Option<Box<Response>>,
     reason: &'static str,
-    /// Whether it is the child's or a quota's doing, and no fault of the request or of the broker.
+    /// Whether it is the child's, a quota's, the store's or a stop's doing, and no fault of the request.
     passes: bool,
 }
 
@@ -273,6 +274,8 @@ impl Refusal {
                 | SessionError::Deadline
                 | SessionError::OverBudget(_)
                 | SessionError::Spawn(_)
+                | SessionError::ShuttingDown
+                | SessionError::Storage
         );
         refusal
     }

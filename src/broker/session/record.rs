@@ -151,11 +151,16 @@ impl Session {
         self.state.lock().settings.answered(answer);
     }
 
-    /// The settings to write to the store, if they are not there yet.
-    pub(crate) fn unsaved_settings(&self) -> Option<String> {
+    /// The settings to write to the store, if they are not there yet; they count as written from now on.
+    pub(crate) fn take_unsaved_settings(&self) -> Option<String> {
         let mut state = self.state.lock();
         state.note_listed();
         state.settings.take_unsaved()
+    }
+
+    /// The settings could not be written after all.
+    pub(crate) fn settings_not_saved(&self) {
+        self.state.lock().settings.not_saved();
     }
 
     /// When the client last used it.
@@ -165,9 +170,13 @@ impl Session {
 
     /// The time to write to the store, if it is not there yet.
     pub(crate) fn unsaved_use(&self) -> Option<UnixTime> {
-        let mut state = self.state.lock();
-        let last = state.last_used;
-        (std::mem::replace(&mut state.saved, last) != last).then_some(last)
+        let state = self.state.lock();
+        (state.saved != state.last_used).then_some(state.last_used)
+    }
+
+    /// This time was written.
+    pub(crate) fn use_saved(&self, at: UnixTime) {
+        self.state.lock().saved = at;
     }
 
     /// The running child, if one runs, with its number.

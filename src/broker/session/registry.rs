@@ -7,7 +7,9 @@
 //! Where a request waits, at most until its deadline: for its turn to start a child ([`StartQueue`]), for a permit, for
 //! the child's handshake. Never under a lock.
 
+mod changes;
 mod children;
+mod ends;
 pub(crate) mod grants;
 mod lines;
 mod open;
@@ -25,11 +27,10 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::auth::principal::{GrantId, Principal};
 use crate::budget::Budgets;
-use crate::chain::chain;
 use crate::child::activity::Activity;
 use crate::child::bridge::Bridge;
 use crate::child::era::Probing;
@@ -43,6 +44,7 @@ use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::{Permit, Quota};
 use crate::session::record::{Admitted, Record, Session};
 use crate::session::record_store::Records;
+use crate::session::registry::changes::Change;
 use crate::session::registry::grants::OfGrant;
 use crate::session::registry::table::Table;
 use crate::session::route::Route;
@@ -95,6 +97,8 @@ struct Inner {
     records: Arc<dyn Records>,
     clock: Clock,
     sessions: Mutex<Table>,
+    /// What the store has not taken yet of what became of sessions.
+    unstored: Mutex<HashMap<SessionDigest, Change>>,
     /// What serves stateless requests. No records: a client of that era knows of nothing that could be lost.
     grants: Mutex<HashMap<GrantId, OfGrant>>,
     /// Whether children can be asked for their era; see [`grants`].
@@ -159,6 +163,7 @@ impl Registry {
             records,
             clock,
             sessions: Mutex::new(sessions),
+            unstored: Mutex::default(),
             grants: Mutex::default(),
             probing: Probing::default(),
             session_quota,
@@ -175,7 +180,11 @@ impl Registry {
         let (session, admitted) = self.0.sessions.lock().admit(&digest, principal).ok_or(SessionError::Unknown)?;
         match admitted {
             Admitted::Yes => {}
-            Admitted::Moved { from } => self.moved(&session, &from, principal),
+            Admitted::Moved { from } => {
+                lines::moved(&session, &from, principal);
+                let registry = self.clone();
+                self.0.tasks.spawn(async move { registry.store_change(digest, Change::Moved).await });
+            }
             Admitted::No => {
                 info!(session = %id::tag(&digest), tenant = %principal.tenant, reason = "foreign-session", "request refused");
                 return Err(SessionError::Foreign);
@@ -183,78 +192,6 @@ impl Registry {
         }
         session.touch(self.0.clock.now());
         Ok(session)
-    }
-
-    /// Keeps that a session has moved to a later login. Should that login have been revoked since its token was looked at,
-    /// the session ends with it.
-    fn moved(&self, session: &Arc<Session>, from: &GrantId, principal: &Principal) {
-        lines::moved(session, from, principal);
-        let (registry, session, grant) = (self.clone(), Arc::clone(session), principal.grant.clone());
-        self.0.tasks.spawn(async move {
-            match registry.0.records.move_to(&session.digest, &grant).await {
-                Ok(()) => {}
-                Err(StoreError::GrantRevoked) => registry.end(&session, "revoked"),
-                Err(error) => error!(
-                    session = %id::tag(&session.digest), error = %error,
-                    "the move of a session could not be stored; it ends with the earlier login after a restart: {}", chain(&error)
-                ),
-            }
-        });
-    }
-
-    /// Ends a session: its child is stopped, its stream closed, its record marked. Ending it again does nothing.
-    pub(crate) fn end(&self, session: &Arc<Session>, reason: &'static str) {
-        if !self.forget(session, reason) {
-            return;
-        }
-        let (inner, digest, now) = (Arc::clone(&self.0), session.digest, self.0.clock.now());
-        self.0.tasks.spawn(async move {
-            if let Err(error) = inner.records.end(&digest, reason, now).await {
-                error!(error = %error, "the end of a session could not be stored; it may come back after a restart: {}", chain(&error));
-            }
-        });
-    }
-
-    /// Ends a session as its client asked for it. Its record is marked first, because the client is told that the session
-    /// has ended and does not end it again: while the store takes nothing, the session goes on and the client is refused.
-    pub(crate) async fn end_for_client(&self, session: &Arc<Session>) -> Result<(), SessionError> {
-        const REASON: &str = "client-ended";
-        let (registry, session) = (self.clone(), Arc::clone(session));
-        // A task of its own: a client that hangs up now must not leave a child to a session that is over.
-        let ending = self.0.tasks.spawn(async move {
-            let inner = &registry.0;
-            inner.records.end(&session.digest, REASON, inner.clock.now()).await.map_err(|e| {
-                error!(session = %id::tag(&session.digest), error = %e, "the end of a session could not be stored: {}", chain(&e));
-                SessionError::Storage
-            })?;
-            registry.forget(&session, REASON);
-            Ok(())
-        });
-        ending.await.map_err(|_| SessionError::ShuttingDown)?
-    }
-
-    /// The part of an end that is about memory and the child; whether the session was there.
-    fn forget(&self, session: &Arc<Session>, reason: &'static str) -> bool {
-        if !self.0.sessions.lock().remove(&session.digest) {
-            return false;
-        }
-        if let Effect::Stop(bridge) = session.end() {
-            bridge.stop();
-        }
-        session.get_stream.close();
-        self.0.metrics.session_ended(reason);
-        lines::ended(session, reason);
-        true
-    }
-
-    /// Ends all sessions of a grant, and what serves it besides; how many sessions.
-    pub(crate) fn end_grant(&self, grant: &GrantId, reason: &'static str) -> usize {
-        self.end_routes_of(grant, reason);
-        let of_grant = self.0.sessions.lock().of_grant(grant);
-        for session in &of_grant {
-            self.end(session, reason);
-        }
-        of_grant.len()
     }
 
     /// Stops a grant's children at once, with what they have in flight; how many. Its sessions go on.
@@ -380,7 +317,7 @@ impl Registry {
                 bridge.stop();
             }
         }
-        self.save_uses().await;
+        self.save().await;
         self.0.tasks.close();
         if timeout(LAST_CHILDREN, self.0.tasks.wait()).await.is_err() {
             warn!(

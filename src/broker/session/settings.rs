@@ -49,6 +49,11 @@ impl Settings {
         std::mem::take(&mut self.unsaved).then(|| serde_json::to_string(self).ok())?
     }
 
+    /// What was taken could not be recorded.
+    pub(crate) fn not_saved(&mut self) {
+        self.unsaved = true;
+    }
+
     /// Whether a request is one of those.
     pub(crate) fn concerns(request: &Message) -> bool {
         matches!(request.method(), Some("logging/setLevel" | "resources/subscribe" | "resources/unsubscribe"))

@@ -28,4 +28,5 @@ mod streams;
 mod tool_lists;
 mod traces;
 mod trouble;
+mod unstored;
 mod upgrading;

@@ -14,6 +14,7 @@ use crate::child::handshake::{self, InitializeResult};
 use crate::jsonrpc::{Message, Spliced};
 use crate::session::machine::{ChildNumber, Effect, Event, Machine};
 use crate::session::quota::Full;
+use crate::session::registry::changes::Change;
 use crate::session::registry::children::Started;
 use crate::session::registry::lines;
 use crate::session::registry::{
@@ -123,13 +124,19 @@ impl Registry {
         // makes this fail.
         if let Err(e) = self.0.records.insert(&record).await {
             error!(error = %e, "a session could not be stored: {}", chain(&e));
-            self.end(&session, "not-recorded");
+            const REASON: &str = "not-recorded";
+            // After a wait that was given up it may be there all the same. On a full disk it certainly is not.
+            if e.is_full() {
+                self.forget(&session, REASON);
+            } else {
+                self.end(&session, REASON);
+            }
             return Err(SessionError::Storage);
         }
         // One that has ended while it was written must not come back after a restart.
         let ended = self.0.sessions.lock().get(&session.digest).is_none();
-        if ended && let Err(e) = self.0.records.end(&session.digest, "ended-at-once", self.0.clock.now()).await {
-            error!(error = %e, "the end of a session could not be stored; it may come back after a restart: {}", chain(&e));
+        if ended {
+            self.store_change(session.digest, Change::Ended { reason: "ended-at-once", at: self.0.clock.now() }).await;
         }
         Ok(session)
     }

@@ -32,25 +32,35 @@ impl Registry {
             self.end(session, "session-idle");
         }
         self.forget_cold_routes();
-        self.save_uses().await;
+        self.save().await;
     }
 
-    /// Writes when sessions were last used and what their clients have set, each all at once.
-    pub(crate) async fn save_uses(&self) {
+    /// Writes what the store does not know yet: ends and moves that it did not take, and, each all at once, when sessions
+    /// were last used and what their clients have set. What it does not take now waits for the next time.
+    pub(crate) async fn save(&self) {
+        self.store_changes_again().await;
         let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();
-        let uses: Vec<_> =
-            sessions.iter().filter_map(|session| Some((session.digest, session.unsaved_use()?))).collect();
-        if !uses.is_empty()
-            && let Err(error) = self.0.records.touch(&uses).await
-        {
-            error!(error = %error, "the last use of sessions could not be stored: {}", chain(&error));
+        let used: Vec<_> = sessions.iter().filter_map(|session| Some((session, session.unsaved_use()?))).collect();
+        if !used.is_empty() {
+            let uses: Vec<_> = used.iter().map(|(session, at)| (session.digest, *at)).collect();
+            match self.0.records.touch(&uses).await {
+                Ok(()) => used.iter().for_each(|(session, at)| session.use_saved(*at)),
+                Err(error) => {
+                    error!(error = %error, "the last use of sessions could not be stored: {}", chain(&error));
+                }
+            }
         }
-        let changed = |session: &Arc<Session>| Some((session.digest, session.unsaved_settings()?));
-        let settings: Vec<_> = sessions.iter().filter_map(changed).collect();
+        let set = |session: &Arc<Session>| Some((session.digest, session.take_unsaved_settings()?));
+        let settings: Vec<_> = sessions.iter().filter_map(set).collect();
         if !settings.is_empty()
             && let Err(error) = self.0.records.keep_settings(&settings).await
         {
             error!(error = %error, "the settings of sessions could not be stored: {}", chain(&error));
+            let sessions = self.0.sessions.lock();
+            settings
+                .iter()
+                .filter_map(|(digest, _)| sessions.get(digest))
+                .for_each(|session| session.settings_not_saved());
         }
     }
 }

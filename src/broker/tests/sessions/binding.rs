@@ -11,7 +11,7 @@ use crate::tests::sessions::fixture::{Fixture, body, call, caller, caller_but, c
 use crate::tests::sessions::records::{FakeRecords, GIVEN};
 
 /// A later login of the same user through the same client.
-fn later(grant: &str) -> Principal {
+pub(crate) fn later(grant: &str) -> Principal {
     caller_but(1, grant, "upstream-token-of-1", |parts| parts.granted_at = GIVEN.plus(Duration::from_secs(60)))
 }
 

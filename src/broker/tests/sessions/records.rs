@@ -34,6 +34,11 @@ impl FakeRecords {
         if self.1.load(Ordering::SeqCst) { Err(StoreError::Damaged("failing on purpose")) } else { Ok(()) }
     }
 
+    /// What clients have set, as far as it was written.
+    pub(crate) fn settings(&self) -> Vec<String> {
+        self.0.lock().values().map(|session| session.settings.clone()).collect()
+    }
+
     /// When a session was last used, as far as it was written.
     pub(crate) fn last_uses(&self) -> Vec<UnixTime> {
         self.0.lock().values().map(|session| session.last_used_at).collect()
@@ -66,10 +71,13 @@ impl Records for FakeRecords {
     }
 
     fn move_to<'a>(&'a self, digest: &'a SessionDigest, grant: &'a GrantId) -> BoxFuture<'a, Result<(), StoreError>> {
-        if let Some(session) = self.0.lock().get_mut(digest) {
+        let checked = self.check();
+        if checked.is_ok()
+            && let Some(session) = self.0.lock().get_mut(digest)
+        {
             session.grant = grant.clone();
         }
-        ready(self.check()).boxed()
+        ready(checked).boxed()
     }
 
     fn end<'a>(
@@ -103,12 +111,15 @@ impl Records for FakeRecords {
     }
 
     fn keep_settings<'a>(&'a self, settings: &'a [(SessionDigest, String)]) -> BoxFuture<'a, Result<(), StoreError>> {
+        if let Err(e) = self.check() {
+            return ready(Err(e)).boxed();
+        }
         let mut sessions = self.0.lock();
         for (digest, settings) in settings {
             if let Some(session) = sessions.get_mut(digest) {
                 session.settings.clone_from(settings);
             }
         }
-        ready(self.check()).boxed()
+        ready(Ok(())).boxed()
     }
 }
