@@ -117,7 +117,7 @@ async fn send(
         }
         let view = scope.view(&said.caller, &bridge, &said.message);
         // Which arguments headers repeat only the child can say.
-        let mirrored = match &request.tool {
+        let mirrored = match &request.tool_with_arguments {
             Some(tool) => scope.annotations().mirrored(&bridge, tool, said.deadline).await,
             None => Ok(None),
         };

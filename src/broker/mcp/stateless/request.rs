@@ -28,8 +28,9 @@ pub(super) struct StatelessRequest {
     pub(super) abilities: Abilities,
     /// The log messages that it wants.
     pub(super) logs: Option<LogLevel>,
-    /// What it calls, if it calls a tool.
-    pub(super) tool: Option<Box<str>>,
+    /// The tool that it calls, if there is something that headers may repeat, or seem to: arguments, or such headers. Which
+    /// arguments those are, the child is asked; whoever says nothing of the kind does not wait for that.
+    pub(super) tool_with_arguments: Option<Box<str>>,
     /// The headers that may repeat arguments of that tool.
     arguments: HeaderMap,
 }
@@ -40,6 +41,8 @@ struct Params<'a> {
     meta: Option<&'a RawValue>,
     name: Named,
     uri: Named,
+    /// Whether there are any, by any reader's reading.
+    has_arguments: bool,
 }
 
 /// What a request is about, as every reader would read it.
@@ -76,6 +79,9 @@ impl<'a> Params<'a> {
                 of.name.add(name == "name", value);
             } else if is("uri") {
                 of.uri.add(name == "uri", value);
+            } else if is("arguments") {
+                // What is no object has none.
+                let _ = each_member(value.get(), |_| of.has_arguments = true);
             }
         };
         each_member(params, look).ok()?;
@@ -150,8 +156,9 @@ impl StatelessRequest {
         };
         let repeats = |name: &HeaderName| tool.is_some() && name.as_str().starts_with(PARAMETERS);
         let given = headers.iter().filter(|(name, _)| repeats(name));
-        let arguments = given.map(|(name, value)| (name.clone(), value.clone())).collect();
-        Ok(Self { abilities: Abilities::of(&capabilities), logs, tool, arguments })
+        let arguments: HeaderMap = given.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let tool_with_arguments = tool.filter(|_| params.has_arguments || !arguments.is_empty());
+        Ok(Self { abilities: Abilities::of(&capabilities), logs, tool_with_arguments, arguments })
     }
 
     /// Checks the headers that repeat arguments of the tool, once it is known which those are.

@@ -1,7 +1,7 @@
 //! Arguments that headers repeat (`x-mcp-header`, 2026-07-28, streamable HTTP): a call whose headers say otherwise reaches no
 //! child, and which arguments those are is the child's own word.
 
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde_json::{Value, json};
 
@@ -96,6 +96,34 @@ async fn asked_for_its_tools(
     let asked = child.hears().await.expect("a question");
     assert_eq!(asked["method"], "tools/list");
     (alice, first, child, asked)
+}
+
+#[tokio::test]
+async fn a_call_that_says_nothing_a_header_could_repeat_waits_for_no_list_of_tools() {
+    let mut fixture = Fixture::new(config()).await;
+    let alice = caller(1, "g1");
+    for (arguments, header, waits) in [
+        (json!({"name": "t"}), None, false),
+        (json!({"name": "t", "arguments": {}}), None, false),
+        (json!({"name": "t", "arguments": null}), None, false),
+        // The one who reads names in any case finds arguments here.
+        (json!({"name": "t", "arguments": {}, "Arguments": {"region": "us"}}), None, true),
+        (json!({"name": "t", "arguments": {}}), Some("eu"), true),
+    ] {
+        let mut call = post(&request("c", "tools/call", arguments.clone()));
+        if let Some(header) = header {
+            call.headers_mut().insert("mcp-param-region", HeaderValue::from_static(header));
+        }
+        let calling = fixture.sending(&alice, call);
+        let mut child = fixture.child().await;
+        child.speaks(true, json!({"tools": {}})).await;
+        child.tools = None;
+        let first = child.hears().await.expect("a message");
+        assert_eq!(first["method"], if waits { "tools/list" } else { "tools/call" }, "{arguments} {header:?}");
+        calling.abort();
+        fixture.registry.end_grant(&alice.grant, "revoked");
+        child.is_stopped().await;
+    }
 }
 
 #[tokio::test]
