@@ -8,7 +8,7 @@
 //! [`mcp`] (what is asked, and whether it may be) → [`session`] (whose session, which child) → [`child`] (to the
 //! process and back). Beside them: [`oauth`] (logging in), [`forge`] (Forgejo's API and the users' credentials there),
 //! [`store`] (the database), [`admin`] (the operator's socket). Leaves: [`jsonrpc`], [`metrics`], [`budget`],
-//! [`backoff`], [`chain`], [`hex`], [`live`], [`trace`].
+//! [`backoff`], [`chain`], [`deadline`], [`hex`], [`live`], [`trace`].
 
 pub mod admin;
 pub(crate) mod auth;
@@ -17,6 +17,7 @@ pub(crate) mod budget;
 pub(crate) mod chain;
 pub(crate) mod child;
 pub(crate) mod config;
+pub(crate) mod deadline;
 pub(crate) mod forge;
 pub(crate) mod hex;
 pub(crate) mod http;

@@ -16,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -23,6 +24,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use parking_lot::Mutex;
+use tokio::time::timeout_at;
 use tracing::{debug, error, warn};
 
 pub(crate) use crate::auth::bearer::denied::Denied;
@@ -32,6 +34,7 @@ use crate::auth::rates::RateLimits;
 use crate::auth::source::Source;
 use crate::auth::token::{AccessToken, TokenHash};
 use crate::chain::chain;
+use crate::deadline::Deadline;
 use crate::forge::rotation::{Rotation, RotationError, Standing};
 use crate::forge::vault;
 use crate::forge::vault::{Vault, VaultError};
@@ -429,12 +432,20 @@ impl BearerLayer {
 
 /// Lets only authenticated requests through, with their [`Principal`] in the extensions; for
 /// [`axum::middleware::from_fn_with_state`].
-pub(crate) async fn require_bearer(State(layer): State<BearerLayer>, mut request: Request, next: Next) -> Response {
-    let from = layer.limits.unseen_address(&request);
-    let authenticated = match layer.principals.authenticate(request.headers()).await {
-        Err(Denied::Unknown) => layer.principals.authenticate_shown(request.headers(), from, &layer.limits).await,
-        outcome => outcome,
+pub(crate) async fn require_bearer(
+    State(layer): State<BearerLayer>,
+    Extension(deadline): Extension<Deadline>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let (from, headers) = (layer.limits.unseen_address(&request), request.headers());
+    let authenticating = async {
+        match layer.principals.authenticate(headers).await {
+            Err(Denied::Unknown) => layer.principals.authenticate_shown(headers, from, &layer.limits).await,
+            outcome => outcome,
+        }
     };
+    let authenticated = timeout_at(deadline.at(), authenticating).await.unwrap_or(Err(Denied::Unavailable));
     match authenticated.and_then(|principal| layer.admit(&principal, from).map(|()| principal)) {
         Ok(principal) => {
             // Nothing behind this layer has a use for the token.

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
 use clap::Parser;
 use rand::rngs::SysRng;
 use tokio::sync::mpsc;
@@ -28,6 +30,7 @@ use crate::auth::revocation::Revocation;
 use crate::chain::chain;
 use crate::child::supervisor_client::SupervisorSpawner;
 use crate::config::Config;
+use crate::deadline::Deadline;
 use crate::forge::api::{ClientError, Forgejo};
 use crate::forge::application::Application;
 use crate::forge::identity;
@@ -273,6 +276,7 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     let names = Live::new(config.names.clone());
     let gate = Gate::new(names.clone(), metrics.clone());
     let ahead_of_mcp = ServiceBuilder::new()
+        .layer(from_fn_with_state(registry.clone(), begin_deadline))
         .layer(from_fn_with_state(gate.clone(), origin::require_known_origin))
         .layer(from_fn(origin::ask_for_known_headers))
         .layer(origin::cors(names.clone()))
@@ -386,6 +390,12 @@ pub(crate) async fn run(config: Config, sources: Sources, mut inherited: Inherit
     }
     info!("the broker ends");
     Ok(())
+}
+
+/// Counts a request's time from here on, before anything is awaited for it.
+async fn begin_deadline(State(registry): State<Registry>, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(Deadline::within(registry.config().request_timeout));
+    next.run(request).await
 }
 
 /// Serves Prometheus and probes apart from the clients, until the broker stops.

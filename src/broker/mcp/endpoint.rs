@@ -19,6 +19,7 @@ use crate::auth::bearer::Principals;
 use crate::auth::principal::Principal;
 use crate::child::bridge::SendError;
 use crate::child::handshake::HandshakeError;
+use crate::deadline::Deadline;
 use crate::jsonrpc::{Kind, Message, MessageError, RawId, Spliced, empty_result};
 use crate::live::Live;
 use crate::mcp::answer::{self, AnswerForm, Asked, Sent};
@@ -72,13 +73,13 @@ impl Endpoint {
 
     /// What the caller is told where their child died at its start: a token that Forgejo does not take any more is 401, so
     /// that the client logs in again; anything else is the program's own doing.
-    pub(crate) async fn start_failed(&self, error: &SessionError, caller: &Principal, revision: Revision) -> Refusal {
+    pub(crate) async fn start_failed(&self, error: &SessionError, said: &Said) -> Refusal {
         if let (SessionError::Start(_), Some(principals)) = (error, &self.0.principals)
-            && let Some(response) = principals.refusal_of(caller).await
+            && let Ok(Some(response)) = timeout_at(said.deadline, principals.refusal_of(&said.caller)).await
         {
             return Refusal::unauthorized(response);
         }
-        self.refuse(error, revision)
+        self.refuse(error, said.revision)
     }
 
     /// The handlers of `/mcp`; they expect a [`Principal`] in the request's extensions.
@@ -136,11 +137,11 @@ impl Endpoint {
 async fn receive(
     State(endpoint): State<Endpoint>,
     Extension(caller): Extension<Principal>,
+    Extension(deadline): Extension<Deadline>,
     request: Request,
 ) -> Response {
-    // Every wait from here on counts against it: the body, a turn, a child, the pipe, the answer.
-    let received = Instant::now();
-    let deadline = received + endpoint.0.registry.config().request_timeout;
+    // Every wait counts against it: the look at the token, the body, a turn, a child, the pipe, the answer.
+    let (received, deadline) = (deadline.received(), deadline.at());
     let (head, body) = request.into_parts();
     let trace = Trace::of(&head.extensions, &head.headers);
     let outcome = async {
@@ -321,9 +322,9 @@ fn came_to(observed: &mut Option<Observed>, outcome: CallOutcome) {
 }
 
 async fn open(endpoint: &Endpoint, said: &Said, observed: &mut Option<Observed>) -> Result<Response, Refusal> {
-    let opened = match endpoint.0.registry.open(&said.caller, &said.message).await {
+    let opened = match endpoint.0.registry.open(&said.caller, &said.message, said.deadline).await {
         Ok(opened) => opened,
-        Err(error) => return Err(endpoint.start_failed(&error, &said.caller, said.revision).await),
+        Err(error) => return Err(endpoint.start_failed(&error, said).await),
     };
     came_to(observed, if opened.id.is_some() { CallOutcome::Ok } else { CallOutcome::Error });
     let mut response = if said.accept.json { answer::json(opened.answer) } else { answer::single_event(opened.answer) };
@@ -347,7 +348,7 @@ async fn send(
     loop {
         let bridge = match endpoint.0.registry.bridge(&session.route, caller, *deadline).await {
             Ok(bridge) => bridge,
-            Err(error) => return Err(endpoint.start_failed(&error, caller, said.revision).await),
+            Err(error) => return Err(endpoint.start_failed(&error, said).await),
         };
         if !endpoint.0.scope.allows(need, &bridge, *deadline).await {
             return Err(endpoint.0.scope.insufficient());

@@ -76,7 +76,7 @@ async fn child(endpoint: &Endpoint, said: &Said, request: &StatelessRequest) -> 
             Ok(bridge) => return Ok(bridge),
             // It was forgotten for being unused, in this moment.
             Err(SessionError::Unknown) => {}
-            Err(error) => return Err(endpoint.start_failed(&error, &said.caller, said.revision).await),
+            Err(error) => return Err(endpoint.start_failed(&error, said).await),
         }
     }
 }

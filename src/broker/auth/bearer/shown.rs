@@ -40,7 +40,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(10);
 const MAX_REFUSED: usize = 10_000;
 /// Questions to Forgejo at once; those about one token follow each other.
 const TURNS: usize = 64;
-/// How long a request waits for those before it that ask about tokens in the same turn.
+/// How long a request waits for those before it that ask about tokens in the same turn, within its deadline.
 const IN_LINE: Duration = Duration::from_secs(20);
 /// Hexadecimal digits of a personal token (Forgejo, `models/auth/access_token.go`: 20 random bytes).
 const DIGITS: usize = 40;

@@ -25,6 +25,8 @@ use crate::store::SessionRecord;
 /// How long a client waits for a new session in all. Its answer carries the session's id in a header, so nothing can keep
 /// the connection alive before; proxies and clients give up after a minute.
 const OPEN_WITHIN: Duration = Duration::from_secs(55);
+/// Why a session ends that the store did not take.
+const NOT_RECORDED: &str = "not-recorded";
 /// Bytes of `initialize`'s parameters, which are kept with the session; those of today's clients have one or two thousand.
 const MAX_INITIALIZE: usize = 64 * 1024;
 
@@ -38,17 +40,22 @@ pub(crate) struct Opened {
 }
 
 impl Registry {
-    /// Opens a session with the client's `initialize`.
+    /// Opens a session with the client's `initialize`, by `deadline` and within [`OPEN_WITHIN`].
     ///
     /// Dropping the future before the child has answered stops the child.
-    pub(crate) async fn open(&self, principal: &Principal, initialize: &Message) -> Result<Opened, SessionError> {
+    pub(crate) async fn open(
+        &self,
+        principal: &Principal,
+        initialize: &Message,
+        deadline: Instant,
+    ) -> Result<Opened, SessionError> {
         let started = Instant::now();
         let params = initialize.params().unwrap_or("{}");
         if params.len() > MAX_INITIALIZE {
             return Err(SessionError::InitializeTooLarge { limit: MAX_INITIALIZE });
         }
         let config = self.config();
-        let deadline = started + config.request_timeout.min(OPEN_WITHIN);
+        let deadline = deadline.min(started + OPEN_WITHIN);
         let permit = self.session_permit(principal)?;
         let get_stream = Arc::new(GetStream::default());
         let begun = async {
@@ -124,12 +131,11 @@ impl Registry {
         // makes this fail.
         if let Err(e) = self.0.records.insert(&record).await {
             error!(error = %e, "a session could not be stored: {}", chain(&e));
-            const REASON: &str = "not-recorded";
             // After a wait that was given up it may be there all the same. On a full disk it certainly is not.
             if e.is_full() {
-                self.forget(&session, REASON);
+                self.forget(&session, NOT_RECORDED);
             } else {
-                self.end(&session, REASON);
+                self.end(&session, NOT_RECORDED);
             }
             return Err(SessionError::Storage);
         }

@@ -42,8 +42,8 @@ impl Registry {
         let sessions: Vec<Arc<Session>> = self.0.sessions.lock().values().cloned().collect();
         let used: Vec<_> = sessions.iter().filter_map(|session| Some((session, session.unsaved_use()?))).collect();
         if !used.is_empty() {
-            let uses: Vec<_> = used.iter().map(|(session, at)| (session.digest, *at)).collect();
-            match self.0.records.touch(&uses).await {
+            let times: Vec<_> = used.iter().map(|(session, at)| (session.digest, *at)).collect();
+            match self.0.records.touch(&times).await {
                 Ok(()) => used.iter().for_each(|(session, at)| session.use_saved(*at)),
                 Err(error) => {
                     error!(error = %error, "the last use of sessions could not be stored: {}", chain(&error));

@@ -9,6 +9,7 @@ use crate::auth::bearer::{BearerLayer, Denied, Principals, require_bearer};
 use crate::auth::principal::Principal;
 use crate::auth::rates::{Peer, RateLimits, Rates};
 use crate::auth::token::AccessToken;
+use crate::deadline::Deadline;
 use crate::metrics::Metrics;
 use crate::tests::captured_log::CapturedLog;
 use axum::body::{Body, to_bytes};
@@ -27,6 +28,11 @@ const RIDE_ALONG: &str = r#"resource_metadata="https://broker.example/.well-know
 
 /// Sends a request with these headers through the layer; says what came back and how often the inner service ran.
 async fn send(principals: &Principals, headers: HeaderMap) -> (Response<Body>, usize) {
+    send_within(Duration::from_mins(5), principals, headers).await
+}
+
+/// The same for a request that may take so long.
+async fn send_within(limit: Duration, principals: &Principals, headers: HeaderMap) -> (Response<Body>, usize) {
     let calls = Arc::new(AtomicUsize::new(0));
     let seen = calls.clone();
     let inner = service_fn(move |request: Request<Body>| {
@@ -42,6 +48,7 @@ async fn send(principals: &Principals, headers: HeaderMap) -> (Response<Body>, u
     let mut request = Request::new(Body::empty());
     *request.headers_mut() = headers;
     request.extensions_mut().insert(Peer { address: [192, 0, 2, 7].into(), is_proxy: false });
+    request.extensions_mut().insert(Deadline::within(limit));
     let response =
         from_fn_with_state(layer(principals), require_bearer).layer(inner).oneshot(request).await.expect("infallible");
     (response, calls.load(Ordering::SeqCst))
@@ -106,6 +113,17 @@ async fn a_good_token_comes_in_as_its_user_with_the_upstream_token() {
         let body = to_bytes(response.into_body(), 1024).await.expect("body");
         assert_eq!(body, format!("user1 cli {UPSTREAM}"));
     }
+}
+
+#[tokio::test]
+async fn the_look_at_a_token_counts_against_the_time_of_its_request() {
+    let Fixture { principals, token, .. } = fixture().await;
+    let (late, calls) = send_within(Duration::ZERO, &principals, with(&token)).await;
+    assert_eq!((late.status(), calls), (StatusCode::SERVICE_UNAVAILABLE, 0));
+    assert!(late.headers().contains_key(RETRY_AFTER), "it is not the token's fault");
+    assert_eq!(send(&principals, with(&token)).await.1, 1);
+    // What is known is not waited for.
+    assert_eq!(send_within(Duration::ZERO, &principals, with(&token)).await.1, 1);
 }
 
 #[tokio::test]

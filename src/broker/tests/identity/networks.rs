@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, Response, StatusCode};
@@ -12,6 +13,7 @@ use crate::auth::bearer::{BearerLayer, require_bearer};
 use crate::auth::rates::{Peer, RateLimits, Rates};
 use crate::auth::restriction::Restrictions;
 use crate::auth::token::AccessToken;
+use crate::deadline::Deadline;
 use crate::metrics::Metrics;
 use crate::tests::captured_log::CapturedLog;
 use crate::tests::identity::fixture::{Fixture, START, TTL, fixture, grant};
@@ -40,6 +42,7 @@ async fn send(layer: &BearerLayer, token: &AccessToken, peer: &str, forwarded: O
     }
     let mut request = request.body(Body::empty()).expect("a request");
     request.extensions_mut().insert(Peer { address: peer.parse().expect("an address"), is_proxy: false });
+    request.extensions_mut().insert(Deadline::within(Duration::from_mins(5)));
     let layered = from_fn_with_state(layer.clone(), require_bearer).layer(inner);
     layered.oneshot(request).await.expect("infallible")
 }

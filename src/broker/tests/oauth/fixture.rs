@@ -8,6 +8,7 @@ use crate::auth::principal::Principal;
 use crate::auth::rates::{Peer, RateLimits, Rates};
 use crate::auth::revocation::Revocation;
 use crate::child::spawner::{Backend, SpawnError, SpawnRequest, Spawner};
+use crate::deadline::Deadline;
 use crate::forge::access::Access;
 use crate::forge::api::Forgejo;
 use crate::forge::application::Application;
@@ -208,6 +209,7 @@ impl Fixture {
             oauth.routes().merge(Router::new().route("/mcp", who.layer(from_fn_with_state(layer, require_bearer))));
         let router = router.layer(from_fn(async |mut request: Request, next: Next| {
             request.extensions_mut().insert(Peer { address: [127, 0, 0, 1].into(), is_proxy: false });
+            request.extensions_mut().insert(Deadline::within(Duration::from_mins(5)));
             next.run(request).await
         }));
         tokio::spawn(async move { axum::serve(listener, router).await });

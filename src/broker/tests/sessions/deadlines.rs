@@ -1,5 +1,6 @@
 //! No wait without an end: what is cancelled is over, and every wait of a request counts against its own deadline.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
@@ -9,6 +10,7 @@ use crate::tests::sessions::backend::FakeChild;
 use crate::tests::sessions::fixture::{
     Fixture, body, call, caller, config, events, header, initialize, request, session_of,
 };
+use crate::tests::sessions::living_on::in_pieces;
 use wire::message::Exit;
 
 fn cancellation(id: u64) -> Value {
@@ -65,6 +67,22 @@ async fn a_late_answer_to_a_cancelled_request_reaches_nobody() {
     child.says(json!({"jsonrpc": "2.0", "id": heard["id"], "result": {"late": true}})).await;
     child.answers(json!({"own": true})).await;
     assert_eq!(body(second.await.expect("no panic")).await["result"], json!({"own": true}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_slow_body_took_is_not_given_again_for_the_start_of_its_session() {
+    let mut config = config();
+    config.request_timeout = Duration::from_secs(10);
+    config.start_timeout = Duration::from_secs(60);
+    let fixture = Fixture::new(config).await;
+    fixture.spawner.hangs.store(true, Ordering::SeqCst);
+    let text = initialize().to_string().into_bytes();
+    let pieces: Vec<_> = text.chunks(text.len().div_ceil(4)).map(<[u8]>::to_vec).collect();
+    let begun = tokio::time::Instant::now();
+    let refused = fixture.send(&caller(1, "g1"), in_pieces(None, pieces, Duration::from_secs(2), true)).await;
+    let took = begun.elapsed();
+    assert!(crate::tests::sessions::fixture::text(refused).await.contains("error"));
+    assert!(took >= Duration::from_secs(8) && took < Duration::from_secs(11), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]

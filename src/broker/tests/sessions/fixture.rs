@@ -7,6 +7,7 @@ use crate::auth::bearer::Challenge;
 use crate::auth::principal::{GrantId, Holder, Principal, PrincipalParts, Scopes};
 use crate::auth::restriction::Restrictions;
 use crate::budget::BudgetCaps;
+use crate::deadline::Deadline;
 use crate::live::Live;
 use crate::mcp::audit::AuditedCalls;
 use crate::mcp::endpoint::Endpoint;
@@ -19,10 +20,10 @@ use crate::metrics::Metrics;
 use crate::session::config::SessionConfig;
 use crate::session::quota::Caps;
 use crate::session::registry::Registry;
-use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use axum::response::Response;
+use axum::{Extension, Router};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -160,12 +161,14 @@ impl Fixture {
         let router = Router::new().route("/mcp", self.endpoint.clone().routes());
         let (mut head, body) = request.into_parts();
         head.extensions.insert(caller.clone());
+        head.extensions.insert(Deadline::within(self.registry.config().request_timeout));
         router.oneshot(Request::from_parts(head, body)).await.expect("infallible")
     }
 
     /// The router as it is without the layer that names a caller.
     pub(crate) fn bare_router(&self) -> Router {
-        Router::new().route("/mcp", self.endpoint.clone().routes())
+        let deadline = Extension(Deadline::within(self.registry.config().request_timeout));
+        Router::new().route("/mcp", self.endpoint.clone().routes().layer(deadline))
     }
 
     pub(crate) async fn post(&self, caller: &Principal, session: Option<&str>, message: Value) -> Response {
@@ -187,6 +190,7 @@ impl Fixture {
         let router = Router::new().route("/mcp", self.endpoint.clone().routes());
         let (mut head, body) = request.into_parts();
         head.extensions.insert(caller.clone());
+        head.extensions.insert(Deadline::within(self.registry.config().request_timeout));
         tokio::spawn(async move { router.oneshot(Request::from_parts(head, body)).await.expect("infallible") })
     }
 

@@ -16,7 +16,7 @@ use crate::session::quota::Caps;
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, header, request, text};
 
 /// A body whose pieces come after a pause each; what comes after them never does, unless they are all.
-fn in_pieces(session: Option<&str>, pieces: Vec<Vec<u8>>, pause: Duration, ends: bool) -> Request<Body> {
+pub(crate) fn in_pieces(session: Option<&str>, pieces: Vec<Vec<u8>>, pause: Duration, ends: bool) -> Request<Body> {
     let pieces = stream::iter(pieces).then(move |piece| async move {
         tokio::time::sleep(pause).await;
         Ok::<_, std::io::Error>(Bytes::from(piece))
