@@ -9,6 +9,12 @@ use crate::oauth::client_name::ClientName;
 use crate::oauth::keys::{Algorithm, KeySet};
 use crate::oauth::redirect::{RedirectKind, RedirectUri, Schemes};
 
+/// Whether a client has a metadata document: its id is the address then (draft-ietf-oauth-client-id-metadata-document,
+/// section 3). The operator configures none with such an id, and none is given out at a registration.
+pub(crate) fn has_document(id: &str) -> bool {
+    id.starts_with("https://")
+}
+
 /// A client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Client {

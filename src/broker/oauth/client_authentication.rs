@@ -14,7 +14,7 @@ use crate::auth::source::Source;
 use crate::auth::token::TokenHash;
 use crate::oauth::Context;
 use crate::oauth::assertion::{self, Assertion, AssertionError};
-use crate::oauth::client::Proof;
+use crate::oauth::client::{Proof, has_document};
 use crate::oauth::document::{Age, DocumentError};
 use crate::oauth::error::OAuthError;
 use crate::oauth::keys::{KeySet, NotVerified};
@@ -68,7 +68,7 @@ pub(super) async fn authenticate(
         (None, None, _) => return Err(OAuthError::invalid_request("client_id is missing")),
     };
     let refused = OAuthError::Client { basic: is_basic };
-    let known = if id.starts_with("https://") && !context.policy.clients.iter().any(|client| client.id == id) {
+    let known = if has_document(id) {
         // Its code or token is bound to the id, and says whether it was to come with a key: no document is fetched for a
         // client that has none.
         Proof::None

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::auth::source::Source;
-use crate::oauth::client::{Client, ClientKey, Origin, Proof};
+use crate::oauth::client::{Client, ClientKey, Origin, Proof, has_document};
 use crate::oauth::client_name::ClientName;
 use crate::oauth::config::OAuthConfig;
 use crate::oauth::document::{Age, DocumentCache, DocumentError};
@@ -48,7 +48,7 @@ impl Clients {
         if let Some(client) = policy.clients.iter().find(|client| client.id == id) {
             return Ok(Some(client.clone()));
         }
-        if id.starts_with("https://") {
+        if has_document(id) {
             return Ok(Some(self.documents.get(id, &policy.schemes, Age::Fresh, asking).await?));
         }
         self.registered(id, policy).await.map_err(ClientError::Store)
@@ -62,7 +62,7 @@ impl Clients {
         age: Age,
         asking: Source,
     ) -> Result<Option<(ClientKey, Arc<KeySet>)>, DocumentError> {
-        if !id.starts_with("https://") {
+        if !has_document(id) {
             return Ok(None);
         }
         match self.documents.get(id, &policy.schemes, age, asking).await?.proof {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::auth::token::TokenHash;
-use crate::oauth::client::{Client, Origin, Proof};
+use crate::oauth::client::{Client, Origin, Proof, has_document};
 use crate::oauth::client_name::ClientName;
 use crate::oauth::families::ReusePolicy;
 use crate::oauth::redirect::{RedirectUri, Schemes};
@@ -157,7 +157,7 @@ fn clients(section: &mut Section, schemes: &Schemes) -> Vec<Client> {
             });
             good.map_err(|what| one.complain("secret_file", format!("{}: {what}", file.display()))).ok()
         });
-        if id.starts_with("https://") {
+        if has_document(&id) {
             one.complain("name", "an id that begins with https:// is that of a metadata document");
         }
         one.close();
