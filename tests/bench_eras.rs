@@ -10,7 +10,7 @@
 
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::deployment::{Deployment, DeploymentConfig, Program, Result, Running};
-use harness::keep_alive::KeepAlive;
+use harness::keep_alive::{INITIALIZE, KeepAlive};
 use harness::release;
 use harness::times::{Times, ratio};
 use harness::usage::processor_time;
@@ -42,10 +42,14 @@ struct Extent {
     turns: u32,
     /// Of one turn.
     span: Duration,
+    /// Grants whose child is started.
+    cold: u32,
 }
 
-const FULL: Extent = Extent { sessions: &[1, 10, 100, 500], turns: 5, span: Duration::from_millis(1000) };
-const QUICK: Extent = Extent { sessions: &[1, 10], turns: 1, span: Duration::from_millis(200) };
+const FULL: Extent = Extent { sessions: &[1, 10, 100, 500], turns: 5, span: Duration::from_millis(1000), cold: 50 };
+const QUICK: Extent = Extent { sessions: &[1, 10], turns: 1, span: Duration::from_millis(200), cold: 5 };
+/// What a client without a session says of itself in each request.
+const META: &str = r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}"#;
 
 fn main() -> Result<()> {
     let mut extent = FULL;
@@ -73,6 +77,8 @@ fn main() -> Result<()> {
         thread::available_parallelism()?,
         translating.config.privileged
     );
+    cold(&child, &translating, &["--fast"], "translated", extent.cold)?;
+    cold(&child, &relaying, &["--fast", "--era", "2026-07-28"], "relayed", extent.cold)?;
     for &sessions in extent.sessions {
         for way in &mut ways {
             way.open_up_to(sessions)?;
@@ -174,10 +180,8 @@ impl<'a> Way<'a> {
     /// A call whose answer has so many bytes of text.
     fn body(&self, bytes: usize) -> String {
         let meta = match self.kind {
-            Kind::Bridge | Kind::Session(_) => "",
-            Kind::Stateless(_) => {
-                r#","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}"#
-            }
+            Kind::Bridge | Kind::Session(_) => String::new(),
+            Kind::Stateless(_) => format!(",{META}"),
         };
         format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"big","arguments":{{"bytes":{bytes}}}{meta}}}}}"#
@@ -208,6 +212,49 @@ impl<'a> Way<'a> {
         taken.elapsed += began.elapsed();
         Ok(())
     }
+}
+
+/// What the first call of a grant waits for whose child has to be started, beside the same child started and asked by
+/// itself, with what the broker has to ask it before: who it is.
+fn cold(child: &Path, deployment: &Deployment, arguments: &[&str], name: &str, grants: u32) -> Result<()> {
+    let call = |arguments: &str| {
+        format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"echo"{arguments},{META}}}}}"#)
+    };
+    let (plain, with_arguments) = (call(""), call(r#","arguments":{"text":"x"}"#));
+    let discover = format!(r#"{{"jsonrpc":"2.0","id":0,"method":"server/discover","params":{{{META}}}}}"#);
+    let asked_before: &[&str] = if name == "relayed" { &[&discover] } else { &[INITIALIZE] };
+    let (mut by_itself, mut first, mut first_with_arguments) = <(Times, Times, Times)>::default();
+    for _ in 0..grants {
+        let began = Instant::now();
+        let mut child = Command::new(child).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (mut stdin, stdout) = (child.stdin.take().ok_or("no pipe")?, child.stdout.take().ok_or("no pipe")?);
+        let mut answers = BufReader::new(stdout).lines();
+        for line in asked_before.iter().chain([&plain.as_str()]) {
+            writeln!(stdin, "{line}")?;
+            answers.next().ok_or("no answer")??;
+        }
+        by_itself.0.push(began.elapsed());
+        drop(stdin);
+        child.wait()?;
+        for (body, times) in [(&plain, &mut first), (&with_arguments, &mut first_with_arguments)] {
+            let mut one = KeepAlive::connect(&deployment.url, &token(deployment)?)?;
+            "mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/call\r\nmcp-name: echo\r\n"
+                .clone_into(&mut one.headers);
+            times.take(|| one.call(body))?;
+        }
+    }
+    println!("the first call of a grant without a child, {name}, beside such a child by itself");
+    for (what, times) in
+        [("child by itself", &by_itself), ("without arguments", &first), ("with arguments", &first_with_arguments)]
+    {
+        let more = times.median().saturating_sub(by_itself.median());
+        println!(
+            "  {what:<30} p50 {:>8.1?}  p99 {:>8.1?}  beyond the child {more:>8.1?}",
+            times.median(),
+            times.at(99)
+        );
+    }
+    Ok(())
 }
 
 /// Calls on these, one after the other, until it is to stop.
