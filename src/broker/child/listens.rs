@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -21,6 +22,8 @@ const MAX_LISTENS: usize = 32;
 const MAX_WATCHED: usize = 64;
 /// Messages that wait for a client that reads its stream too slowly, before it loses the stream.
 const MAX_BACKLOG: usize = 256;
+/// The first message of a listen.
+const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 /// Where the subscription's id stands in `_meta`.
 const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
 
@@ -122,9 +125,26 @@ pub(crate) struct Listens {
 pub(crate) fn acknowledgment(id: &RawId, filter: &Filter) -> Spliced {
     let (id, filter) = (text_of(id), filter.json());
     let text = format!(
-        r#"{{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{{"_meta":{{"{SUBSCRIPTION_ID}":{id}}},"notifications":{filter}}}}}"#
+        r#"{{"jsonrpc":"2.0","method":"{ACKNOWLEDGED}","params":{{"_meta":{{"{SUBSCRIPTION_ID}":{id}}},"notifications":{filter}}}}}"#
     );
     Spliced::whole(text.into())
+}
+
+/// Whether a child acknowledges a listen of which it honours nothing, not even what an extension has added.
+pub(crate) fn honours_nothing(first: &Spliced) -> bool {
+    #[derive(Deserialize)]
+    struct Acknowledged {
+        notifications: HashMap<String, Value>,
+    }
+    let is_nothing = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(all) => all.is_empty(),
+        _ => false,
+    };
+    let Ok(first) = Message::parse(first.to_bytes()) else { return false };
+    let acknowledged = first.params().filter(|_| first.method() == Some(ACKNOWLEDGED));
+    let acknowledged = acknowledged.and_then(|params| serde_json::from_str::<Acknowledged>(params).ok());
+    acknowledged.is_some_and(|acknowledged| acknowledged.notifications.values().all(is_nothing))
 }
 
 /// The answer to a listen that ends in good order (section Graceful Closure; another page, patterns/cancellation, wants a
@@ -307,6 +327,26 @@ mod tests {
         let all = Tells { tools: true, prompts: true, resources: true, updates: true };
         assert_eq!(wanted.clone().honoured(all), wanted);
         assert_eq!(Filter::of(Some("{}")), None);
+    }
+
+    #[test]
+    fn an_acknowledgment_of_nothing_is_known_whichever_way_a_child_writes_it() {
+        let table = [
+            ("{}", true),
+            (r#"{"toolsListChanged":false,"promptsListChanged":null,"resourceSubscriptions":[]}"#, true),
+            (r#"{"toolsListChanged":true}"#, false),
+            (r#"{"resourceSubscriptions":["a:"]}"#, false),
+            (r#"{"toolsListChanged":false,"taskIds":["t"]}"#, false),
+            (r#"{"extension":{}}"#, false),
+            ("null", false),
+        ];
+        for (notifications, is_nothing) in table {
+            let params = format!(r#""params":{{"notifications":{notifications}}}"#);
+            let first = |method| Spliced::whole(format!(r#"{{"jsonrpc":"2.0","method":"{method}",{params}}}"#).into());
+            assert_eq!(honours_nothing(&first(ACKNOWLEDGED)), is_nothing, "{notifications}");
+            assert!(!honours_nothing(&first("notifications/else")), "{notifications}");
+        }
+        assert!(honours_nothing(&acknowledgment(&id("1"), &Filter::default())));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::time::timeout_at;
 use crate::child::bridge::SendError;
 use crate::child::calls::stateless::ListenRefused;
 use crate::child::era::{ChildEra, Server};
-use crate::child::listens::{Filter, Heard, acknowledgment, completion};
+use crate::child::listens::{Filter, Heard, acknowledgment, completion, honours_nothing};
 use crate::jsonrpc::{Message, RawId};
 use crate::mcp::answer;
 use crate::mcp::endpoint::{Endpoint, Said};
@@ -69,7 +69,11 @@ pub(super) async fn open(
             return Ok(response);
         }
         came_to_ok(observed);
-        return Ok(answer::listening(first, listening));
+        return Ok(match first {
+            // The official SDK's servers keep it open. It would wait for nothing, and keep others from a place.
+            Heard::Note(text) if honours_nothing(&text) => answer::whole_stream(vec![text, completion(&id)]),
+            first => answer::listening(first, listening),
+        });
     }
 }
 

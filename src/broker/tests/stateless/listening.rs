@@ -94,6 +94,24 @@ async fn a_child_that_speaks_the_revision_listens_for_itself_and_hears_of_the_en
 }
 
 #[tokio::test]
+async fn of_what_a_child_acknowledges_with_nothing_the_client_hears_the_end_and_the_child_too() {
+    let mut fixture = Fixture::new(config()).await;
+    let asking = fixture.asking(&caller(1, "g1"), &listen("s", json!({"unheardOf": true})));
+    let mut child = fixture.child().await;
+    child.speaks_both(json!({"tools": {"listChanged": true}})).await;
+    let heard = child.hears().await.expect("the listen");
+    let params = json!({"_meta": {SUBSCRIPTION: heard["id"]}, "notifications": {}});
+    child.says(json!({"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": params})).await;
+    let over = tokio::time::timeout(Duration::from_secs(30), events(asking.await.expect("no panic"))).await;
+    let events = over.expect("it does not go on");
+    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(events[0]["params"], json!({"_meta": {SUBSCRIPTION: "s"}, "notifications": {}}));
+    assert_eq!((&events[1]["id"], &events[1]["result"]["resultType"]), (&json!("s"), &json!("complete")));
+    let told = child.hears().await.expect("a cancellation");
+    assert_eq!((&told["method"], &told["params"]["requestId"]), (&json!("notifications/cancelled"), &heard["id"]));
+}
+
+#[tokio::test]
 async fn a_childs_own_refusal_keeps_its_status() {
     let mut fixture = Fixture::new(config()).await;
     let asking = fixture.asking(&caller(1, "g1"), &listen("s", json!({"toolsListChanged": true})));
