@@ -42,7 +42,7 @@ async fn goes_on(caller: &Caller) {
 }
 
 /// What the caller's child says of its work: how many other calls it has (`in_flight`), and of how many it has heard that
-/// nobody wants them any more (`cancelled`).
+/// nobody wants them any more (`cancelled`), and how many listens it has open (`listening`).
 async fn status(caller: &Caller) -> Value {
     serde_json::from_str(&caller.text("status", json!({})).await.expect("an answer")).expect("json")
 }

@@ -21,10 +21,12 @@ use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 
 mod forge_client;
+mod listens;
 mod tasks;
 mod tools;
 
 use forge_client::ForgeClient;
+use listens::Listens;
 use tasks::Tasks;
 
 /// The versions of the session era that the real child agrees to, oldest first.
@@ -92,6 +94,7 @@ struct Server {
     /// Calls of which the client has said that it does not want them any more.
     cancelled: AtomicUsize,
     tasks: Tasks,
+    listens: Listens,
     /// Set when standard input is to be read no further.
     deaf: AtomicBool,
     /// Set once stdin ended or SIGTERM came while a call was in flight: the last call to end takes the program along.
@@ -161,6 +164,7 @@ fn main() {
         in_flight: AtomicUsize::new(0),
         cancelled: AtomicUsize::new(0),
         tasks: Tasks::default(),
+        listens: Listens::default(),
         deaf: AtomicBool::new(false),
         leaving: Mutex::new(false),
         asked: Mutex::new(HashMap::new()),
@@ -240,6 +244,7 @@ fn heed(server: &Arc<Server>, line: &str) {
     if id.is_null() {
         if method == "notifications/cancelled" {
             server.cancelled.fetch_add(1, Ordering::SeqCst);
+            server.listens.close(message.pointer("/params/requestId").unwrap_or(&Value::Null));
         }
         return;
     }
@@ -253,6 +258,9 @@ fn heed(server: &Arc<Server>, line: &str) {
         std::thread::sleep(std::time::Duration::from_millis(server.habits.slow_init));
     }
     let params = message.get("params").cloned().unwrap_or_default();
+    if method == "subscriptions/listen" && server.habits.stateless() {
+        return server.listens.open(id, &params);
+    }
     Server::send(&answer(&id, respond(server, method, &params)));
 }
 

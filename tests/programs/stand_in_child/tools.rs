@@ -150,7 +150,9 @@ pub(crate) fn call(server: &Server, id: &Value, params: &Value) -> Result<Value,
         }
         "sample" => sample(server, id, arguments),
         "list_changed" => {
-            notify("notifications/tools/list_changed", &json!({}));
+            if !server.listens.tell() {
+                notify("notifications/tools/list_changed", &json!({}));
+            }
             Ok(text("changed"))
         }
         "leak" => {
@@ -188,10 +190,11 @@ fn log(count: u64, bytes: usize) {
     }
 }
 
-/// What else there is to do, and how often it was heard that a call is not wanted any more.
+/// What else there is to do, how often it was heard that something is not wanted any more, and who listens.
 fn status(server: &Server) -> Value {
     let others = server.in_flight.load(Ordering::SeqCst).saturating_sub(1);
-    json!({"in_flight": others, "cancelled": server.cancelled.load(Ordering::SeqCst)})
+    json!({"in_flight": others, "cancelled": server.cancelled.load(Ordering::SeqCst),
+        "listening": server.listens.count()})
 }
 
 fn misanswer(id: &Value, how: &str) -> ! {
