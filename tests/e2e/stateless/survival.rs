@@ -35,7 +35,9 @@ async fn a_child_that_is_killed_answers_its_request_with_an_error_and_the_next_o
 #[tokio::test]
 async fn a_broker_that_is_killed_leaves_no_child_and_the_next_broker_serves_the_grant() {
     for (era, arguments) in ERAS {
-        let mut deployment = stand_in_deployment(&format!("stateless-kill-broker-{era}"), arguments, |_| {});
+        // With a call, it heeds neither the end of its input nor SIGTERM: somebody has to end it.
+        let arguments = [arguments, &["--ignore-term"]].concat();
+        let mut deployment = stand_in_deployment(&format!("stateless-kill-broker-{era}"), &arguments, |_| {});
         let alice = caller(&deployment, "alice");
         let ended = watch(pid(&alice).await);
         let calling = blocked(&alice).await;
