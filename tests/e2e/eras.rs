@@ -127,6 +127,7 @@ impl Places {
             {"do": "read", "uri": "test://template/7/data"},
             {"do": "call", "name": "big", "arguments": {"bytes": LARGE}},
             {"do": "call", "name": "big", "arguments": {"bytes": LARGE, "seconds": LATE}},
+            {"do": "call", "name": "regional", "arguments": {"region": REGION}},
         ]);
         let came = follow(&mut self.fixture, "", with(command(), &steps), mode).await;
         let told = || format!("{mode}: {}\n{}", brief(&came), self.fixture.output());
@@ -135,6 +136,7 @@ impl Places {
         assert!(came[2]["text"].as_str().is_some_and(|text| text.contains(r#""id":"7""#)), "{}", told());
         assert_eq!(came[3]["length"], LARGE, "{}", told());
         assert_eq!(came[4]["length"], LARGE, "late: {}", told());
+        assert_eq!(came[5]["text"], REGION, "{} {}", came[5], told());
     }
 }
 

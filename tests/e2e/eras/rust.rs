@@ -13,7 +13,7 @@ use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig
 use rmcp::{ClientHandler, RoleClient};
 use serde_json::{Value, json};
 
-use super::{LARGE, LATE, Places, disturb, names};
+use super::{LARGE, LATE, Places, REGION, disturb, names};
 use crate::token;
 use harness::deployment::Deployment;
 
@@ -88,6 +88,10 @@ async fn rmcp_works_to_the_end_in_each_of_its_modes() {
         assert!(call(&client, "big", json!({"bytes": LARGE})).await.len() >= LARGE, "{mode}");
         let late = call(&client, "big", json!({"bytes": LARGE, "seconds": LATE})).await;
         assert!(late.len() >= LARGE, "{mode}, late: {}", late.chars().take(300).collect::<String>());
+        // Which arguments headers repeat it has from the list.
+        assert!(client.list_all_tools().await.expect("tools").iter().any(|tool| tool.name == "regional"), "{mode}");
+        let regional = call(&client, "regional", json!({"region": REGION})).await;
+        assert!(regional.contains(REGION), "{mode}: {regional}");
         client.cancel().await.expect("an end");
     }
 }
