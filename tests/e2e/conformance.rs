@@ -129,6 +129,15 @@ async fn what_the_stateless_revision_requires_is_there_with_a_child_that_speaks_
 }
 
 #[tokio::test]
+async fn what_the_suite_does_not_require_yet_of_headers_that_repeat_names_and_arguments_is_there_with_either_child() {
+    let suite = (SECOND, ["--suite", "pending", "--spec-version", "2026-07-28"].as_slice());
+    for (test, fixture) in [("conformance-headers-relay", Fixture::Dual), ("conformance-headers", Fixture::Session)] {
+        // The third is of a tool's schema.
+        conforms(test, fixture, suite, 3, &[]).await;
+    }
+}
+
+#[tokio::test]
 async fn what_a_child_of_the_session_era_can_do_of_the_stateless_revision_passes_through_the_translation() {
     /// It asks its client in requests of its own, which have no place in a stateless answer.
     const ASKS: &str = "a child of the session era has no answer that asks for more";
