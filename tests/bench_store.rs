@@ -26,24 +26,35 @@ const REQUESTS: usize = 12;
 const REDIRECT: &str = "https://client.example/callback";
 const VERIFIER: &str = "a-verifier-of-forty-three-characters-or-more-0123";
 
-/// Fills the database: argv is its path and the number of users. The last statement is what the tidy job finds.
+/// Fills the database: argv is its path and the number of users. Names have no order, as the broker's own have none, and
+/// neither have the times at which sessions were used. The last statement is what the tidy job finds.
 const FILL: &str = r#"
-import sqlite3, sys
+import hashlib, sqlite3, sys
 db, n = sqlite3.connect(sys.argv[1]), int(sys.argv[2])
+db.create_function("name", 1, lambda i: hashlib.sha256(str(i).encode()).hexdigest()[:24], deterministic=True)
 def copies(table, **other):
     names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
     values = ", ".join(other.get(name, f"one.{name}") for name in names)
     db.execute(f"""WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {n})
         INSERT INTO {table} ({", ".join(names)}) SELECT {values} FROM c, (SELECT * FROM {table} LIMIT 1) one""")
 copies("users", tenant="1000000 + i", login="'copy-' || i")
-copies("upstream_credentials", id="'copy-' || i", tenant="1000000 + i", access_expires_at="one.access_expires_at + 86400",
+copies("upstream_credentials", id="name(i)", tenant="1000000 + i", access_expires_at="one.access_expires_at + 86400",
        checked_at="one.checked_at + 86400")
-copies("grants", id="'copy-' || i", tenant="1000000 + i", credential_id="'copy-' || i", family_hash="randomblob(32)")
-copies("sessions", session_hash="randomblob(32)", tenant="1000000 + i", grant_id="'copy-' || i")
-copies("refresh_tokens", token_hash="randomblob(32)", grant_id="'copy-' || i")
-copies("access_tokens", token_hash="randomblob(32)", grant_id="'copy-' || i", expires_at="1")
+copies("grants", id="name(i)", tenant="1000000 + i", credential_id="name(i)", family_hash="randomblob(32)")
+copies("sessions", session_hash="randomblob(32)", tenant="1000000 + i", grant_id="name(i)",
+       last_used_at="one.last_used_at - abs(random()) % 3600")
+copies("refresh_tokens", token_hash="randomblob(32)", grant_id="name(i)")
+copies("access_tokens", token_hash="randomblob(32)", grant_id="name(i)", expires_at="1")
 db.commit()
 db.close()
+"#;
+
+/// Waits until the tidy job has found all of that: argv is the database's path.
+const WAIT: &str = r#"
+import sqlite3, sys, time
+db = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
+while db.execute("SELECT EXISTS (SELECT 1 FROM access_tokens WHERE expires_at = 1)").fetchone()[0]:
+    time.sleep(0.1)
 "#;
 
 fn main() -> Result<()> {
@@ -83,6 +94,7 @@ async fn measure(deployment: &mut Deployment, users: u32) -> Result<()> {
     let loaded_start = restart(deployment, Some(users))?;
     // The job that removes what is over begins with the broker.
     let tidying = Measured::of(&mut people, deployment).await?;
+    let tidied = python(deployment, WAIT, &[])?;
     let loaded = Measured::of(&mut people, deployment).await?;
     let loaded_memory = resident(deployment.broker.as_ref());
     let second_start = restart(deployment, None)?;
@@ -94,6 +106,7 @@ async fn measure(deployment: &mut Deployment, users: u32) -> Result<()> {
     row("/account", "full", &loaded.account, &empty.account);
     println!("  start: empty {started:.1?}, full {loaded_start:.1?}, and once more {second_start:.1?} (aim: 0.5 s)");
     let bytes = loaded_memory.saturating_sub(memory).saturating_mul(1024) / u64::from(users.max(1));
+    println!("  the expired tokens were gone {tidied:.1?} after that");
     println!("  memory: empty {memory} KiB, full {loaded_memory} KiB: {bytes} bytes a stopped session");
     Ok(())
 }
@@ -114,15 +127,19 @@ fn restart(deployment: &mut Deployment, copies: Option<u32>) -> Result<Duration>
         broker.stop()?;
     }
     if let Some(users) = copies {
-        let database = deployment.config.dir.join("broker/broker.db");
-        let status = Command::new("python3").args(["-c", FILL]).arg(database).arg(users.to_string()).status()?;
-        if !status.success() {
-            return Err("the database cannot be filled".into());
-        }
+        python(deployment, FILL, &[&users.to_string()])?;
     }
     let began = Instant::now();
     deployment.start_broker()?;
     Ok(began.elapsed())
+}
+
+/// Runs a program over the database; how long it took.
+fn python(deployment: &Deployment, program: &str, arguments: &[&str]) -> Result<Duration> {
+    let database = deployment.config.dir.join("broker/broker.db");
+    let began = Instant::now();
+    let status = Command::new("python3").args(["-c", program]).arg(database).args(arguments).status()?;
+    if status.success() { Ok(began.elapsed()) } else { Err("a program over the database failed".into()) }
 }
 
 #[derive(Default)]
