@@ -47,7 +47,7 @@ pub(super) async fn backup(State(admin): State<Admin>) -> Result<Response, Refus
     copy.remove();
     admin.store.backup_to(&copy.0).await?;
     // Of the keys that are named from here on each is in the copy or newer than it.
-    let mut keys: Vec<String> = admin.store.sealing_keys().await?.into_iter().map(|(key, _)| key).collect();
+    let mut keys = admin.store.sealing_key_ids().await?;
     keys.extend(admin.vault.older_key_id());
     keys.sort();
     keys.dedup();

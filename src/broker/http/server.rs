@@ -425,8 +425,7 @@ fn challenge(config: &Config) -> Challenge {
 }
 
 pub(super) async fn open_vault(config: &Config, store: &Store) -> Result<Vault, ServerError> {
-    let sealed: Vec<String> = store.sealing_keys().await?.into_iter().map(|(id, _)| id).collect();
-    Ok(Vault::open(config.key_file.clone(), &sealed, &mut SysRng)?)
+    Ok(Vault::open(config.key_file.clone(), &store.sealing_key_ids().await?, &mut SysRng)?)
 }
 
 /// Acts on what becomes of upstream credentials.

@@ -138,7 +138,7 @@ impl Registry {
                 digest: live.digest,
                 holder: live.holder,
                 given: live.given,
-                version: live.protocol_version.into(),
+                version: live.protocol_version,
                 get_stream: Arc::default(),
                 last_used: live.last_used_at,
             };

@@ -8,6 +8,12 @@ use wire::clock::UnixTime;
 
 const READING: &str = "reading which keys seal Forgejo's tokens";
 
+/// From one key to the next by the index, because a few keys seal everything.
+const SEALING: &str = "WITH RECURSIVE keys (id) AS (SELECT MIN(key_id) FROM upstream_credentials UNION ALL \
+     SELECT (SELECT MIN(key_id) FROM upstream_credentials WHERE key_id > keys.id) FROM keys WHERE id IS NOT NULL) \
+     SELECT id FROM keys WHERE EXISTS \
+     (SELECT 1 FROM upstream_credentials c WHERE c.key_id = keys.id AND LENGTH(c.access_sealed) > 0)";
+
 impl Store {
     /// The ids of the keys that seal something, each with how many credentials.
     pub(crate) async fn sealing_keys(&self) -> Result<Vec<(String, i64)>, StoreError> {
@@ -20,6 +26,11 @@ impl Store {
         .map_err(StoreError::query(READING))?;
         let key = |row: &sqlx::sqlite::SqliteRow| Ok((row.try_get("key_id")?, row.try_get("held")?));
         rows.iter().map(|row| key(row).map_err(StoreError::query(READING))).collect()
+    }
+
+    /// Their ids alone, found without a look at all that they seal.
+    pub(crate) async fn sealing_key_ids(&self) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar(SEALING).fetch_all(self.readers()).await.map_err(StoreError::query(READING))
     }
 
     /// The ids of credentials that are sealed under another key than this one, at most `limit`.
@@ -67,5 +78,32 @@ impl Store {
         write.execute(erased.bind(Vec::<u8>::new()).bind(key_id)).await?;
         write.commit().await?;
         grant_ids(&rows, WHAT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::AssertSqlSafe;
+
+    use super::*;
+    use crate::tests::identity::fixture::{START, fixture, grant, vault};
+
+    #[tokio::test]
+    async fn each_key_that_seals_something_is_found_once_without_a_look_at_all_that_it_seals() {
+        let fixture = fixture().await;
+        let (store, other) = (&fixture.store, vault());
+        let (second, third) = (grant(&fixture.vault, "grant-2", 2).0, grant(&other, "grant-3", 3).0);
+        for new in [&second, &third] {
+            store.insert_grant(new).await.expect("stored");
+        }
+        let mut keys = vec![fixture.vault.key_id(), other.key_id()];
+        keys.sort();
+        assert_eq!(store.sealing_key_ids().await.expect("read"), keys);
+        store.forget_sealed_under(&other.key_id(), START).await.expect("given up");
+        assert_eq!(store.sealing_key_ids().await.expect("read"), [fixture.vault.key_id()]);
+        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {SEALING}")));
+        let rows = plan.fetch_all(store.readers()).await.expect("a plan");
+        let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        assert!(!steps.iter().any(|step| step.contains("SCAN upstream_credentials")), "{steps:?}");
     }
 }

@@ -1,7 +1,11 @@
 //! Session records: what outlives every child and every restart.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use tokio::try_join;
 
 use crate::auth::principal::{Given, GrantId, Holder};
 use crate::hex;
@@ -53,23 +57,18 @@ pub(crate) struct LiveSession {
     /// The holder's grant that used it last.
     pub(crate) given: Given,
     /// Negotiated.
-    pub(crate) protocol_version: String,
+    pub(crate) protocol_version: Box<str>,
     /// When it was last used, as far as that was written.
     pub(crate) last_used_at: UnixTime,
 }
 
-/// The columns of a [`LiveSession`], more, and which.
-macro_rules! live_sessions {
-    ($more:literal, $which:literal) => {
-        concat!(
-            "SELECT s.session_hash, s.grant_id, s.tenant, s.protocol_version, s.last_used_at, g.client_id, g.credential_id, \
-             g.created_at AS granted_at",
-            $more,
-            " FROM sessions s JOIN grants g ON g.id = s.grant_id WHERE s.ended_at IS NULL AND ",
-            $which
-        )
-    };
-}
+const READING: &str = "reading the sessions";
+
+/// What is read of grants and of sessions at a start, in the order in which they lie in the file.
+const LIVE_GRANTS: &str =
+    "SELECT id, client_id, credential_id, created_at FROM grants NOT INDEXED WHERE revoked_at IS NULL";
+const OPEN_SESSIONS: &str = "SELECT session_hash, grant_id, tenant, protocol_version, last_used_at \
+     FROM sessions NOT INDEXED WHERE ended_at IS NULL";
 
 impl Store {
     /// Writes a session that was just opened; refused when its grant was revoked meanwhile.
@@ -94,33 +93,54 @@ impl Store {
 
     /// A session that has not ended.
     pub(crate) async fn find_session(&self, digest: &SessionDigest) -> Result<Option<SessionRecord>, StoreError> {
-        let row =
-            sqlx::query(live_sessions!(", s.initialize, s.answer, s.settings, s.created_at", "s.session_hash = $1"))
-                .bind(digest.0.as_slice())
-                .fetch_optional(self.readers())
-                .await
-                .map_err(StoreError::query("reading a session"))?;
-        let Some(row) = row else { return Ok(None) };
-        let live = live(&row)?;
-        let column = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query("reading a session"));
-        let created_at = row.try_get("created_at").map_err(StoreError::query("reading a session"))?;
+        const WHAT: &str = "reading a session";
+        let row = sqlx::query(
+            "SELECT grant_id, tenant, protocol_version, initialize, answer, created_at, last_used_at, settings \
+             FROM sessions WHERE session_hash = $1 AND ended_at IS NULL",
+        );
+        let row = row.bind(digest.0.as_slice()).fetch_optional(self.readers()).await;
+        let Some(row) = row.map_err(StoreError::query(WHAT))? else { return Ok(None) };
+        let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(WHAT));
+        let time = |name: &str| row.try_get(name).map(UnixTime::from_secs).map_err(StoreError::query(WHAT));
         Ok(Some(SessionRecord {
-            digest: live.digest,
-            grant: live.given.grant,
-            tenant: live.holder.tenant,
-            protocol_version: live.protocol_version,
-            initialize: column("initialize")?,
-            answer: column("answer")?,
-            created_at: UnixTime::from_secs(created_at),
-            last_used_at: live.last_used_at,
-            settings: column("settings")?,
+            digest: *digest,
+            grant: GrantId::new(text("grant_id")?),
+            tenant: tenant_of(&row, WHAT)?,
+            protocol_version: text("protocol_version")?,
+            initialize: text("initialize")?,
+            answer: text("answer")?,
+            created_at: time("created_at")?,
+            last_used_at: time("last_used_at")?,
+            settings: text("settings")?,
         }))
     }
 
-    /// All sessions that have not ended and whose grant is not revoked.
+    /// All sessions that have not ended and whose grant is not revoked, before anything changes. Both tables are read from
+    /// end to end and put together here: looked up one by one, the rows of grants lie all over the file, and that takes
+    /// ten times as long.
     pub(crate) async fn live_sessions(&self) -> Result<Vec<LiveSession>, StoreError> {
-        let query = sqlx::query(live_sessions!("", "g.revoked_at IS NULL"));
-        self.read_each("reading the sessions", query, live).await
+        let grants = self.read_each(READING, sqlx::query(LIVE_GRANTS), live_grant);
+        let sessions = self.read_each(READING, sqlx::query(OPEN_SESSIONS), open_session);
+        let (grants, sessions) = try_join!(grants, sessions)?;
+        let grants: HashMap<GrantId, LiveGrant> = grants.into_iter().map(|grant| (grant.id.clone(), grant)).collect();
+        // A few clients are everybody's.
+        let mut clients = HashSet::<Arc<str>>::new();
+        let mut live = Vec::with_capacity(sessions.len());
+        for session in sessions {
+            // Of a grant that is revoked.
+            let Some(grant) = grants.get(&session.grant) else { continue };
+            let client_id = clients.get(&grant.client_id).unwrap_or(&grant.client_id);
+            let client_id = Arc::clone(client_id);
+            clients.insert(Arc::clone(&client_id));
+            live.push(LiveSession {
+                digest: session.digest,
+                holder: Holder { tenant: session.tenant, client_id, credential: Arc::clone(&grant.credential) },
+                given: Given { at: grant.at, grant: grant.id.clone() },
+                protocol_version: session.protocol_version,
+                last_used_at: session.last_used_at,
+            });
+        }
+        Ok(live)
     }
 
     /// Gives a session to a later grant of its holder; refused when that was revoked meanwhile.
@@ -201,20 +221,41 @@ impl Store {
     }
 }
 
-fn live(row: &SqliteRow) -> Result<LiveSession, StoreError> {
-    const WHAT: &str = "reading a session";
-    let text = |name: &str| row.try_get::<String, _>(name).map_err(StoreError::query(WHAT));
-    let number = |name: &str| row.try_get::<i64, _>(name).map_err(StoreError::query(WHAT));
-    let digest: Vec<u8> = row.try_get("session_hash").map_err(StoreError::query(WHAT))?;
-    Ok(LiveSession {
-        digest: SessionDigest(digest.try_into().map_err(|_| StoreError::Damaged(WHAT))?),
-        holder: Holder {
-            tenant: tenant_of(row, WHAT)?,
-            client_id: text("client_id")?.into(),
-            credential: text("credential_id")?.into(),
-        },
-        given: Given { at: UnixTime::from_secs(number("granted_at")?), grant: GrantId::new(text("grant_id")?) },
-        protocol_version: text("protocol_version")?,
-        last_used_at: UnixTime::from_secs(number("last_used_at")?),
+/// A grant of [`LIVE_GRANTS`].
+struct LiveGrant {
+    id: GrantId,
+    client_id: Arc<str>,
+    credential: Arc<str>,
+    at: UnixTime,
+}
+
+/// A session of [`OPEN_SESSIONS`].
+struct OpenSession {
+    digest: SessionDigest,
+    grant: GrantId,
+    tenant: TenantId,
+    protocol_version: Box<str>,
+    last_used_at: UnixTime,
+}
+
+fn live_grant(row: &SqliteRow) -> Result<LiveGrant, StoreError> {
+    let text = |name: &str| row.try_get::<&str, _>(name).map_err(StoreError::query(READING));
+    Ok(LiveGrant {
+        id: GrantId::new(text("id")?),
+        client_id: text("client_id")?.into(),
+        credential: text("credential_id")?.into(),
+        at: UnixTime::from_secs(row.try_get("created_at").map_err(StoreError::query(READING))?),
+    })
+}
+
+fn open_session(row: &SqliteRow) -> Result<OpenSession, StoreError> {
+    let text = |name: &str| row.try_get::<&str, _>(name).map_err(StoreError::query(READING));
+    let digest: &[u8] = row.try_get("session_hash").map_err(StoreError::query(READING))?;
+    Ok(OpenSession {
+        digest: SessionDigest(digest.try_into().map_err(|_| StoreError::Damaged(READING))?),
+        grant: GrantId::new(text("grant_id")?),
+        tenant: tenant_of(row, READING)?,
+        protocol_version: text("protocol_version")?.into(),
+        last_used_at: UnixTime::from_secs(row.try_get("last_used_at").map_err(StoreError::query(READING))?),
     })
 }

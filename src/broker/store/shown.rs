@@ -17,6 +17,9 @@ const MAX_OF_USER: i64 = 100;
 const CLIENT: &str = "forgejo-token";
 
 const READING: &str = "reading what stands for a Forgejo token";
+/// Begins with those few credentials, by their index.
+const LIVE: &str = "SELECT id FROM grants WHERE revoked_at IS NULL \
+     AND credential_id IN (SELECT id FROM upstream_credentials WHERE is_shown = 1)";
 const KEEPING: &str = "keeping what stands for a Forgejo token";
 
 /// How it stands with a grant of this kind.
@@ -105,10 +108,7 @@ impl Store {
 
     /// All that are live.
     pub(crate) async fn live_shown_grants(&self) -> Result<Vec<GrantId>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT g.id FROM upstream_credentials c JOIN grants g ON g.credential_id = c.id \
-             WHERE c.is_shown = 1 AND g.revoked_at IS NULL ORDER BY g.id",
-        );
+        let rows = sqlx::query(LIVE);
         grant_ids(&rows.fetch_all(self.readers()).await.map_err(StoreError::query(READING))?, READING)
     }
 
@@ -121,5 +121,22 @@ impl Store {
         );
         let statement = statement.bind(now.secs()).bind(since.secs());
         grant_ids(&self.writer().fetch_all(KEEPING, statement).await?, KEEPING)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::AssertSqlSafe;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_stands_for_forgejo_tokens_is_found_without_a_look_at_everybodys_grants() {
+        let store = Store::in_memory().await.expect("a store");
+        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {LIVE}")));
+        let rows = plan.fetch_all(store.readers()).await.expect("a plan");
+        let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        assert!(!steps.iter().any(|step| step.contains("SCAN grants")), "{steps:?}");
+        assert!(steps.iter().any(|step| step.contains("shown_credentials")), "{steps:?}");
     }
 }

@@ -7,6 +7,14 @@ use wire::clock::UnixTime;
 
 const COUNTING: &str = "counting who must log in again";
 
+const NOTE_APPLICATION: &str =
+    "UPDATE upstream_credentials SET application = $1 WHERE kind = 'oauth' AND application IS NULL";
+/// Two ranges of an index: for `<>` it would be read from end to end.
+const OF_OTHERS: &str = "SELECT COUNT(*) AS n FROM \
+     (SELECT id FROM upstream_credentials WHERE kind = 'oauth' AND application < $1 UNION ALL \
+     SELECT id FROM upstream_credentials WHERE kind = 'oauth' AND application > $1) c \
+     WHERE EXISTS (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)";
+
 impl Store {
     /// Notes that Forgejo does not let a credential's account in since now, if not since before. It counts as looked at
     /// at `looked_at`.
@@ -17,7 +25,8 @@ impl Store {
         looked_at: UnixTime,
     ) -> Result<(), StoreError> {
         let statement = sqlx::query(
-            "UPDATE upstream_credentials SET barred_since = COALESCE(barred_since, $1), checked_at = $2 WHERE id = $3",
+            "UPDATE upstream_credentials SET barred_since = COALESCE(barred_since, $1), checked_at = $2, \
+             checked_round = (SELECT round FROM check_rounds WHERE id = 1) WHERE id = $3",
         )
         .bind(now.secs())
         .bind(looked_at.secs())
@@ -28,21 +37,18 @@ impl Store {
 
     /// Notes which application the tokens are of of which that was never noted.
     pub(crate) async fn note_application(&self, client_id: &str) -> Result<(), StoreError> {
-        let statement = sqlx::query(
-            "UPDATE upstream_credentials SET application = $1 WHERE kind = 'oauth' AND application IS NULL",
-        )
-        .bind(client_id);
+        let statement = sqlx::query(NOTE_APPLICATION).bind(client_id);
         self.writer().execute("noting which application tokens are of", statement).await?;
         Ok(())
     }
 
     /// How many users have live grants on tokens of another application than this one.
     pub(crate) async fn users_of_other_applications(&self, client_id: &str) -> Result<u64, StoreError> {
-        let row = sqlx::query(
-            "SELECT COUNT(*) AS n FROM upstream_credentials c WHERE c.kind = 'oauth' AND c.application <> $1 \
-             AND EXISTS (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL)",
-        );
-        let row = row.bind(client_id).fetch_one(self.readers()).await.map_err(StoreError::query(COUNTING))?;
+        let row = sqlx::query(OF_OTHERS)
+            .bind(client_id)
+            .fetch_one(self.readers())
+            .await
+            .map_err(StoreError::query(COUNTING))?;
         let count: i64 = row.try_get("n").map_err(StoreError::query(COUNTING))?;
         Ok(count.unsigned_abs())
     }
@@ -63,5 +69,25 @@ impl Store {
         };
         let rows = rows.map_err(StoreError::query(COUNTING))?;
         rows.iter().map(|row| counted(row).map_err(StoreError::query(COUNTING))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::AssertSqlSafe;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_looks_at_nobodys_tokens_to_find_those_of_no_application_or_another() {
+        let store = Store::in_memory().await.expect("a store");
+        for (statement, searches) in [(NOTE_APPLICATION, 1), (OF_OTHERS, 2)] {
+            let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"))).bind("application");
+            let rows = plan.fetch_all(store.readers()).await.expect("a plan");
+            let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+            let by_index = "SEARCH upstream_credentials USING INDEX credentials_by_application";
+            let found = steps.iter().filter(|step| step.contains(by_index)).count();
+            assert_eq!(found, searches, "{steps:?}");
+        }
     }
 }

@@ -179,7 +179,7 @@ impl Store {
             sqlx::query("DELETE FROM authorization_codes WHERE tenant = $1 AND grant_id IS NULL").bind(number),
             sqlx::query(
                 "UPDATE upstream_credentials SET access_sealed = $1, refresh_sealed = NULL, access_expires_at = NULL, \
-                 checked_token = NULL, checked_at = NULL WHERE tenant = $2",
+                 checked_token = NULL, checked_at = NULL, checked_round = 0 WHERE tenant = $2",
             )
             .bind(Vec::<u8>::new())
             .bind(number),
@@ -211,7 +211,7 @@ impl Store {
             sqlx::query("DELETE FROM authorization_codes WHERE grant_id IS NULL"),
             sqlx::query(
                 "UPDATE upstream_credentials SET access_sealed = $1, refresh_sealed = NULL, access_expires_at = NULL, \
-                 checked_token = NULL, checked_at = NULL",
+                 checked_token = NULL, checked_at = NULL, checked_round = 0",
             )
             .bind(Vec::<u8>::new()),
             sqlx::query("UPDATE users SET account_created_at = NULL"),

@@ -8,7 +8,7 @@ use crate::forge::vault::KeyFile;
 impl Scene {
     /// The vault as a broker after this one opens it.
     async fn reopened(&self) -> Vault {
-        let sealed: Vec<_> = self.store.sealing_keys().await.expect("read").into_iter().map(|(id, _)| id).collect();
+        let sealed = self.store.sealing_key_ids().await.expect("read");
         Vault::open(self.vault.file().clone(), &sealed, &mut SysRng).expect("every key is there")
     }
 

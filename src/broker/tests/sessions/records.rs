@@ -64,7 +64,7 @@ impl Records for FakeRecords {
             digest: record.digest,
             holder: holder(record.tenant),
             given: Given { at: GIVEN, grant: record.grant },
-            protocol_version: record.protocol_version,
+            protocol_version: record.protocol_version.into(),
             last_used_at: record.last_used_at,
         });
         ready(Ok(live.collect())).boxed()
