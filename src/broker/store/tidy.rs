@@ -2,7 +2,7 @@
 //! it would have expired anyway.
 //!
 //! Readers find what is over, and the writer removes it by its key, a few rows a transaction: whoever else writes waits
-//! for one of these at most, however much there is to remove.
+//! for one of these at most, however much there is to remove, and mostly for none, because the writer rests in between.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::store::{Store, StoreError, grant_ids};
 use wire::clock::UnixTime;
 
 /// Rows that one transaction changes: some milliseconds.
-pub(crate) const BATCH: usize = 500;
+pub(crate) const BATCH: usize = 100;
 /// Keys that are read at once: some hundred kilobytes.
-const FOUND: usize = 20 * BATCH;
+const FOUND: usize = 100 * BATCH;
 
 /// Access tokens stay for so long after their end, so that a client is told «expired» and not «unknown».
 pub(super) const AFTER_THE_END: Duration = Duration::from_hours(24);
@@ -75,7 +75,7 @@ impl Store {
                 ended.push(grant);
             }
         }
-        write.commit().await?;
+        write.commit_and_rest().await?;
         Ok(ended)
     }
 
@@ -134,8 +134,11 @@ impl Store {
                 ));
                 erase.bind(before).bind(Vec::<u8>::new()).bind(id)
             });
-            let erase: Vec<_> = erase.collect();
-            self.writer().execute_all(WHAT, erase).await?;
+            let mut write = self.writer().begin(WHAT).await?;
+            for erase in erase {
+                write.execute(erase).await?;
+            }
+            write.commit_and_rest().await?;
         }
         Ok(())
     }
@@ -188,7 +191,7 @@ impl Store {
                 }
                 statement.push(")");
                 removed += write.execute(statement.build()).await?.rows_affected();
-                write.commit().await?;
+                write.commit_and_rest().await?;
             }
             if !more {
                 return Ok(removed);
@@ -215,16 +218,13 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::identity::fixture::{START, fixture};
+    use crate::tests::identity::fixture::{Fixture, START, fixture};
 
-    const ROWS: i64 = 200_000;
-    const PARTS: i64 = 20;
+    const ROWS: i64 = 20_000;
+    const PARTS: i64 = 2;
 
-    /// Who writes again and again gets a turn after each of the tidying's transactions, however many there are.
-    #[tokio::test]
-    async fn a_write_waits_for_one_batch_only_while_two_hundred_thousand_rows_are_removed() {
-        let fixture = fixture().await;
-        let store = fixture.store.clone();
+    /// So many rows that are over.
+    async fn fill(fixture: &Fixture) {
         // In parts, because each write has a deadline, which a busy machine reaches with all of them at once.
         for _ in 0..PARTS {
             let expired = sqlx::query(
@@ -232,8 +232,16 @@ mod tests {
                  (token_hash, grant_id, created_at, expires_at, used_at) SELECT randomblob(32), $2, 1, 2, 1 FROM n",
             );
             let expired = expired.bind(ROWS / PARTS).bind(fixture.grant.as_str());
-            store.writer().execute("testing", expired).await.expect("written");
+            fixture.store.writer().execute("testing", expired).await.expect("written");
         }
+    }
+
+    /// Who writes again and again gets a turn after each of the tidying's transactions, however many there are.
+    #[tokio::test]
+    async fn a_write_waits_for_one_batch_only_while_twenty_thousand_rows_are_removed() {
+        let fixture = fixture().await;
+        fill(&fixture).await;
+        let store = fixture.store.clone();
         let tidying = tokio::spawn({
             let store = store.clone();
             async move { store.tidy(START).await }
@@ -251,6 +259,23 @@ mod tests {
         }
         tidying.await.expect("no panic").expect("tidied");
         assert_eq!(count(&store, "SELECT COUNT(*) FROM refresh_tokens").await, 0);
+    }
+
+    #[tokio::test]
+    async fn most_writes_wait_for_no_batch_because_the_writer_rests_after_each() {
+        let fixture = fixture().await;
+        fill(&fixture).await;
+        let store = fixture.store.clone();
+        let tidying = tokio::spawn(async move { store.tidy(START).await });
+        let mut writes = 0_i64;
+        while !tidying.is_finished() {
+            let write = sqlx::query("UPDATE probe SET writes = writes + 1");
+            fixture.store.writer().execute("testing", write).await.expect("its turn");
+            writes += 1;
+        }
+        tidying.await.expect("no panic").expect("tidied");
+        let batches = ROWS / i64::try_from(BATCH).expect("small");
+        assert!(writes > 2 * batches, "{writes} writes beside {batches} batches");
     }
 
     async fn count(store: &Store, sql: &'static str) -> i64 {

@@ -21,7 +21,7 @@ const QUICKLY_WRITTEN: u64 = 1024 * 1024 * 1024;
 /// Where sqlx writes down which migrations were applied.
 const APPLIED: &str = "_sqlx_migrations";
 /// Pages that one transaction gives back to the file system.
-const PAGES: i64 = 500;
+const PAGES: i64 = 100;
 
 /// Bytes on the disk.
 #[derive(Debug, Clone, Copy)]
@@ -110,8 +110,8 @@ impl Store {
             let before = free;
             let mut write = self.writer().begin(WHAT).await?;
             // A page for each row that is fetched.
-            write.fetch_all(sqlx::query("PRAGMA incremental_vacuum(500)")).await?;
-            write.commit().await?;
+            write.fetch_all(sqlx::query("PRAGMA incremental_vacuum(100)")).await?;
+            write.commit_and_rest().await?;
             free = self.free_pages().await?;
             if free >= before {
                 // A file that could not be written anew.

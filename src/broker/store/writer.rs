@@ -15,12 +15,15 @@ use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnectOptions, SqliteQueryResult, SqliteRow};
 use sqlx::{ConnectOptions, Connection, Executor, SqliteConnection};
 use tokio::sync::{Mutex, MutexGuard, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::store::StoreError;
 
 /// How long a write may take from its request on, the queue included; people and clients wait for it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// After a piece of a job that nobody waits for, the writer is left to others for so many times as long as that took.
+const REST: u32 = 3;
 
 /// One statement with its values.
 pub(super) type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
@@ -50,6 +53,7 @@ enum Slot {
 pub(super) struct Write<'a> {
     what: &'static str,
     until: Instant,
+    began: Instant,
     connection: SqliteConnection,
     good: &'a watch::Sender<bool>,
     // Last: the next writer's turn begins when the connection is let go of.
@@ -92,7 +96,7 @@ impl Writer {
                 return Err(StoreError::Closed(what));
             }
         };
-        let mut write = Write { what, until, connection, good: &self.good, slot };
+        let mut write = Write { what, until, began: Instant::now(), connection, good: &self.good, slot };
         within(until, what, write.connection.execute("BEGIN IMMEDIATE")).await?;
         Ok(write)
     }
@@ -161,6 +165,15 @@ impl Write<'_> {
         let good = self.good;
         self.end("COMMIT").await?;
         note(good, true);
+        Ok(())
+    }
+
+    /// The same for a piece of a job that nobody waits for, before the next: whoever writes meanwhile finds the writer free
+    /// more often than not, however slow the disk is.
+    pub(super) async fn commit_and_rest(self) -> Result<(), StoreError> {
+        let began = self.began;
+        self.commit().await?;
+        sleep(began.elapsed().saturating_mul(REST)).await;
         Ok(())
     }
 
