@@ -259,3 +259,40 @@ fn open_session(row: &SqliteRow) -> Result<OpenSession, StoreError> {
         last_used_at: UnixTime::from_secs(row.try_get("last_used_at").map_err(StoreError::query(READING))?),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::AssertSqlSafe;
+
+    use super::*;
+    use crate::tests::identity::fixture::{START, fixture};
+
+    #[tokio::test]
+    async fn a_start_finds_every_session_once_however_many_there_are_and_none_in_a_damaged_store() {
+        let fixture = fixture().await;
+        let (store, many) = (&fixture.store, 2_500);
+        let sessions = sqlx::query(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1) INSERT INTO sessions \
+             (session_hash, grant_id, tenant, protocol_version, initialize, answer, created_at, last_used_at) \
+             SELECT randomblob(32), $2, 1, '2025-06-18', '{}', '{}', $3, $3 FROM n",
+        );
+        let sessions = sessions.bind(i64::try_from(many).expect("few")).bind(fixture.grant.as_str()).bind(START.secs());
+        store.writer().execute(READING, sessions).await.expect("stored");
+        let mut found: Vec<_> = store.live_sessions().await.expect("read").iter().map(|live| live.digest.0).collect();
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found.len(), many);
+        for damage in
+            ["session_hash = x'00'", "tenant = 'x'", "tenant = 0", "protocol_version = x'ff'", "last_used_at = 'x'"]
+        {
+            let damaged = sqlx::query(AssertSqlSafe(format!("UPDATE sessions SET {damage} WHERE rowid = 7")));
+            store.writer().execute(READING, damaged).await.expect("damaged");
+            assert!(store.live_sessions().await.is_err(), "{damage}");
+            let restored = "UPDATE sessions SET (session_hash, tenant, protocol_version, last_used_at) = \
+                            (SELECT randomblob(32), tenant, protocol_version, last_used_at FROM sessions WHERE rowid = 8) \
+                            WHERE rowid = 7";
+            store.writer().execute(READING, sqlx::query(restored)).await.expect("restored");
+        }
+        assert_eq!(store.live_sessions().await.expect("read").len(), many);
+    }
+}
