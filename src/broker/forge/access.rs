@@ -96,6 +96,13 @@ pub(crate) struct Access {
     pub(crate) names: Names,
 }
 
+impl Access {
+    /// Whether these lists let the same in, as far as the operator has written them.
+    pub(crate) fn lets_in_like(&self, other: &Self) -> bool {
+        (&self.allow, &self.deny, self.restricted) == (&other.allow, &other.deny, other.restricted)
+    }
+}
+
 /// The lists that are in force; a reload puts others in their place. Cheap to clone, and clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lists(Arc<RwLock<Arc<Access>>>);

@@ -25,6 +25,8 @@ impl Rotation {
             }
         }
         inner.store.age_owner_checks().await?;
+        // After it: what is not written yet was found before, too.
+        inner.unwritten.lock().clear();
         if !inner.access.now().forgejo_tokens {
             self.end_shown().await?;
         }

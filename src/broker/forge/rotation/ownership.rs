@@ -9,6 +9,7 @@
 //! While Forgejo is away, a token that was its user's before is used on: it reaches nobody now, and Forgejo is asked
 //! again as soon as it is back. One that never was is not used.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -21,7 +22,7 @@ use wire::telemetry::message_id;
 
 use crate::auth::principal::GrantId;
 use crate::chain::chain;
-use crate::forge::access::{AccessError, NotAdmitted};
+use crate::forge::access::{Access, AccessError, NotAdmitted};
 use crate::forge::api::{ForgejoUser, UpstreamError};
 use crate::forge::rotation::{Change, Fresh, Pause, Rotation, RotationError, Word};
 use crate::store::{Account, Credential, Fingerprint, OwnerCheck, StoreError};
@@ -82,7 +83,7 @@ impl Rotation {
         pause: &mut Pause,
         change: &mut Option<Change>,
     ) -> Result<(), RotationError> {
-        let (inner, now) = (&self.0, self.0.clock.now());
+        let (inner, now, lists) = (&self.0, self.0.clock.now(), self.0.access.now());
         let before = self.owner_check(&credential.id).await?;
         let known = before.filter(|check| check.token == fingerprint(token));
         let was_barred = credential.barred_since.is_some() || pause.is_barred;
@@ -111,9 +112,10 @@ impl Rotation {
                 let check = OwnerCheck { token: fingerprint(token), at };
                 match known {
                     // It was the user's before, and Forgejo has just said so again: nobody waits until that is kept.
-                    Some(before) if !was_barred => self.note_behind(credential, before, check),
+                    Some(before) if !was_barred => self.note_behind(credential, before, check, &lists),
                     _ => {
                         inner.store.note_owner_check(&credential.id, check).await?;
+                        self.hold_to_lists(&credential.id, &lists).await?;
                         inner.unwritten.lock().remove(&credential.id);
                     }
                 }
@@ -126,7 +128,7 @@ impl Rotation {
                 pause.look_at = Some(pause.look_at.filter(|at| *at > now).unwrap_or(now.plus(ASK_AGAIN)));
                 if let Some(before) = known.filter(|before| pause.asks_anew && before.at != NEVER) {
                     // There was a reason to ask: whoever comes next asks.
-                    self.note_behind(credential, before, OwnerCheck { at: NEVER, ..before });
+                    self.note_behind(credential, before, OwnerCheck { at: NEVER, ..before }, &lists);
                 }
                 match () {
                     () if was_barred => Err(RotationError::Barred),
@@ -220,12 +222,30 @@ impl Rotation {
         }
     }
 
-    /// Writes what was found of a token that was its user's before, unless something else was found meanwhile.
-    fn note_behind(&self, credential: &Credential, before: OwnerCheck, check: OwnerCheck) {
+    /// Lets what was found by these lists, and is written, count no more where others are in force now: those have aged
+    /// everything before, or do after this.
+    async fn hold_to_lists(&self, credential: &str, lists: &Access) -> Result<(), StoreError> {
+        if self.are_in_force(lists) { Ok(()) } else { self.0.store.age_owner_check(credential).await }
+    }
+
+    fn are_in_force(&self, lists: &Access) -> bool {
+        self.0.access.now().lets_in_like(lists)
+    }
+
+    /// Writes what was found of a token that was its user's before, by these lists, unless something else was found
+    /// meanwhile.
+    fn note_behind(&self, credential: &Credential, before: OwnerCheck, check: OwnerCheck, lists: &Arc<Access>) {
         let (rotation, id, tenant) = (self.clone(), credential.id.clone(), credential.tenant);
+        let lists = Arc::clone(lists);
+        let check = if self.are_in_force(&lists) { check } else { OwnerCheck { at: NEVER, ..check } };
         self.0.unwritten.lock().insert(id.clone(), check);
         self.0.tasks.spawn(async move {
-            if let Err(e) = rotation.0.store.renew_owner_check(&id, before, check).await {
+            let store = &rotation.0.store;
+            let written = match store.renew_owner_check(&id, before, check).await {
+                Ok(()) => rotation.hold_to_lists(&id, &lists).await,
+                failed => failed,
+            };
+            if let Err(e) = written {
                 // It stays here for as long as it is good.
                 warn!(tenant = %tenant, error = %e, "Forgejo's word on an account is not kept: {}", chain(&e));
                 return;

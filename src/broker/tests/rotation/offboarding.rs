@@ -9,6 +9,7 @@ use crate::live::Live;
 use crate::mcp::refusal::UnknownSession;
 use crate::mcp::tools::Tables;
 use crate::tests::sessions::fixture::{self, Fixture};
+use harness::forge::state::MEMBERSHIPS;
 use wire::config_file::Credentials;
 
 fn denying(entry: &str) -> Access {
@@ -138,4 +139,32 @@ fn what_only_a_restart_puts_in_force_is_named_by_its_key_and_nothing_else_is() {
     ] {
         assert_eq!(started.needs_restart(&read(more)), keys, "{more}");
     }
+}
+
+#[tokio::test]
+async fn a_look_that_was_begun_by_earlier_lists_does_not_count_by_those_that_came_meanwhile() {
+    let mut scene = Scene::new().await;
+    let denying_org = |name: &str| denying(&format!("org:{name}"));
+    scene.forge.with(|state| {
+        state.users.iter_mut().for_each(|user| user.teams = vec![("guests".to_owned(), "all".to_owned())]);
+    });
+    let scope = "read:user read:organization";
+    scene.forge.with(|state| state.grants.iter_mut().for_each(|grant| scope.clone_into(&mut grant.scope)));
+    scene.rotation.lists().replace(denying_org("others"));
+    scene.rotation.apply_lists().await.expect("applied");
+    scene.mode(|mode| mode.hang_memberships = true);
+    let looking = tokio::spawn({
+        let rotation = scene.rotation.clone();
+        async move { rotation.recheck().await }
+    });
+    while !scene.forge.with(|state| state.requests.iter().any(|seen| seen.path == MEMBERSHIPS)) {
+        tokio::task::yield_now().await;
+    }
+    scene.rotation.lists().replace(denying_org("guests"));
+    scene.rotation.apply_lists().await.expect("applied");
+    scene.mode(|_| {});
+    looking.await.expect("no panic");
+    assert_eq!(scene.changes.try_recv().ok(), None, "by the lists that it was begun with all is well");
+    scene.rotation.recheck().await;
+    assert!(matches!(scene.changes.try_recv(), Ok(Change::Lost(_))), "by those of now it is not");
 }
