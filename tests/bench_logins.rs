@@ -15,8 +15,9 @@ use harness::user_agent::{Decision, UserAgent};
 use serde_json::Value;
 use url::Url;
 
-/// People who log in at once.
-const PEOPLE: usize = 50;
+/// People who log in at once: several times as many as may ask Forgejo at once, so that the queue is measured and not the
+/// one login.
+const PEOPLE: usize = 200;
 /// Logins one after the other.
 const ALONE: usize = 5;
 /// What an answer of the forge takes, in milliseconds.
@@ -31,7 +32,8 @@ fn main() -> Result<()> {
     let mut config = DeploymentConfig::new(&binaries, &dir, Program::stand_in(&child, &["--fast"]));
     config.first_uid = 89_100;
     config.oauth = true;
-    "[rates]\nlogins = 100000\nregistrations = 100000\n".clone_into(&mut config.broker);
+    "[rates]\nlogins = 100000\nregistrations = 100000\n[http]\nconnections_per_address = 2000\n"
+        .clone_into(&mut config.broker);
     let deployment = Deployment::set(config)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(measure(&deployment))
 }
