@@ -333,3 +333,20 @@ fn grant_ids(rows: &[SqliteRow], what: &'static str) -> Result<Vec<GrantId>, Sto
     let id = |row: &SqliteRow| row.try_get::<String, _>("id").map(GrantId::new);
     rows.iter().map(|row| id(row).map_err(StoreError::query(what))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_that_are_used_at_once_share_no_lock_for_memory() {
+        let store = Store::in_memory().await.expect("a store");
+        let options: Vec<String> =
+            sqlx::query_scalar("PRAGMA compile_options").fetch_all(store.readers()).await.expect("read");
+        let is = |option: &str| options.iter().any(|one| one == option);
+        assert!(
+            is("DEFAULT_MEMSTATUS=0") && !is("ENABLE_MEMORY_MANAGEMENT"),
+            "SQLite is not compiled as .cargo/config.toml says: {options:?}"
+        );
+    }
+}
