@@ -312,7 +312,23 @@ fn cancellations_are_counted_and_stop_nothing() {
     child.send(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}));
     child.call(2, "status", &json!({}));
     let told: Value = serde_json::from_str(child.receive()["result"]["content"][0]["text"].as_str().unwrap()).unwrap();
-    assert_eq!(told, json!({"in_flight": 1, "cancelled": 1}));
+    assert_eq!(told, json!({"in_flight": 1, "cancelled": 1, "listening": 0}));
+}
+
+#[test]
+fn a_listen_hears_of_tools_until_it_is_cancelled_and_is_acknowledged_with_no_more() {
+    let mut child = StandIn::start(&["--era", "2026-07-28"]);
+    let wanted = json!({"notifications": {"toolsListChanged": true, "promptsListChanged": true}});
+    child.send(&json!({"jsonrpc": "2.0", "id": "l", "method": "subscriptions/listen", "params": wanted}));
+    assert_eq!(child.receive()["params"]["notifications"], json!({"toolsListChanged": true}));
+    child.call(1, "list_changed", &json!({}));
+    let told = child.receive();
+    assert_eq!(told["method"], "notifications/tools/list_changed");
+    assert_eq!(told["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"], "l");
+    assert_eq!(child.receive()["id"], 1);
+    child.send(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "l"}}));
+    child.call(2, "list_changed", &json!({}));
+    assert_eq!(child.receive()["params"], json!({}), "nobody listens, so it is told as in the other era");
 }
 
 #[test]
