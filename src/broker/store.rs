@@ -184,6 +184,14 @@ impl Store {
         self.0.path.parent().expect("a directory")
     }
 
+    /// How a statement would be carried out, step by step, as SQLite says it.
+    #[cfg(test)]
+    pub(crate) async fn plan(&self, statement: &str) -> Vec<String> {
+        let plan = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")));
+        let rows = plan.fetch_all(self.readers()).await.expect("a plan");
+        rows.iter().map(|row| row.get("detail")).collect()
+    }
+
     /// Lets nothing be noted of accounts and tokens from now on, as on a full disk.
     #[cfg(test)]
     pub(crate) async fn refuse_notes(&self) {

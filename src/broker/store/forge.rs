@@ -51,6 +51,7 @@ macro_rules! round {
         "(SELECT round FROM check_rounds WHERE id = 1)"
     };
 }
+pub(super) use round;
 
 /// When a credential's token was checked, as far as that counts: in an earlier round it was long ago.
 macro_rules! checked_at {
@@ -60,19 +61,14 @@ macro_rules! checked_at {
 }
 
 /// Credentials that a live grant needs and that were last checked before `$1`, as two columns of [`UncheckedCredential`].
-macro_rules! unchecked {
-    ($explain:literal) => {
-        concat!(
-            $explain,
-            "SELECT id, CASE WHEN refresh_sealed IS NOT NULL THEN access_expires_at END AS refreshed_before \
-             FROM upstream_credentials c WHERE (checked_round, checked_at) < (",
-            round!(),
-            ", $1) AND is_shown = 0 AND EXISTS \
-             (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) \
-             ORDER BY checked_round, checked_at"
-        )
-    };
-}
+const UNCHECKED: &str = concat!(
+    "SELECT id, CASE WHEN refresh_sealed IS NOT NULL THEN access_expires_at END AS refreshed_before \
+     FROM upstream_credentials c WHERE (checked_round, checked_at) < (",
+    round!(),
+    ", $1) AND is_shown = 0 AND EXISTS \
+     (SELECT 1 FROM grants g WHERE g.credential_id = c.id AND g.revoked_at IS NULL) \
+     ORDER BY checked_round, checked_at"
+);
 
 impl Store {
     /// The forge that this database belongs to; `None` in a new one.
@@ -174,7 +170,7 @@ impl Store {
         before: UnixTime,
     ) -> Result<Vec<UncheckedCredential>, StoreError> {
         const WHAT: &str = "reading the credentials";
-        let query = sqlx::query(unchecked!(""));
+        let query = sqlx::query(UNCHECKED);
         let unchecked = |row: &SqliteRow| {
             let ends: Option<i64> = row.try_get("refreshed_before").map_err(StoreError::query(WHAT))?;
             let id = row.try_get("id").map_err(StoreError::query(WHAT))?;
@@ -233,8 +229,7 @@ mod tests {
     #[tokio::test]
     async fn who_must_be_looked_at_is_found_in_the_order_of_an_index_and_nothing_is_sorted() {
         let store = Store::in_memory().await.expect("a store");
-        let plan = sqlx::query(unchecked!("EXPLAIN QUERY PLAN ")).bind(0).fetch_all(store.readers()).await;
-        let steps: Vec<String> = plan.expect("a plan").iter().map(|row| row.get("detail")).collect();
+        let steps = store.plan(UNCHECKED).await;
         assert!(steps.iter().any(|step| step.contains("SEARCH c USING INDEX credentials_by_check")), "{steps:?}");
         assert!(!steps.iter().any(|step| step.contains("ORDER BY")), "{steps:?}");
     }

@@ -83,8 +83,6 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::AssertSqlSafe;
-
     use super::*;
     use crate::tests::identity::fixture::{START, fixture, grant, vault};
 
@@ -101,9 +99,7 @@ mod tests {
         assert_eq!(store.sealing_key_ids().await.expect("read"), keys);
         store.forget_sealed_under(&other.key_id(), START).await.expect("given up");
         assert_eq!(store.sealing_key_ids().await.expect("read"), [fixture.vault.key_id()]);
-        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {SEALING}")));
-        let rows = plan.fetch_all(store.readers()).await.expect("a plan");
-        let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        let steps = store.plan(SEALING).await;
         assert!(!steps.iter().any(|step| step.contains("SCAN upstream_credentials")), "{steps:?}");
     }
 }

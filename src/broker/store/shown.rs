@@ -126,16 +126,12 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::AssertSqlSafe;
-
     use super::*;
 
     #[tokio::test]
     async fn what_stands_for_forgejo_tokens_is_found_without_a_look_at_everybodys_grants() {
         let store = Store::in_memory().await.expect("a store");
-        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {LIVE}")));
-        let rows = plan.fetch_all(store.readers()).await.expect("a plan");
-        let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        let steps = store.plan(LIVE).await;
         assert!(!steps.iter().any(|step| step.contains("SCAN grants")), "{steps:?}");
         assert!(steps.iter().any(|step| step.contains("shown_credentials")), "{steps:?}");
     }

@@ -2,6 +2,7 @@
 
 use sqlx::Row;
 
+use crate::store::forge::round;
 use crate::store::{Store, StoreError};
 use wire::clock::UnixTime;
 
@@ -24,10 +25,11 @@ impl Store {
         now: UnixTime,
         looked_at: UnixTime,
     ) -> Result<(), StoreError> {
-        let statement = sqlx::query(
-            "UPDATE upstream_credentials SET barred_since = COALESCE(barred_since, $1), checked_at = $2, \
-             checked_round = (SELECT round FROM check_rounds WHERE id = 1) WHERE id = $3",
-        )
+        let statement = sqlx::query(concat!(
+            "UPDATE upstream_credentials SET barred_since = COALESCE(barred_since, $1), checked_at = $2, checked_round = ",
+            round!(),
+            " WHERE id = $3"
+        ))
         .bind(now.secs())
         .bind(looked_at.secs())
         .bind(credential);
@@ -74,17 +76,13 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::AssertSqlSafe;
-
     use super::*;
 
     #[tokio::test]
     async fn a_start_looks_at_nobodys_tokens_to_find_those_of_no_application_or_another() {
         let store = Store::in_memory().await.expect("a store");
         for (statement, searches) in [(NOTE_APPLICATION, 1), (OF_OTHERS, 2)] {
-            let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"))).bind("application");
-            let rows = plan.fetch_all(store.readers()).await.expect("a plan");
-            let steps: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+            let steps = store.plan(statement).await;
             let by_index = "SEARCH upstream_credentials USING INDEX credentials_by_application";
             let found = steps.iter().filter(|step| step.contains(by_index)).count();
             assert_eq!(found, searches, "{steps:?}");
