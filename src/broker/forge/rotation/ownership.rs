@@ -115,7 +115,7 @@ impl Rotation {
                     Some(before) if !was_barred => self.note_behind(credential, before, check, &lists),
                     _ => {
                         inner.store.note_owner_check(&credential.id, check).await?;
-                        self.hold_to_lists(&credential.id, &lists).await?;
+                        self.hold_to_lists(&credential.id, check, &lists).await?;
                         inner.unwritten.lock().remove(&credential.id);
                     }
                 }
@@ -223,9 +223,13 @@ impl Rotation {
     }
 
     /// Lets what was found by these lists, and is written, count no more where others are in force now: those have aged
-    /// everything before, or do after this.
-    async fn hold_to_lists(&self, credential: &str, lists: &Access) -> Result<(), StoreError> {
-        if self.are_in_force(lists) { Ok(()) } else { self.0.store.age_owner_check(credential).await }
+    /// everything before, or do after this. It does not count either while the store does not take that.
+    async fn hold_to_lists(&self, credential: &str, check: OwnerCheck, lists: &Access) -> Result<(), StoreError> {
+        if self.are_in_force(lists) {
+            return Ok(());
+        }
+        self.0.unwritten.lock().insert(credential.to_owned(), OwnerCheck { at: NEVER, ..check });
+        self.0.store.age_owner_check(credential).await
     }
 
     fn are_in_force(&self, lists: &Access) -> bool {
@@ -242,7 +246,7 @@ impl Rotation {
         self.0.tasks.spawn(async move {
             let store = &rotation.0.store;
             let written = match store.renew_owner_check(&id, before, check).await {
-                Ok(()) => rotation.hold_to_lists(&id, &lists).await,
+                Ok(()) => rotation.hold_to_lists(&id, check, &lists).await,
                 failed => failed,
             };
             if let Err(e) = written {
