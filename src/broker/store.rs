@@ -219,6 +219,16 @@ impl Store {
         self.writer().execute("refusing credentials", sqlx::query(statement)).await.expect("from now on");
     }
 
+    /// All connections that read. While they are held, nothing else is read.
+    #[cfg(test)]
+    pub(crate) async fn all_readers(&self) -> Vec<sqlx::pool::PoolConnection<sqlx::Sqlite>> {
+        let mut readers = Vec::new();
+        for _ in 0..READERS {
+            readers.push(self.readers().acquire().await.expect("a connection"));
+        }
+        readers
+    }
+
     /// Another program's connection, which holds the write lock until it is dropped.
     #[cfg(test)]
     pub(crate) async fn locked_by_another(&self) -> sqlx::SqliteConnection {
