@@ -373,19 +373,26 @@ impl Store {
 
     /// Many grants of many users, for tests of lists: two a second, every tenth of user 1.
     pub(crate) async fn fill_with_grants(&self, count: i64) -> Result<(), StoreError> {
-        let statements = [
+        // In parts, because each write has a deadline, which a busy machine reaches with all of them at once.
+        const PART: i64 = 10_000;
+        let everybody = [
             "INSERT INTO clients (client_id, name, created_at) VALUES ('c', 'c', 0)",
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1 / 10) \
              INSERT INTO users (tenant, login, updated_at) SELECT i, 'user-' || i, 0 FROM n",
             "INSERT INTO upstream_credentials (id, tenant, kind, key_id, access_sealed, updated_at) \
              SELECT 'of-' || tenant, tenant, 'oauth', 'k', x'00', 0 FROM users WHERE $1 > 0",
-            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < $1 - 1), \
-             g(i, t) AS (SELECT i, CASE WHEN i % 10 = 0 THEN 1 ELSE 1 + i % ($1 / 10) END FROM n) \
-             INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
-             SELECT 'grant-' || i, 'c', t, 'of-' || t, 'forgejo:read', i / 2 FROM g",
         ];
-        for statement in statements {
+        for statement in everybody {
             self.writer().execute("filling a table", sqlx::query(statement).bind(count)).await?;
+        }
+        for first in (0..count).step_by(usize::try_from(PART).unwrap_or(usize::MAX)) {
+            let grants = sqlx::query(
+                "WITH RECURSIVE n(i) AS (SELECT $2 UNION ALL SELECT i + 1 FROM n WHERE i < MIN($1, $2 + $3) - 1), \
+                 g(i, t) AS (SELECT i, CASE WHEN i % 10 = 0 THEN 1 ELSE 1 + i % ($1 / 10) END FROM n) \
+                 INSERT INTO grants (id, client_id, tenant, credential_id, scopes, created_at) \
+                 SELECT 'grant-' || i, 'c', t, 'of-' || t, 'forgejo:read', i / 2 FROM g",
+            );
+            self.writer().execute("filling a table", grants.bind(count).bind(first).bind(PART)).await?;
         }
         Ok(())
     }
