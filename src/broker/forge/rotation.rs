@@ -241,7 +241,8 @@ impl Rotation {
         // What went wrong was logged where it happened; the next sweep tries again.
         let refresh = |credential: Credential| {
             let rotation = self.clone();
-            async move { drop(rotation.fresh(&credential.id).await) }
+            // To its end, so that no more are under way at once than may be.
+            async move { drop(rotation.looked_at_in_a_task(&credential.id, false).await) }
         };
         stream::iter(due).for_each_concurrent(MAX_REFRESHES, refresh).await;
     }

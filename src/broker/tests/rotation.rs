@@ -235,6 +235,29 @@ async fn a_caller_who_goes_away_takes_no_pair_along() {
 }
 
 #[tokio::test]
+async fn a_sweep_ends_with_its_refreshes_however_long_forgejo_takes() {
+    let mut scene = Scene::new().await;
+    scene.pass(56);
+    scene.mode(|mode| mode.hang = true);
+    let rotation = scene.rotation.clone();
+    let sweep = tokio::spawn(async move { rotation.sweep().await });
+    while scene.refreshes() == 0 {
+        harness::look_again().await;
+    }
+    // Longer than a caller waits whose token is good.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    tokio::time::resume();
+    for _ in 0..10 {
+        harness::look_again().await;
+        assert!(!sweep.is_finished(), "it would begin others beside those that are under way");
+    }
+    scene.mode(|_| {});
+    sweep.await.expect("no panic");
+    assert_eq!(scene.changes.try_recv().ok(), Some(Change::Rotated(grants())));
+}
+
+#[tokio::test]
 async fn a_refresh_that_is_refused_for_good_ends_the_grants() {
     let mut scene = Scene::new().await;
     scene.forge.with(|state| state.grants.clear());
