@@ -24,7 +24,7 @@ async fn an_account_that_must_change_its_password_is_refused_until_it_has_and_lo
     for bar in ways {
         let mut scene = scene().await;
         everybody(&scene, |user| bar(user, true));
-        scene.pass(56);
+        scene.pass(61);
         assert_eq!(scene.upstream().await, Err(Denied::Barred));
         assert_eq!(scene.changes.try_recv().ok(), Some(Change::Barred(grants())), "its children are stopped");
         let looks = scene.looks();

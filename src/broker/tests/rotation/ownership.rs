@@ -52,7 +52,7 @@ async fn whoever_comes_first_after_such_a_refresh_is_refused_and_not_served_as_a
     let scene = Scene::new().await;
     let bob = add_user(&scene, "bob");
     give_the_grant_to(&scene, bob);
-    scene.pass(56);
+    scene.pass(61);
     assert_eq!(scene.upstream().await, Err(Denied::Revoked));
 }
 

@@ -107,6 +107,8 @@ async fn a_login_that_forgejo_answers_ends_the_pauses_of_those_too_who_can_wait(
     };
     // Its no is an answer, too.
     assert!(scene.rotation.log_in(answer, HeldUp::default()).await.is_err());
+    // Not without a look, however long Forgejo takes for it.
+    scene.store.age_owner_checks().await.expect("aged");
     let refreshed = scene.rotation.fresh(CREDENTIAL).await.expect("a token");
     assert_ne!(refreshed.token, scene.first);
 }

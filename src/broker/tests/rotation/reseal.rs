@@ -39,17 +39,18 @@ async fn after_the_key_was_replaced_everything_is_sealed_under_the_new_one_and_n
 #[tokio::test]
 async fn a_refresh_that_is_under_way_is_stored_and_the_old_key_waits_for_it() {
     let scene = Scene::new().await;
-    scene.pass(56);
+    // Ended, so that the refresh is waited for.
+    scene.pass(61);
     scene.mode(|mode| mode.hang = true);
     let rotation = scene.rotation.clone();
     let refresh = tokio::spawn(async move { rotation.fresh(CREDENTIAL).await });
     while scene.refreshes() == 0 {
-        tokio::task::yield_now().await;
+        harness::look_again().await;
     }
     let (rotation, old) = (scene.rotation.clone(), scene.vault.key_id());
     let replacing = tokio::spawn(async move { rotation.replace_key().await });
     while scene.vault.key_id() == old {
-        tokio::task::yield_now().await;
+        harness::look_again().await;
     }
     assert_eq!(scene.vault.older_key_id(), Some(old));
     assert!(matches!(scene.rotation.replace_key().await, Err(ResealError::UnderWay)));
