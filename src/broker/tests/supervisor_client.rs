@@ -3,7 +3,7 @@
 #[cfg(test)]
 use crate::child::spawner::{Backend, Ended, SpawnError, SpawnRequest, Spawner};
 use crate::child::supervisor_client::SupervisorSpawner;
-use harness::supervised::{Supervised, TOKEN};
+use harness::supervised::{Supervised, TOKEN, WAITS_FOR_THE_END};
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -48,7 +48,8 @@ fn exit<E>(ended: &Result<Ended, E>) -> Option<Exit> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_at_once_start_answer_and_end_with_their_status() {
-    let supervised = Supervised::start_unprivileged(CAT, "[caps]\nchildren_per_tenant = 30\n");
+    let supervised =
+        Supervised::start_unprivileged(CAT, &format!("[caps]\nchildren_per_tenant = 30\n{WAITS_FOR_THE_END}"));
     let spawner = spawner_of(&supervised);
     let tasks: Vec<_> = (1..=20)
         .map(|n| {

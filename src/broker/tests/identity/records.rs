@@ -86,7 +86,7 @@ async fn what_a_client_opened_its_session_with_leaves_the_file_when_the_session_
     store.insert_grant(&new).await.expect("stored");
     let fixture = fixture().await;
     for n in 0..10 {
-        let opened = SessionRecord { initialize: "x".repeat(15 * 1024 * 1024), ..record(&fixture, n) };
+        let opened = SessionRecord { initialize: "x".repeat(5 * 1024 * 1024), ..record(&fixture, n) };
         store.insert_session(&opened).await.expect("stored");
         store.end_session(&opened.digest, "client-ended", START).await.expect("ended");
     }

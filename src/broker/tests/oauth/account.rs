@@ -52,7 +52,7 @@ async fn who_asks_to_disconnect_and_hangs_up_is_disconnected_all_the_same() {
     assert!(fixture.revocation.revoke(&grants[0].id, "test").now_or_never().is_none(), "it waits for the store");
     let ended = async {
         while fixture.who(&access).await.is_ok() {
-            tokio::task::yield_now().await;
+            harness::look_again().await;
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), ended).await.expect("the token is worthless");

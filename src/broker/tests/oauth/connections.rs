@@ -35,7 +35,7 @@ async fn a_connection_says_since_when_from_where_and_whether_it_is_new() {
     // It is noted behind the page.
     let seen = async {
         while fixture.store.connections_of(alices_number()).await.expect("read").iter().any(|one| one.is_new) {
-            tokio::task::yield_now().await;
+            harness::look_again().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(30), seen).await.expect("noted");

@@ -42,9 +42,9 @@ async fn a_page_about_what_went_wrong_leads_home_and_is_found_in_the_journal_wit
 async fn a_flood_of_bad_requests_does_not_fill_the_journal() {
     let (log, _here) = CapturedLog::begin();
     let fixture = Fixture::new().await;
-    let mut pages = Vec::new();
+    let (mut visitor, mut pages) = (UserAgent::new("x", "x"), Vec::new());
     for _ in 0..30 {
-        pages.push(UserAgent::new("x", "x").open(format!("{}/oauth/callback", fixture.url)).await);
+        pages.push(visitor.open(format!("{}/oauth/callback", fixture.url)).await);
     }
     let told = pages.iter().filter(|page| page.text.contains("Reference")).count();
     assert_eq!(told, 10);

@@ -39,7 +39,7 @@ fn seeing(answering: JoinHandle<Response>) -> JoinHandle<Vec<Value>> {
     tokio::spawn(async move { events(answering.await.expect("no panic")).await })
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn each_member_is_a_line_of_its_own_and_each_request_has_one_answer() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -68,7 +68,7 @@ async fn each_member_is_a_line_of_its_own_and_each_request_has_one_answer() {
     assert_eq!(seen, expected);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_json_only_gets_one_array_in_the_order_of_its_requests() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -89,7 +89,7 @@ async fn a_client_that_takes_json_only_gets_one_array_in_the_order_of_its_reques
     assert_eq!(ids, [&json!(1), &json!(2), &json!(3)]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_wants_no_answer_is_accepted_and_reaches_the_child() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -107,7 +107,7 @@ async fn what_wants_no_answer_is_accepted_and_reaches_the_child() {
     assert_eq!(child.hears().await.expect("an answer")["id"], "s-1");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn only_the_sessions_own_revision_allows_batches_also_after_a_restart() {
     let records = FakeRecords::default();
     let mut fixture = Fixture::over(config(), records.clone()).await;
@@ -137,7 +137,7 @@ async fn only_the_sessions_own_revision_allows_batches_also_after_a_restart() {
     assert_eq!(answering.await.expect("no panic")[0]["result"]["went"], "on");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_batch_that_is_not_good_as_a_whole_is_refused_as_a_whole() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -166,7 +166,7 @@ async fn a_batch_that_is_not_good_as_a_whole_is_refused_as_a_whole() {
     assert_eq!(alone.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reader_gets_nothing_by_a_batch_that_it_would_not_get_alone() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = batching(&mut fixture, &reader()).await;
@@ -200,7 +200,7 @@ async fn a_reader_gets_nothing_by_a_batch_that_it_would_not_get_alone() {
     alone.await.expect("no panic");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failing_member_has_its_error_and_the_others_their_answers() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -218,7 +218,7 @@ async fn a_failing_member_has_its_error_and_the_others_their_answers() {
     assert!(seen[2]["error"]["message"].as_str().is_some_and(|why| why.contains("ended")), "{seen:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_batch_may_cancel_what_is_in_it() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -241,7 +241,7 @@ async fn is_cancelled(child: &mut FakeChild) {
     child.answers(json!({})).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn every_member_is_counted_and_told_as_a_request_of_its_own() {
     let records = FakeRecords::default();
     let mut fixture = Fixture::auditing(config(), records, Tables::default(), AuditedCalls::All).await;
@@ -260,7 +260,7 @@ async fn every_member_is_counted_and_told_as_a_request_of_its_own() {
     assert_eq!(told("user1 called delete_org with test: refused (insufficient-scope), after "), 1, "{lines:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_batch_is_held_against_its_users_budget_once_and_until_its_last_message_is_gone() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

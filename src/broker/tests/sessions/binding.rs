@@ -20,7 +20,7 @@ async fn delete(fixture: &Fixture, caller: &Principal, id: &str) -> StatusCode {
     fixture.send(caller, asked).await.status()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_is_its_users_and_its_clients_by_whatever_login() {
     let upstream = "upstream-token-of-1";
     let table = [
@@ -65,7 +65,7 @@ async fn a_session_is_its_users_and_its_clients_by_whatever_login() {
     assert_eq!(delete(&fixture, &later("g3"), &id).await, StatusCode::NO_CONTENT);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_that_has_moved_ends_with_the_later_login_and_not_with_the_earlier() {
     let records = FakeRecords::default();
     let mut fixture = Fixture::over(config(), records.clone()).await;
@@ -91,7 +91,7 @@ async fn a_session_that_has_moved_ends_with_the_later_login_and_not_with_the_ear
     assert_eq!(fixture.registry.end_grant(&second.grant, "revoked"), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_unknown_id_is_410_or_404_where_the_revision_demands_it() {
     let fixture = Fixture::new(config()).await;
     let table = [
@@ -117,7 +117,7 @@ async fn an_unknown_id_is_410_or_404_where_the_revision_demands_it() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_ended_session_is_unknown() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -130,7 +130,7 @@ async fn an_ended_session_is_unknown() {
     assert_eq!(fixture.send(&alice, again).await.status(), StatusCode::GONE);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn revoking_a_grant_ends_its_sessions_and_no_others() {
     let mut fixture = Fixture::new(config()).await;
     let (alice, bob) = (caller(1, "g1"), caller(2, "g2"));

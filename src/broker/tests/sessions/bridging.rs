@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, events};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_with_the_same_id_in_flight_get_their_own_answers() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -23,7 +23,7 @@ async fn requests_with_the_same_id_in_flight_get_their_own_answers() {
     assert_eq!(body(second.await.expect("no panic")).await["result"]["was"], "b");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn progress_reaches_the_request_that_asked_under_the_clients_token_and_comes_before_the_answer() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -45,7 +45,7 @@ async fn progress_reaches_the_request_that_asked_under_the_clients_token_and_com
     assert_eq!(seen[1]["id"], "p");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_cancellation_names_the_childs_id_and_ends_the_clients_stream() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -64,7 +64,7 @@ async fn a_cancellation_names_the_childs_id_and_ends_the_clients_stream() {
     assert_eq!(body(next.await.expect("no panic")).await["result"]["n"], 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_ambiguous_cancellation_is_ignored() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -81,7 +81,7 @@ async fn an_ambiguous_cancellation_is_ignored() {
     assert!(!first.is_finished());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_of_the_child_goes_to_the_call_in_flight_and_the_answer_comes_back_under_its_own_id() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -107,7 +107,7 @@ async fn a_request_of_the_child_goes_to_the_call_in_flight_and_the_answer_comes_
     after.await.expect("no panic");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_child_s_ping_is_answered_by_the_broker_and_the_clients_too() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -121,7 +121,7 @@ async fn the_child_s_ping_is_answered_by_the_broker_and_the_clients_too() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_child_repeats_of_the_token_reaches_nobody() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -134,7 +134,7 @@ async fn what_a_child_repeats_of_the_token_reaches_nobody() {
     assert_eq!(answer["error"]["message"], "token [redacted] does not exist");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn lines_that_are_no_messages_are_skipped() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

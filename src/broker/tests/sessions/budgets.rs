@@ -56,7 +56,7 @@ async fn bodies_that_never_end_are_held_against_their_user_and_nobody_else() {
     assert_eq!(fixture.registry.budgets().used(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_body_that_says_that_it_is_too_large_is_refused_before_it_is_read() {
     let fixture = Fixture::new(config()).await;
     let large = request(Method::POST, None)
@@ -67,7 +67,7 @@ async fn a_body_that_says_that_it_is_too_large_is_refused_before_it_is_read() {
     assert_eq!(fixture.send(&caller(1, "g1"), large).await.status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_child_says_while_nobody_listens_is_bounded_far_below_its_users_budget() {
     let mut roomy = tight();
     roomy.memory.per_user = 4 * USER;
@@ -166,7 +166,7 @@ async fn two_large_answers_of_one_user_never_hold_each_other_up_for_good() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_may_ask_its_client_only_so_much_at_once() {
     let mut fixture = Fixture::new(config()).await;
     let (_, mut child) = fixture.open(&caller(1, "g1")).await;
@@ -179,7 +179,7 @@ async fn a_child_may_ask_its_client_only_so_much_at_once() {
     assert!(refused["error"]["message"].as_str().expect("text").contains("too many"), "{refused}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_initialize_that_is_larger_than_any_clients_is_refused_and_nothing_is_kept() {
     let fixture = Fixture::new(config()).await;
     let mut large = initialize();

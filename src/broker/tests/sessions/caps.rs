@@ -9,7 +9,7 @@ use wire::message::Exit;
 
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, header, initialize};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_cap_on_all_sessions_is_503_with_retry_after() {
     let mut fixture = Fixture::new(forgejo_policy(|p| p.sessions = Caps { total: 1, per_user: 1 })).await;
     fixture.open(&caller(1, "g1")).await;
@@ -19,7 +19,7 @@ async fn the_cap_on_all_sessions_is_503_with_retry_after() {
     assert_eq!(body(response).await["id"], 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_cap_of_a_user_is_429_with_retry_after_and_no_other_user_feels_it() {
     let mut fixture = Fixture::new(forgejo_policy(|p| p.sessions = Caps { total: 9, per_user: 1 })).await;
     let (_id, _child) = fixture.open(&caller(1, "g1")).await;
@@ -29,7 +29,7 @@ async fn the_cap_of_a_user_is_429_with_retry_after_and_no_other_user_feels_it() 
     fixture.open(&caller(2, "g2")).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_that_has_been_idle_makes_room_for_the_next_of_its_user() {
     let mut fixture = Fixture::new(forgejo_policy(|p| p.sessions = Caps { total: 9, per_user: 1 })).await;
     let alice = caller(1, "g1");
@@ -41,7 +41,7 @@ async fn a_session_that_has_been_idle_makes_room_for_the_next_of_its_user() {
     assert_eq!(fixture.post(&alice, Some(&first), call(1, "x")).await.status(), StatusCode::GONE);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_with_a_request_in_flight_makes_no_room() {
     let mut fixture = Fixture::new(forgejo_policy(|p| p.sessions = Caps { total: 9, per_user: 1 })).await;
     let alice = caller(1, "g1");
@@ -55,7 +55,7 @@ async fn a_session_with_a_request_in_flight_makes_no_room() {
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_user_at_the_cap_of_children_loses_their_longest_idle_child_and_keeps_the_session() {
     let mut fixture = Fixture::new(forgejo_policy(|p| p.children = Caps { total: 9, per_user: 1 })).await;
     let alice = caller(1, "g1");
@@ -88,7 +88,7 @@ async fn a_user_whose_children_are_all_busy_is_429() {
     fixture.open(&caller(2, "g2")).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_place_is_free_again_when_its_child_is_gone() {
     let mut fixture = Fixture::new(forgejo_policy(|p| {
         p.sessions = Caps { total: 1, per_user: 1 };
@@ -112,7 +112,7 @@ fn forgejo_policy(
     config
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn caps_that_are_lowered_end_nothing_and_hold_from_then_on() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -136,7 +136,7 @@ async fn caps_that_are_lowered_end_nothing_and_hold_from_then_on() {
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_waits_for_a_child_gets_it_when_the_cap_is_raised() {
     let mut fixture = Fixture::new(forgejo_policy(|p| p.children = Caps { total: 1, per_user: 1 })).await;
     let (alice, bob) = (caller(1, "g1"), caller(2, "g2"));
@@ -144,6 +144,9 @@ async fn who_waits_for_a_child_gets_it_when_the_cap_is_raised() {
     let _calling = fixture.posting(&alice, Some(&id), call(1, "slow"));
     busy.hears().await.expect("the call");
     let opening = fixture.posting(&bob, None, initialize());
+    while fixture.registry.load_now().children_awaited == 0 {
+        tokio::task::yield_now().await;
+    }
     fixture.registry.reconfigure(forgejo_policy(|p| p.children = Caps { total: 2, per_user: 1 }));
     fixture.child().await.welcomes().await;
     assert_eq!(opening.await.expect("no panic").status(), StatusCode::OK);

@@ -52,7 +52,7 @@ async fn heard(fixture: &Fixture, alice: &Principal, id: &str) -> Vec<Value> {
     events(stream).await.iter().map(|event| event["method"].clone()).collect()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn another_version_of_the_program_is_announced_once_for_all_lists_that_it_has() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -66,7 +66,7 @@ async fn another_version_of_the_program_is_announced_once_for_all_lists_that_it_
     assert_eq!(heard, [&lists[1..], &lists[..]].concat());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn other_tools_of_the_same_program_are_announced_to_a_client_that_has_asked_for_them() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -84,7 +84,7 @@ async fn other_tools_of_the_same_program_are_announced_to_a_client_that_has_aske
     assert_eq!(heard(&fixture, &alice, &id).await, ["notifications/resources/list_changed", tools]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_client_knows_is_recorded_with_its_session() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

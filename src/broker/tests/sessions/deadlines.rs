@@ -28,7 +28,7 @@ async fn cancelled_call(fixture: &Fixture, id: &str, child: &mut FakeChild, numb
     assert_eq!(child.hears().await.expect("the cancellation")["method"], "notifications/cancelled");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn cancelled_requests_that_a_child_never_answers_keep_no_place() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = fixture.open(&caller(1, "g1")).await;
@@ -53,7 +53,7 @@ async fn a_cancelled_request_holds_up_no_shutdown() {
     assert_eq!(begun.elapsed(), Duration::ZERO, "nothing was waited for, by a clock that only waits move");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_late_answer_to_a_cancelled_request_reaches_nobody() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -179,7 +179,7 @@ async fn a_child_whose_input_is_seen_to_be_closed_before_its_end_is_told_is_expl
     assert!(answer["error"]["message"].as_str().expect("text").contains("exit status 3"), "{answer}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn head_is_no_get_and_takes_no_stream_away() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

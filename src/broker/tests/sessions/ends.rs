@@ -18,7 +18,7 @@ pub(crate) async fn until_unknown(fixture: &Fixture, caller: &Principal, id: &st
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_crashes_answers_every_pending_request_with_its_own_id_and_ends_the_session() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -39,7 +39,7 @@ async fn a_child_that_crashes_answers_every_pending_request_with_its_own_id_and_
     assert_eq!(fixture.registry.counts(), (0, 0));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_is_told_which_limit_ended_its_child_also_where_the_pipes_close_first() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -65,7 +65,7 @@ async fn a_client_is_told_which_limit_ended_its_child_also_where_the_pipes_close
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_child_said_before_it_ended_is_not_lost() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -76,7 +76,7 @@ async fn what_a_child_said_before_it_ended_is_not_lost() {
     assert_eq!(body(calling.await.expect("no panic")).await["result"]["last"], "words");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lost_supervisor_fails_what_is_pending_and_keeps_the_session() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -92,7 +92,7 @@ async fn a_lost_supervisor_fails_what_is_pending_and_keeps_the_session() {
     assert_eq!(body(again.await.expect("no panic")).await["result"]["back"], true);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn shutdown_lets_requests_finish_stops_every_child_and_keeps_the_records() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -228,7 +228,7 @@ async fn a_child_that_is_lost_during_its_handshake_has_not_refused_it() {
     assert!(message.contains("did not start") && !message.contains("refused"), "{message}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn idle_children_go_when_the_supervisor_says_that_it_stops_and_busy_ones_with_their_last_answer() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

@@ -96,7 +96,7 @@ async fn a_request_in_flight_keeps_its_child_and_an_open_stream_alone_does_not()
     child.is_stopped().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_idle_session_ends() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -110,7 +110,7 @@ async fn an_idle_session_ends() {
     assert_eq!(fixture.post(&alice, Some(&id), call(1, "x")).await.status(), StatusCode::GONE);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_does_not_come_back_is_an_error_and_the_next_request_tries_again() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -134,7 +134,7 @@ async fn a_child_that_does_not_come_back_is_an_error_and_the_next_request_tries_
     assert!(body(calling.await.expect("no panic")).await["result"].is_object());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_with_other_capabilities_is_announced_to_a_client_that_listens() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -159,7 +159,7 @@ async fn a_child_with_other_capabilities_is_announced_to_a_client_that_listens()
     assert_eq!(heard, ["notifications/prompts/list_changed"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_log_level_and_the_watched_resources_are_told_to_the_next_child() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

@@ -15,7 +15,7 @@ fn tag(id: &str) -> String {
     id::tag(&SessionId::parse(id).expect("an id").digest())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_is_told_from_its_opening_to_its_end_and_joined_with_its_child() {
     let (log, _here) = CapturedLog::begin();
     let mut fixture = Fixture::new(config()).await;
@@ -54,7 +54,7 @@ async fn a_session_is_told_from_its_opening_to_its_end_and_joined_with_its_child
     assert!(!log.text().contains(&id), "the id itself is its client's alone");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_is_refused_for_want_of_room_is_told_of_a_few_times_and_not_more() {
     let (log, _here) = CapturedLog::begin();
     let mut fixture =

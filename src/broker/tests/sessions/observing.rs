@@ -34,7 +34,7 @@ fn counted(fixture: &Fixture, outcome: &str) -> u64 {
     count.parse().expect("a number")
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_write_is_told_in_one_line_and_nothing_of_its_text_or_its_answer() {
     let mut fixture = auditing(AuditedCalls::Writes).await;
     let alice = caller(1, "g1");
@@ -65,7 +65,7 @@ async fn a_write_is_told_in_one_line_and_nothing_of_its_text_or_its_answer() {
     assert_eq!(counted(&fixture, "ok"), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn with_all_reads_are_told_and_with_off_nothing_is() {
     for (calls, told) in [(AuditedCalls::All, 1), (AuditedCalls::Off, 0)] {
         let mut fixture = auditing(calls).await;
@@ -81,7 +81,7 @@ async fn with_all_reads_are_told_and_with_off_nothing_is() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_trace_of_the_client_is_told_else_the_brokers_own_request_id() {
     let mut fixture = auditing(AuditedCalls::Writes).await;
     let alice = caller(1, "g1");
@@ -186,7 +186,7 @@ async fn every_way_a_call_can_end_is_counted_and_told_as_what_it_was() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn no_spelling_of_a_call_keeps_it_out_of_the_audit() {
     let mut fixture = auditing(AuditedCalls::Writes).await;
     let alice = caller(1, "g1");
@@ -208,7 +208,7 @@ async fn no_spelling_of_a_call_keeps_it_out_of_the_audit() {
     assert!(lines.iter().all(|line| line.contains("effect=\"write\"")), "{lines:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_a_table_the_programs_own_hints_tell_reads_from_writes_and_until_then_a_call_is_unknown() {
     let tables = Tables::new(Vec::new(), true);
     let mut fixture = Fixture::auditing(config(), FakeRecords::default(), tables, AuditedCalls::Writes).await;
@@ -240,7 +240,7 @@ async fn without_a_table_the_programs_own_hints_tell_reads_from_writes_and_until
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_tries_to_write_is_told_of() {
     let mut fixture = auditing(AuditedCalls::Writes).await;
     let reader = reader();

@@ -8,7 +8,7 @@ use wire::message::{Exit, Refusal, StartStep};
 
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, header, initialize, session_of};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn initialize_starts_a_child_and_the_answer_carries_a_new_id() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -29,7 +29,7 @@ async fn initialize_starts_a_child_and_the_answer_carries_a_new_id() {
     assert_eq!(fixture.registry.counts(), (1, 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn later_requests_with_the_id_reach_the_same_child() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -43,7 +43,7 @@ async fn later_requests_with_the_id_reach_the_same_child() {
     assert_eq!(fixture.spawner.spawned.load(std::sync::atomic::Ordering::SeqCst), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn two_sessions_of_one_user_have_a_child_each() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -53,7 +53,7 @@ async fn two_sessions_of_one_user_have_a_child_each() {
     assert_eq!(fixture.registry.counts(), (2, 2));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_refuses_initialize_leaves_no_session_and_its_error_reaches_the_client() {
     let mut fixture = Fixture::new(config()).await;
     let opening = fixture.posting(&caller(1, "g1"), None, initialize());
@@ -67,7 +67,7 @@ async fn a_child_that_refuses_initialize_leaves_no_session_and_its_error_reaches
     assert_eq!(fixture.registry.counts().0, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_dies_before_it_answers_is_an_error_that_says_so_without_the_token() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -100,7 +100,7 @@ async fn a_child_that_never_answers_initialize_is_stopped_after_the_limit() {
     assert_eq!(fixture.registry.counts().0, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_hangs_up_during_initialize_leaves_no_child() {
     let mut fixture = Fixture::new(config()).await;
     let opening = fixture.posting(&caller(1, "g1"), None, initialize());

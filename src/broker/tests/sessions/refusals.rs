@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, header, initialize, post, request, text};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn every_bad_request_is_refused_with_its_own_status_and_code() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -54,7 +54,7 @@ async fn every_bad_request_is_refused_with_its_own_status_and_code() {
     assert_eq!(fixture.registry.counts(), (1, 1), "and the session is none the worse");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_missing_session_id_is_named_in_words_that_clients_look_for() {
     let fixture = Fixture::new(config()).await;
     let response = fixture.post(&caller(1, "g1"), None, call(1, "x")).await;
@@ -62,7 +62,7 @@ async fn a_missing_session_id_is_named_in_words_that_clients_look_for() {
     assert!(message.contains("Mcp-Session-Id header is required"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_known_revisions_are_let_through() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -76,7 +76,7 @@ async fn the_known_revisions_are_let_through() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stream_without_a_session_is_405_with_what_is_allowed() {
     let fixture = Fixture::new(config()).await;
     let response =
@@ -85,7 +85,7 @@ async fn a_stream_without_a_session_is_405_with_what_is_allowed() {
     assert_eq!(header(&response, "allow"), Some("POST, DELETE"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_a_caller_nothing_is_served() {
     use tower::ServiceExt;
     let fixture = Fixture::new(config()).await;
@@ -95,7 +95,7 @@ async fn without_a_caller_nothing_is_served() {
     assert_eq!(fixture.registry.counts(), (0, 0));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_header_that_decides_for_whom_a_message_is_may_not_be_there_twice() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

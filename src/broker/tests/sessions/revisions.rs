@@ -11,7 +11,7 @@ fn naming(revision: &str, session: &str) -> Request<axum::body::Body> {
     request
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_child_agreed_to_is_right_for_its_session_and_for_no_other() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -27,7 +27,7 @@ async fn what_a_child_agreed_to_is_right_for_its_session_and_for_no_other() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_unknown_session_is_404_for_every_revision_that_demands_it_and_410_where_none_is_named() {
     let fixture = Fixture::new(config()).await;
     let (alice, unknown) = (caller(1, "g1"), "0".repeat(48));

@@ -9,7 +9,7 @@ use wire::clock::UnixTime;
 
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, caller_until, caller_with, config, initialize};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_rotated_token_gives_the_session_a_new_child_and_lets_the_old_one_finish() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -50,7 +50,7 @@ fn alice_until(token: &str, seconds: i64) -> Principal {
     caller_until(1, "g1", token, Some(ends))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_was_being_started_when_the_token_changed_is_replaced_at_the_next_request() {
     let mut fixture = Fixture::new(config()).await;
     let (before, after) = (alice_until("the-first-token", 0), alice_until("the-second-token", 3300));
@@ -73,7 +73,7 @@ async fn a_child_that_was_being_started_when_the_token_changed_is_replaced_at_th
     assert_eq!(fixture.spawner.spawned.load(Ordering::SeqCst), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_has_the_new_token_already_stays() {
     let mut fixture = Fixture::new(config()).await;
     let alice = alice_until("the-second-token", 3300);

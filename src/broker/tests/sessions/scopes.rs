@@ -38,7 +38,7 @@ async fn list(fixture: &Fixture, caller: &Principal, id: &str, child: &mut FakeC
     body(listing.await.expect("no panic")).await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reader_is_refused_what_writes_and_told_which_scope_would_do() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = open(&mut fixture, &reader(), "Forgejo MCP Server").await;
@@ -59,7 +59,7 @@ async fn a_reader_is_refused_what_writes_and_told_which_scope_would_do() {
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn where_the_operator_allows_no_writing_a_reader_is_told_so_and_sent_for_no_scope() {
     let offered = Scopes { write: false };
     let mut fixture =
@@ -72,7 +72,7 @@ async fn where_the_operator_allows_no_writing_a_reader_is_told_so_and_sent_for_n
     assert_eq!(refused["error"]["message"], "Forbidden: the operator of this service allows no writing");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_tool_that_nobody_knows_counts_as_writing() {
     let mut fixture = Fixture::new(config()).await;
     let (id, _child) = open(&mut fixture, &reader(), "Forgejo MCP Server").await;
@@ -82,7 +82,7 @@ async fn a_tool_that_nobody_knows_counts_as_writing() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_a_table_the_childs_annotations_decide_and_it_is_asked_once() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = open(&mut fixture, &reader(), "some-other-program").await;
@@ -106,7 +106,7 @@ async fn without_a_table_the_childs_annotations_decide_and_it_is_asked_once() {
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::FORBIDDEN);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_lists_nothing_lets_a_reader_call_nothing() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = open(&mut fixture, &reader(), "some-other-program").await;
@@ -133,7 +133,7 @@ async fn a_child_that_never_says_its_tools_holds_no_reader_for_longer_than_a_req
     deaf.abort();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reader_sees_only_tools_that_read_and_everything_else_stays() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = open(&mut fixture, &reader(), "some-other-program").await;
@@ -151,7 +151,7 @@ async fn a_reader_sees_only_tools_that_read_and_everything_else_stays() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn where_the_operator_does_not_want_hints_corrected_they_stay_and_the_table_decides_all_the_same() {
     let tables = Tables::new(Vec::new(), false);
     let mut fixture = Fixture::with(config(), FakeRecords::default(), tables).await;
@@ -164,7 +164,7 @@ async fn where_the_operator_does_not_want_hints_corrected_they_stay_and_the_tabl
     assert_eq!(seen["result"]["tools"], json!([tool("get_my_user_info", false)]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn hints_are_corrected_by_the_table_also_for_those_who_may_write() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -183,7 +183,7 @@ async fn hints_are_corrected_by_the_table_also_for_those_who_may_write() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_writer_calls_everything_and_the_child_is_asked_nothing() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -193,7 +193,7 @@ async fn a_writer_calls_everything_and_the_child_is_asked_nothing() {
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn parser_differential_a_reader_cannot_hide_a_write_from_us_and_show_it_to_the_child() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = open(&mut fixture, &reader(), "Forgejo MCP Server").await;

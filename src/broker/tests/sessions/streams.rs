@@ -12,7 +12,7 @@ fn note(data: &str) -> serde_json::Value {
     json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": data}})
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_json_only_gets_json_and_what_came_before_is_kept_out() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -28,7 +28,7 @@ async fn a_client_that_takes_json_only_gets_json_and_what_came_before_is_kept_ou
     assert_eq!(body(response).await["result"]["a"], 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_events_only_gets_events() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -62,7 +62,7 @@ async fn a_stream_is_kept_alive_through_silence() {
     assert!(!text.contains("id: "), "no event ids: nothing can be resumed");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_belongs_to_no_request_goes_to_the_sessions_own_stream() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -80,7 +80,7 @@ async fn what_belongs_to_no_request_goes_to_the_sessions_own_stream() {
     assert!(stream.next().await.is_none(), "it ends with the session");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_second_stream_takes_over_what_nobody_has_read_of_the_first_which_ends() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -109,7 +109,7 @@ async fn a_second_stream_takes_over_what_nobody_has_read_of_the_first_which_ends
     assert_eq!(next_event(&mut third).await["params"]["data"], "once more");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_large_answer_arrives_whole_as_json() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

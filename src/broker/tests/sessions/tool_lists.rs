@@ -55,7 +55,7 @@ async fn assert_called(calling: tokio::task::JoinHandle<axum::response::Response
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn in_a_session_other_tools_are_neither_shown_nor_called() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = fixture.open(&service()).await;
@@ -70,7 +70,7 @@ async fn in_a_session_other_tools_are_neither_shown_nor_called() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_a_session_it_is_the_same_through_a_child_of_either_era() {
     for relays in [true, false] {
         let mut fixture = Fixture::new(config()).await;
@@ -90,7 +90,7 @@ async fn without_a_session_it_is_the_same_through_a_child_of_either_era() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nothing_reads_past_the_tools_and_no_second_reading_of_a_message_gets_by() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = fixture.open(&service()).await;
@@ -111,7 +111,7 @@ async fn nothing_reads_past_the_tools_and_no_second_reading_of_a_message_gets_by
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_list_gives_no_right_to_write() {
     let mut fixture = Fixture::new(config()).await;
     let (id, mut child) = fixture.open(&restricted(false)).await;

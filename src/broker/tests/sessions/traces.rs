@@ -25,7 +25,7 @@ fn within(message: &Value, session: Option<&str>) -> Request {
     request
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_trace_of_the_headers_goes_to_the_child_with_each_request_and_never_into_what_is_replayed() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -55,7 +55,7 @@ async fn a_trace_of_the_headers_goes_to_the_child_with_each_request_and_never_in
     assert_eq!(child.hears().await.expect("a notification"), changed, "only requests belong to a trace");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn every_line_about_a_request_has_its_trace_once_refusals_and_the_audit_too() {
     let fixture = Fixture::auditing(config(), FakeRecords::default(), Tables::default(), AuditedCalls::All);
     let mut fixture = fixture.await;

@@ -13,7 +13,7 @@ use crate::tests::sessions::fixture::{
     Fixture, body, call, caller, caller_with, config, header, initialize, request, session_of,
 };
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_that_cannot_be_recorded_is_not_opened_and_its_child_is_stopped() {
     let mut fixture = Fixture::new(config()).await;
     fixture.records.fail(true);
@@ -28,7 +28,7 @@ async fn a_session_that_cannot_be_recorded_is_not_opened_and_its_child_is_stoppe
     assert_eq!(fixture.registry.counts().0, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_whose_end_cannot_be_stored_goes_on_and_is_gone_after_a_restart_once_it_could() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -49,7 +49,7 @@ async fn a_session_whose_end_cannot_be_stored_goes_on_and_is_gone_after_a_restar
     child.is_stopped().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_record_that_cannot_be_read_is_an_error_and_no_status_and_the_session_goes_on_when_it_can() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -70,7 +70,7 @@ async fn a_record_that_cannot_be_read_is_an_error_and_no_status_and_the_session_
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn uses_are_written_in_a_batch_and_a_failure_to_write_them_costs_nothing_else() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -96,7 +96,7 @@ async fn a_supervisor_that_does_not_start_the_child_in_time_is_an_error_that_say
     assert_eq!(fixture.registry.counts(), (0, 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_burst_of_one_users_starts_beyond_the_queue_is_429() {
     let fixture = Fixture::new(config()).await;
     fixture.spawner.hangs.store(true, Ordering::SeqCst);
@@ -145,7 +145,7 @@ async fn a_child_that_does_not_go_makes_no_room() {
     assert_eq!(fixture.post(&alice, None, initialize()).await.status(), StatusCode::TOO_MANY_REQUESTS);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_rotation_whose_new_child_fails_stops_the_old_one_when_it_is_quiet_and_keeps_the_session() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -162,7 +162,7 @@ async fn a_rotation_whose_new_child_fails_stops_the_old_one_when_it_is_quiet_and
     assert_eq!(calling.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_that_ends_while_its_child_starts_is_unknown_and_the_child_is_stopped() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -179,7 +179,7 @@ async fn a_session_that_ends_while_its_child_starts_is_unknown_and_the_child_is_
     next.is_stopped().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_broker_that_is_stopping_wakes_no_child() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

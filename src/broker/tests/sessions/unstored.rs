@@ -21,7 +21,7 @@ async fn tried(fixture: &Fixture) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_end_that_the_store_does_not_take_is_stored_by_the_next_sweep_that_can() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -38,7 +38,7 @@ async fn an_end_that_the_store_does_not_take_is_stored_by_the_next_sweep_that_ca
     assert_eq!(fixture.registry.unstored(), 0, "it is stored once");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stop_stores_what_the_store_did_not_take_before() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -52,7 +52,7 @@ async fn a_stop_stores_what_the_store_did_not_take_before() {
     assert_eq!(after_a_restart(&fixture, "g1").await.0, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_move_that_the_store_does_not_take_is_stored_later_unless_the_session_ends_meanwhile() {
     for ends in [false, true] {
         let mut fixture = Fixture::new(config()).await;
@@ -74,7 +74,7 @@ async fn a_move_that_the_store_does_not_take_is_stored_later_unless_the_session_
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_client_has_set_is_stored_by_the_next_sweep_that_can() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

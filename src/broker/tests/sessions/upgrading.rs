@@ -7,7 +7,7 @@ use wire::message::Exit;
 
 use crate::tests::sessions::fixture::{Fixture, body, call, caller, config, initialize};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_idle_child_of_a_replaced_program_goes_at_once_and_the_next_request_starts_one_of_the_new() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -23,7 +23,7 @@ async fn an_idle_child_of_a_replaced_program_goes_at_once_and_the_next_request_s
     assert_eq!(fixture.spawner.spawned.load(Ordering::SeqCst), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_in_flight_is_not_cut_and_its_child_goes_after_it() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -40,7 +40,7 @@ async fn a_call_in_flight_is_not_cut_and_its_child_goes_after_it() {
     assert_eq!(fixture.spawner.spawned.load(Ordering::SeqCst), 1, "nobody asks for another yet");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_is_never_without_a_call_is_taken_over_from() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

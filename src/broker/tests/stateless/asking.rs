@@ -35,7 +35,7 @@ fn back(result: &Value, answer: &Value) -> Value {
     json!({"name": "t", "requestState": result["requestState"], "inputResponses": {key: answer}})
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_question_comes_as_an_answer_and_the_call_goes_on_with_what_is_brought() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -51,7 +51,7 @@ async fn the_question_comes_as_an_answer_and_the_call_goes_on_with_what_is_broug
     assert_eq!((&answer["id"], &answer["result"]["resultType"]), (&json!("second"), &json!("complete")));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_missing_is_asked_for_again() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -66,7 +66,7 @@ async fn what_is_missing_is_asked_for_again() {
     drop(asking);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_state_is_good_once_for_the_same_call_of_the_same_grant() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -94,7 +94,7 @@ async fn a_state_is_good_once_for_the_same_call_of_the_same_grant() {
     assert_eq!(fixture.ask(&alice, &able("third", given)).await.status(), StatusCode::BAD_REQUEST);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_is_not_asked_for_what_it_cannot_do_and_the_child_is_told() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -124,7 +124,7 @@ async fn a_client_that_does_not_come_back_keeps_its_child_no_longer_than_a_reque
     assert_eq!(late.status(), StatusCode::BAD_REQUEST);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_that_ended_while_its_client_was_asked_still_has_its_answer() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

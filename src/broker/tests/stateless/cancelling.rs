@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::tests::sessions::fixture::{Fixture, body, caller, config};
 use crate::tests::stateless::fixture::{call, next_event, request};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn hanging_up_before_the_answer_has_begun_cancels() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -25,7 +25,7 @@ async fn hanging_up_before_the_answer_has_begun_cancels() {
     assert_eq!(body(asking.await.expect("no panic")).await["id"], 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn closing_the_stream_cancels_whichever_era_the_child_speaks() {
     for relays in [true, false] {
         let mut fixture = Fixture::new(config()).await;

@@ -24,7 +24,7 @@ async fn translated(fixture: &mut Fixture, id: &str, notifications: Value) -> (B
     (response.into_body().into_data_stream(), child)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_a_child_of_the_session_era_the_broker_keeps_the_filter() {
     let mut fixture = Fixture::new(config()).await;
     let wanted = json!({"toolsListChanged": true, "promptsListChanged": true, "resourceSubscriptions": ["a:1"]});
@@ -54,7 +54,7 @@ async fn of_a_child_of_the_session_era_the_broker_keeps_the_filter() {
     assert_eq!((&gone["method"], &gone["params"]["uri"]), (&json!("resources/unsubscribe"), &json!("a:1")));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn for_what_the_child_has_not_it_is_acknowledged_with_nothing_and_over_at_once() {
     for relays in [true, false] {
         let mut fixture = Fixture::new(config()).await;
@@ -68,7 +68,7 @@ async fn for_what_the_child_has_not_it_is_acknowledged_with_nothing_and_over_at_
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_speaks_the_revision_listens_for_itself_and_hears_of_the_end() {
     let mut fixture = Fixture::new(config()).await;
     let asking = fixture.asking(&caller(1, "g1"), &listen("s", json!({"toolsListChanged": true})));
@@ -93,7 +93,7 @@ async fn a_child_that_speaks_the_revision_listens_for_itself_and_hears_of_the_en
     assert_eq!((&told["method"], &told["params"]["requestId"]), (&json!("notifications/cancelled"), &heard["id"]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_what_a_child_acknowledges_with_nothing_the_client_hears_the_end_and_the_child_too() {
     let mut fixture = Fixture::new(config()).await;
     let asking = fixture.asking(&caller(1, "g1"), &listen("s", json!({"unheardOf": true})));
@@ -111,7 +111,7 @@ async fn of_what_a_child_acknowledges_with_nothing_the_client_hears_the_end_and_
     assert_eq!((&told["method"], &told["params"]["requestId"]), (&json!("notifications/cancelled"), &heard["id"]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_childs_own_refusal_keeps_its_status() {
     let mut fixture = Fixture::new(config()).await;
     let asking = fixture.asking(&caller(1, "g1"), &listen("s", json!({"toolsListChanged": true})));
@@ -139,7 +139,7 @@ async fn it_keeps_no_child_and_ends_with_a_result_when_that_stops() {
     assert_eq!(next_event(&mut stream, &mut text).await, None);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn listens_beyond_the_bound_are_refused_and_those_that_hung_up_make_room() {
     let mut fixture = Fixture::new(config()).await;
     let (stream, mut child) = translated(&mut fixture, "0", json!({"toolsListChanged": true})).await;

@@ -44,7 +44,7 @@ async fn is_served(response: tokio::task::JoinHandle<Response>, child: &mut Fake
     assert_eq!(response.await.expect("no panic").status(), StatusCode::OK);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_reaches_the_child_only_with_headers_that_say_what_its_arguments_say() {
     for relays in [true, false] {
         let mut fixture = Fixture::new(config()).await;
@@ -65,7 +65,7 @@ async fn a_call_reaches_the_child_only_with_headers_that_say_what_its_arguments_
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_whose_tools_have_changed_is_asked_anew() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -98,7 +98,7 @@ async fn asked_for_its_tools(
     (alice, first, child, asked)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_that_says_nothing_a_header_could_repeat_waits_for_no_list_of_tools() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -126,7 +126,7 @@ async fn a_call_that_says_nothing_a_header_could_repeat_waits_for_no_list_of_too
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn where_a_child_has_no_list_of_tools_nothing_is_refused_and_it_is_asked_once() {
     let mut fixture = Fixture::new(config()).await;
     let (alice, first, mut child, asked) = asked_for_its_tools(&mut fixture).await;

@@ -8,7 +8,7 @@ use crate::tests::sessions::fixture::{BOTH, Fixture, body, caller, config, event
 use crate::tests::sessions::scopes::reader;
 use crate::tests::stateless::fixture::{call, post, request};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_need_not_be_touched_passes_byte_for_byte_both_ways() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -30,7 +30,7 @@ async fn what_need_not_be_touched_passes_byte_for_byte_both_ways() {
     assert_eq!(text(response).await, said.replace("NUMBER", r#""mine""#));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_status_says_what_a_childs_error_says_as_long_as_no_stream_has_begun() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -52,7 +52,7 @@ async fn the_status_says_what_a_childs_error_says_as_long_as_no_stream_has_begun
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn progress_comes_with_its_own_token_and_a_log_line_only_to_who_asked_for_one() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -87,7 +87,7 @@ async fn progress_comes_with_its_own_token_and_a_log_line_only_to_who_asked_for_
     assert_eq!(header(&second.await.expect("no panic"), "content-type"), Some("application/json"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_asks_its_client_directly_is_told_that_nobody_can_be_asked() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -102,7 +102,7 @@ async fn a_child_that_asks_its_client_directly_is_told_that_nobody_can_be_asked(
     assert_eq!(body(asking.await.expect("no panic")).await["result"]["resultType"], "complete");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_list_that_was_filtered_for_its_caller_is_not_for_others() {
     let mut fixture = Fixture::new(config()).await;
     let asking = fixture.asking(&reader(), &request(1, "tools/list", json!({})));
@@ -115,7 +115,7 @@ async fn a_list_that_was_filtered_for_its_caller_is_not_for_others() {
     assert_eq!((&result["cacheScope"], result["tools"].as_array().map(Vec::len)), (&json!("private"), Some(1)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reader_calls_what_the_child_itself_says_only_reads() {
     let mut fixture = Fixture::new(config()).await;
     let asking = fixture.asking(&reader(), &call(1, "r"));

@@ -14,7 +14,7 @@ use crate::session::quota::Caps;
 use crate::tests::sessions::fixture::{self, Fixture, body, caller, caller_until, config, initialize};
 use crate::tests::stateless::fixture::{call, post, request};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_grant_keeps_one_warm_child_and_shares_it_with_no_other() {
     let mut fixture = Fixture::new(config()).await;
     let (alice, again) = (caller(1, "g1"), caller(1, "g2"));
@@ -38,7 +38,7 @@ async fn a_grant_keeps_one_warm_child_and_shares_it_with_no_other() {
     assert_eq!(warm.iter().map(|child| child.grant.as_str()).collect::<Vec<_>>(), ["g1", "g2"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_the_revision_has_not_is_refused_without_a_child() {
     let fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -112,7 +112,7 @@ async fn a_task_keeps_its_child_while_it_is_open_and_no_longer() {
     assert!(child.is_asked_to_stop());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_that_ends_answers_its_requests_and_the_next_request_gets_another() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -130,7 +130,7 @@ async fn a_child_that_ends_answers_its_requests_and_the_next_request_gets_anothe
     assert_eq!(body(asking.await.expect("no panic")).await["id"], 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_end_of_a_grant_stops_its_child_and_a_revoked_one_gets_none() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -149,7 +149,7 @@ async fn the_end_of_a_grant_stops_its_child_and_a_revoked_one_gets_none() {
     assert_eq!(body(refused).await["id"], 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn rotation_replaces_the_child_unless_it_holds_what_the_next_could_not_know() {
     let mut fixture = Fixture::new(config()).await;
     let now = fixture.clock.now();
@@ -193,7 +193,7 @@ async fn a_user_at_the_cap_on_children_loses_the_one_that_is_idle_and_else_is_to
     drop(asking);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn many_that_come_to_a_cold_grant_start_one_child() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");

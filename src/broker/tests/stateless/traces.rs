@@ -25,7 +25,7 @@ fn within(message: &Value) -> Request<Body> {
     request
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_child_of_either_era_hears_the_trace_of_the_headers_in_meta() {
     let alice = caller(1, "g1");
     for relays in [true, false] {
@@ -52,7 +52,7 @@ async fn a_child_of_either_era_hears_the_trace_of_the_headers_in_meta() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_line_about_a_call_has_the_trace_of_its_headers() {
     let fixture = Fixture::auditing(config(), FakeRecords::default(), Tables::default(), AuditedCalls::All);
     let mut fixture = fixture.await;

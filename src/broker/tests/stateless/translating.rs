@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::tests::sessions::fixture::{Fixture, body, caller, config, events};
 use crate::tests::stateless::fixture::{CAPABILITIES, VERSION, call, request, request_by};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_broker_does_the_handshake_and_the_child_hears_nothing_of_the_revision() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -32,7 +32,7 @@ async fn the_broker_does_the_handshake_and_the_child_hears_nothing_of_the_revisi
     assert_eq!(result.get("ttlMs"), None);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn lists_are_cacheable_discovery_is_answered_and_what_the_era_has_not_is_404() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -55,7 +55,7 @@ async fn lists_are_cacheable_discovery_is_answered_and_what_the_era_has_not_is_4
     assert_eq!((tasks.status(), body(tasks).await["error"]["code"].clone()), (StatusCode::NOT_FOUND, json!(-32601)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_level_is_set_ahead_of_the_request_that_wants_it_and_no_other_hears_of_the_log() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -82,7 +82,7 @@ async fn a_level_is_set_ahead_of_the_request_that_wants_it_and_no_other_hears_of
     assert_eq!(body(plain.await.expect("no panic")).await["id"], 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_resource_that_is_not_there_has_the_code_of_the_revision() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -94,7 +94,7 @@ async fn a_resource_that_is_not_there_has_the_code_of_the_revision() {
     assert_eq!(body(asking.await.expect("no panic")).await["error"]["code"], -32602);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_program_that_ends_when_it_is_asked_is_started_again_and_not_asked() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
@@ -127,7 +127,7 @@ async fn a_program_that_answers_nothing_before_initialize_is_initialized_after_a
     assert_eq!(body(asking.await.expect("no panic")).await["result"]["resultType"], "complete");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn clients_that_can_be_asked_for_different_things_have_a_child_each() {
     let mut fixture = Fixture::new(config()).await;
     let alice = caller(1, "g1");
