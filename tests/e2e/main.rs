@@ -105,6 +105,19 @@ fn token(deployment: &Deployment, login: &str) -> String {
     deployment.broker_token(login, &forgejo_token, &[]).expect("a token")
 }
 
+/// Waits until the session's stand-in has so many other calls to answer: that another call was answered shows nothing of
+/// one that was sent before, over another connection.
+async fn has_in_flight(session: &mcp_session::Session, calls: u64) {
+    let (mut asking, status) = (session.clone(), format!(r#""in_flight":{calls}"#));
+    let counted = async {
+        while !asking.text("status", serde_json::json!({})).await.expect("an answer").contains(&status) {
+            harness::look_again().await;
+        }
+    };
+    let patience = std::time::Duration::from_secs(30);
+    tokio::time::timeout(patience, counted).await.unwrap_or_else(|_| panic!("{calls} calls are not with the child"));
+}
+
 /// The tool by which the child says who it works for.
 async fn who(session: &mut mcp_session::Session) -> String {
     let tools = session.tools().await.expect("tools");

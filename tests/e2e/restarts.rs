@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{stand_in_deployment, token};
+use crate::{has_in_flight, stand_in_deployment, token};
 use harness::deployment::{Deployment, Process, Program, processes};
 use harness::mcp_session::{Session, http, initialize, post};
 
@@ -141,8 +141,7 @@ async fn a_restart_of_the_supervisor_loses_no_session_and_lets_calls_end() {
     let mut busy = Session::open(&deployment.url, &token).await.expect("a session");
     let mut second = busy.clone();
     let calling = tokio::spawn(async move { second.text("sleep", json!({"ms": 1500})).await });
-    // A second call is answered while the first sleeps, so the first is in flight by then.
-    busy.text("echo", json!({"text": "x"})).await.expect("an answer");
+    has_in_flight(&busy, 1).await;
     tokio::task::block_in_place(|| restart_supervisor(&mut deployment));
     assert_eq!(calling.await.expect("no panic").expect("the call in flight has its answer"), "slept");
     for session in [&mut idle, &mut busy] {
@@ -179,7 +178,7 @@ async fn a_call_that_outlasts_the_grace_of_the_supervisor_gets_an_error_and_its_
     let mut second = session.clone();
     let calling =
         tokio::spawn(async move { second.send("tools/call", json!({"name": "block", "arguments": {}})).await });
-    session.text("echo", json!({"text": "x"})).await.expect("an answer");
+    has_in_flight(&session, 1).await;
     tokio::task::block_in_place(|| restart_supervisor(&mut deployment));
     let (_, answer) = calling.await.expect("no panic").expect("an answer");
     let message = answer.pointer("/error/message").and_then(serde_json::Value::as_str).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{config, scratch, stand_in, token};
+use crate::{config, has_in_flight, scratch, stand_in, token};
 use harness::deployment::{Deployment, Program};
 use harness::mcp_session::Session;
 use harness::supervised::{gone, watch};
@@ -43,10 +43,11 @@ async fn a_program_that_is_replaced_serves_idle_sessions_at_once_and_cuts_no_cal
     let (first, second) = (pid(&mut idle).await, pid(&mut busy).await);
     assert!(is_current(first) && is_current(second));
     let (first_ends, second_ends) = (watch(first), watch(second));
-    let slow = tokio::spawn(async move {
-        let said = busy.text("sleep", json!({"ms": 4000})).await;
-        (busy, said)
+    let slow = tokio::spawn({
+        let mut busy = busy.clone();
+        async move { busy.text("sleep", json!({"ms": 10_000})).await }
     });
+    has_in_flight(&busy, 1).await;
 
     install(&path);
     timeout(Duration::from_secs(20), gone(first_ends)).await.expect("the idle child goes by itself");
@@ -55,8 +56,7 @@ async fn a_program_that_is_replaced_serves_idle_sessions_at_once_and_cuts_no_cal
     let next = pid(&mut idle).await;
     assert!(next != first && is_current(next), "the session's next answer comes from the new program");
 
-    let (mut busy, said) = slow.await.expect("no panic");
-    assert_eq!(said.expect("it is not cut"), "slept");
+    assert_eq!(slow.await.expect("no panic").expect("it is not cut"), "slept");
     timeout(Duration::from_secs(20), gone(second_ends)).await.expect("it goes after its call");
     let next = pid(&mut busy).await;
     assert!(next != second && is_current(next));
