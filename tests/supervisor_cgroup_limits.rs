@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use harness::cgroups::limits_hold;
-use harness::supervised::{Client, Kid, Supervised, TOKEN, runs};
+use harness::supervised::{Client, Kid, Supervised, TOKEN, WAITS_FOR_THE_END, runs};
 use wire::ending::{Limit, Whose};
 use wire::inspection::Bound;
 use wire::message::Exit;
@@ -24,7 +24,7 @@ async fn memory_max_ends_the_child_that_takes_too_much_and_nobody_else_and_says_
     let Some(own) = limits_hold("memory_max_ends_the_child_that_takes_too_much_and_nobody_else_and_says_so") else {
         return;
     };
-    let policy = format!("{}[limits]\nmemory_max = \"32MiB\"\n", own.policy());
+    let policy = format!("{WAITS_FOR_THE_END}{}[limits]\nmemory_max = \"32MiB\"\n", own.policy());
     let supervised = Supervised::start(OBEY, &policy);
     let mut client = Client::connect(&supervised).await;
     assert!(client.isolation.cgroup);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use harness::cgroups::OwnCgroup;
-use harness::supervised::{Client, Supervised, TOKEN, gone, own_range, root_or_skip, runs, watch};
+use harness::supervised::{Client, Supervised, TOKEN, WAITS_FOR_THE_END, gone, own_range, root_or_skip, runs, watch};
 use nix::sys::signal::Signal;
 use wire::message::{Exit, Refusal, Reply};
 
@@ -140,7 +140,8 @@ async fn a_uid_is_swept_before_another_user_gets_it() {
     }
     // One uid for children and one for the sweeper; what the child leaves behind is in a session of its own.
     let script = "setsid sh -c \"echo \\$\\$; exec sleep 1000\" </dev/null 2>/dev/null & echo ready; read end; exit 3";
-    let supervised = Supervised::start(script, &format!("[uids]\nfirst = {}\ncount = 2\n", own_range()));
+    let supervised =
+        Supervised::start(script, &format!("{WAITS_FOR_THE_END}[uids]\nfirst = {}\ncount = 2\n", own_range()));
     let mut client = Client::connect(&supervised).await;
     let mut first = client.try_spawn(1).await.expect("a child");
     let mut lines = [first.line().await, first.line().await];

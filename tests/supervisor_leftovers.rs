@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use harness::look_again;
-use harness::supervised::{Client, Kid, Supervised, Surroundings, gone, own_range, root_or_skip, watch};
+use harness::supervised::{
+    Client, Kid, Supervised, Surroundings, WAITS_FOR_THE_END, gone, own_range, root_or_skip, watch,
+};
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use wire::message::{Exit, Refusal, StartStep, Status};
@@ -290,8 +292,10 @@ async fn a_half_made_child_that_is_held_fails_alone_and_in_time() {
         return;
     }
     let Some(own) = OwnCgroup::v2(test) else { return };
-    let supervised =
-        supervised(Surroundings::default(), &format!("[cgroup]\nroot = \"{}\"\n{}", own.0.display(), uids(8)));
+    let supervised = supervised(
+        Surroundings::default(),
+        &format!("{WAITS_FOR_THE_END}[cgroup]\nroot = \"{}\"\n{}", own.0.display(), uids(8)),
+    );
     let (mut client, mut other) = (Client::connect(&supervised).await, Client::connect(&supervised).await);
     let mut kid = client.spawn(1).await;
     // Whoever enters the tenant's cgroup from now on stands still, as at the end of its share of CPU.
@@ -409,7 +413,7 @@ async fn what_children_leave_is_the_supervisors_and_reaped() {
     if !root_or_skip("what_children_leave_is_the_supervisors_and_reaped") {
         return;
     }
-    let supervised = supervised(Surroundings::default(), &uids(8));
+    let supervised = supervised(Surroundings::default(), &format!("{WAITS_FOR_THE_END}{}", uids(8)));
     let mut client = Client::connect(&supervised).await;
     let mut kid = client.spawn(1).await;
     let orphan: u32 = ask(&mut kid, "orphan").await.parse().expect("a pid");

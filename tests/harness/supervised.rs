@@ -65,6 +65,10 @@ pub struct Supervised {
     pub deaf: Option<PipeReader>,
 }
 
+/// The part of a policy by which a child that ends with its input is waited for, so that its own exit code is seen
+/// however late it comes to run. Without one, tests do not wait long for those that stay.
+pub const WAITS_FOR_THE_END: &str = "[stop]\ndrain = \"0s\"\neof_grace = \"30s\"\nterm_grace = \"100ms\"\n";
+
 /// What a test asks for beyond a script and a policy.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Surroundings {
@@ -83,8 +87,6 @@ pub struct Surroundings {
 impl Supervised {
     /// With root: children get uids of their own.
     pub fn start(script: &str, policy: &str) -> Self {
-        // Groups that children must not inherit; a shell of root's often has none to lose.
-        nix::unistd::setgroups(&[4, 24].map(nix::unistd::Gid::from_raw)).expect("root");
         Self::launch(script, policy, false, Surroundings::default())
     }
 
@@ -158,7 +160,10 @@ impl Supervised {
         let descriptors =
             surroundings.descriptors.map(|(soft, hard)| format!("ulimit -Sn {soft}; ulimit -Hn {hard}; "));
         let cores = if surroundings.no_cores { "ulimit -c 0; " } else { "" };
-        let script = format!("{}{cores}exec \"$@\"", descriptors.unwrap_or_default());
+        // Groups that children must not inherit; a shell of root's often has none to lose. Not by this process: its
+        // threads are not all root while one of them connects, and glibc aborts where they cannot all change.
+        let groups = if unprivileged { "" } else { "setpriv --groups 4,24 -- " };
+        let script = format!("{}{cores}exec {groups}\"$@\"", descriptors.unwrap_or_default());
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &script, "sh"]).arg(program("forgejo-mcp-supervisor"));
         if let Some(watchdog) = surroundings.watchdog {
@@ -280,7 +285,7 @@ fn message(manager: &UnixDatagram) -> String {
     let mut said = [0; 256];
     loop {
         match manager.recv(&mut said) {
-            // Another test's setgroups, which signals all threads of a process.
+            // By a signal, such as the one that a child has ended.
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             received => {
                 let length = received.unwrap_or_default();
@@ -480,7 +485,7 @@ pub async fn gone(watched: Option<OwnedFd>) {
     if let Some(pidfd) = watched {
         let wait = move || {
             let timeout = Timespec::try_from(TIMEOUT).expect("a time");
-            // Interrupted: another test's setgroups, which signals all threads of a process.
+            // Interrupted by a signal, such as the one that a child has ended.
             retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))).expect("watched")
         };
         #[expect(clippy::disallowed_methods, reason = "a test may block a thread")]
