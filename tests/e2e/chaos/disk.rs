@@ -18,7 +18,7 @@ const FULL_WITHIN: Duration = Duration::from_secs(30);
 /// How often what is given back is taken again.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long after it is full a busy machine may look at it; shorter than it is free.
-const SEEN_WITHIN: Duration = Duration::from_secs(1);
+const SEEN_WITHIN: Duration = Duration::from_secs(6);
 /// Says to the test that it runs in mounts of its own.
 const MOUNTS: &str = "CHAOS_MOUNTS";
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, ClientRequest, ProgressNotificationParam, ProtocolVersion,
@@ -82,6 +83,13 @@ async fn rmcp_works_to_the_end_in_each_of_its_modes() {
         let client = connect(&places.fixture, mode).await;
         let heard = client.service().0.clone();
         assert!(call(&client, "test_tool_with_progress", json!({})).await.contains("Done"), "{mode}");
+        // rmcp hands each notification to a task of its own, which the answer may overtake.
+        let all = async {
+            while heard.load(Ordering::SeqCst) < 3 {
+                harness::look_again().await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(30), all).await;
         assert_eq!(heard.load(Ordering::SeqCst), 3, "{mode}");
         let template = client.read_resource(ReadResourceRequestParams::new("test://template/7/data")).await;
         assert!(serde_json::to_string(&template.expect("a resource")).expect("json").contains("template"), "{mode}");
