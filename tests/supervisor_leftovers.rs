@@ -394,6 +394,37 @@ async fn what_is_left_of_a_user_is_removed_beside_their_new_children_and_takes_n
 }
 
 #[tokio::test]
+async fn a_cgroup_of_an_earlier_supervisor_that_does_not_go_is_tried_again() {
+    let test = "a_cgroup_of_an_earlier_supervisor_that_does_not_go_is_tried_again";
+    if !root_or_skip(test) {
+        return;
+    }
+    let Some(own) = OwnCgroup::v2(test) else { return };
+    let policy = format!("{}[cgroup]\nroot = \"{}\"\n", uids(8), own.0.display());
+    let mut first = supervised(Surroundings::default(), &policy);
+    let mut client = Client::connect(&first).await;
+    let _kid = client.spawn(1).await;
+    let user = own.0.join("children/tenant-1");
+    let leaves = std::fs::read_dir(&user).expect("readable").flatten().map(|entry| entry.path());
+    let leaf = leaves.filter(|path| path.is_dir()).last().expect("its cgroup");
+    first.kill(Signal::SIGKILL);
+    // What has another below it cannot be removed.
+    let below = leaf.join("below");
+    std::fs::create_dir(&below).expect("a cgroup");
+    let next = supervised(Surroundings::default(), &policy);
+    let begun = Instant::now();
+    while !next.logged().contains("cgroup-stays") {
+        assert!(begun.elapsed() < DEADLINE, "{}", next.logged());
+        look_again().await;
+    }
+    std::fs::remove_dir(&below).expect("empty");
+    while user.exists() {
+        assert!(begun.elapsed() < DEADLINE, "{}", next.logged());
+        look_again().await;
+    }
+}
+
+#[tokio::test]
 async fn two_children_of_one_user_cannot_touch_each_other() {
     if !root_or_skip("two_children_of_one_user_cannot_touch_each_other") {
         return;

@@ -47,13 +47,25 @@ impl Stuck {
     }
 }
 
-/// Empties and removes what an earlier supervisor left.
-pub(crate) async fn remove_leftovers(dirs: Vec<Dir>) {
-    for dir in dirs {
-        if let Err(error) = leaf::empty(&dir).await.and_then(|()| dir.remove()) {
-            tracing::error!(reason = "cgroup-stays", %error, "a cgroup of an earlier supervisor does not go");
+/// Empties and removes what an earlier supervisor left; what does not go is tried again.
+pub(crate) async fn remove_leftovers(mut dirs: Vec<Dir>) {
+    let mut pause = PAUSES.0;
+    loop {
+        let mut stays = Vec::new();
+        for dir in dirs {
+            if let Err(error) = leaf::empty(&dir).await.and_then(|()| dir.remove()) {
+                tracing::error!(reason = "cgroup-stays", %error, "a cgroup of an earlier supervisor does not go: {error}");
+                stays.push(dir);
+            } else {
+                // Refused while its user has another child.
+                let _ = dir.parent().map(|user| user.remove());
+            }
         }
-        // Refused while its user has another child.
-        let _ = dir.parent().map(|user| user.remove());
+        if stays.is_empty() {
+            return;
+        }
+        dirs = stays;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
     }
 }
