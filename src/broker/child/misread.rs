@@ -14,6 +14,7 @@ use serde::de::{Deserializer, IgnoredAny};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use crate::child::calls::numbers::number_in;
 use crate::child::lines::DEFAULT_MAX_LINE;
 
 /// Bytes that are kept of a message in several lines; its members are known by then, or it is not looked into further.
@@ -217,7 +218,7 @@ fn judge(text: &str) -> (Cause, Meant) {
         Ok(members) if is_object => {
             let is_answer = (members.result || members.error) && !members.method;
             let cause = if members.result && members.error { Cause::ResultAndError } else { Cause::NotAMessage };
-            let number = members.id.and_then(|id| id.get().parse().ok());
+            let number = members.id.and_then(|id| number_in(id.get().as_bytes()));
             (cause, if is_answer { number.map_or(Meant::TheOnlyOne, Meant::Number) } else { Meant::Nobody })
         }
         _ => match serde_json::from_str::<IgnoredAny>(text) {
@@ -251,6 +252,7 @@ mod tests {
             (&br#"{"jsonrpc":"2.0","id":17,"result":{},"error":{}}"#[..], Cause::ResultAndError, Meant::Number(17)),
             (br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700}}"#, Cause::NotAMessage, Meant::TheOnlyOne),
             (br#"{"id":17,"result":null}"#, Cause::NotAMessage, Meant::Number(17)),
+            (br#"{"id":"17","result":null}"#, Cause::NotAMessage, Meant::Number(17)),
             (br#"{"jsonrpc":"2.0","result":{}}"#, Cause::NotAMessage, Meant::TheOnlyOne),
             (br#"{"jsonrpc":"2.0","id":17,"result":{"a":NaN}}"#, Cause::NotJson, Meant::TheOnlyOne),
             (br#"[{"jsonrpc":"2.0","id":17,"result":{}}]"#, Cause::Batch, Meant::TheOnlyOne),

@@ -11,6 +11,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::budget::OverBudget;
+use crate::child::calls::numbers::number_in;
 use crate::child::lines::NotKept;
 use crate::child::misread::Meant;
 use wire::ending::Bytes;
@@ -108,7 +109,7 @@ impl<'de> Visitor<'de> for Look<'_> {
             self.0.id = id.or(self.0.id);
             match &*name {
                 "id" => {
-                    id = map.next_value::<&RawValue>()?.get().parse().ok();
+                    id = number_in(map.next_value::<&RawValue>()?.get().as_bytes());
                     continue;
                 }
                 "method" => self.0.has_method = true,
@@ -131,10 +132,10 @@ fn last_id(tail: &[u8]) -> Option<u64> {
         without(without(without(rest, b":")?, b"\"jsonrpc\"")?, b",")
     };
     let rest = before(rest).unwrap_or(rest).trim_ascii_end();
-    let digits = rest.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-    let (rest, id) = rest.split_at_checked(rest.len().checked_sub(digits)?)?;
+    let length = rest.iter().rev().take_while(|&&byte| byte.is_ascii_digit() || byte == b'"').count();
+    let (rest, id) = rest.split_at_checked(rest.len().checked_sub(length)?)?;
     let rest = without(without(rest, b":")?, b"\"id\"")?.trim_ascii_end();
-    matches!(rest.last(), Some(b',' | b'{')).then(|| std::str::from_utf8(id).ok()?.parse().ok())?
+    matches!(rest.last(), Some(b',' | b'{')).then(|| number_in(id))?
 }
 
 fn without<'a>(text: &'a [u8], end: &[u8]) -> Option<&'a [u8]> {
@@ -156,6 +157,7 @@ mod tests {
         assert_eq!(meant(r#"{"jsonrpc":"2.0","id":17,"result":{"content":[{"text":"xxx"#, "xxx"), known);
         assert_eq!(meant(r#" { "id" : 17, "result" : {"a": {"id": 3}, "b": "xx"#, r#""id":3}}}"#), known);
         assert_eq!(meant("{\"id\":17,\"error\":\"\u{fffd}", ""), known);
+        assert_eq!(meant(r#"{"id":"17","result":"xx"#, ""), known, "some say it as a text");
     }
 
     #[test]
@@ -164,6 +166,7 @@ mod tests {
             r#"xx"}]},"jsonrpc":"2.0","id":17}"#,
             r#"xx"}]},"id":17,"jsonrpc":"2.0"}"#,
             "\"}, \"id\" : 17 , \"jsonrpc\" : \"2.0\" } \r",
+            r#"xx","id":"17"}"#,
         ] {
             assert_eq!(meant(r#"{"result":{"content":[{"id":3,"text":"xx"#, tail), (None, Meant::Number(17)), "{tail}");
         }
