@@ -202,6 +202,14 @@ impl Store {
         self.writer().execute_all("refusing notes", refusals.map(sqlx::query)).await.expect("refused from now on");
     }
 
+    /// Lets no check of an owner be taken back, as where the disk fills up just then.
+    #[cfg(test)]
+    pub(crate) async fn refuse_aging(&self) {
+        let refusal = "CREATE TRIGGER no_aging BEFORE UPDATE ON upstream_credentials WHEN NEW.checked_at = 0 \
+             BEGIN SELECT RAISE(ABORT, 'full'); END";
+        self.writer().execute("refusing to age", sqlx::query(refusal)).await.expect("refused from now on");
+    }
+
     /// Lets nobody be logged in, or again, as on a full disk.
     #[cfg(test)]
     pub(crate) async fn refuse_visits(&self, refuses: bool) {

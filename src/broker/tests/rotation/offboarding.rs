@@ -2,6 +2,8 @@
 
 use super::*;
 
+use tokio::task::JoinHandle;
+
 use crate::auth::rates::{RateLimits, Rates};
 use crate::http::names::Names;
 use crate::http::reload::{ReloadError, Reloader, Sources};
@@ -141,9 +143,9 @@ fn what_only_a_restart_puts_in_force_is_named_by_its_key_and_nothing_else_is() {
     }
 }
 
-#[tokio::test]
-async fn a_look_that_was_begun_by_earlier_lists_does_not_count_by_those_that_came_meanwhile() {
-    let mut scene = Scene::new().await;
+/// A look that a list of organizations hangs at, while others come by which its user may not stay.
+async fn overtaken_look(of_a_new_token: bool) -> (Scene, JoinHandle<()>) {
+    let scene = Scene::new().await;
     let denying_org = |name: &str| denying(&format!("org:{name}"));
     scene.forge.with(|state| {
         state.users.iter_mut().for_each(|user| user.teams = vec![("guests".to_owned(), "all".to_owned())]);
@@ -153,15 +155,24 @@ async fn a_look_that_was_begun_by_earlier_lists_does_not_count_by_those_that_cam
     scene.rotation.lists().replace(denying_org("others"));
     scene.rotation.apply_lists().await.expect("applied");
     scene.mode(|mode| mode.hang_memberships = true);
+    if of_a_new_token {
+        scene.pass(61);
+    }
     let looking = tokio::spawn({
         let rotation = scene.rotation.clone();
-        async move { rotation.recheck().await }
+        async move { if of_a_new_token { rotation.sweep().await } else { rotation.recheck().await } }
     });
     while !scene.forge.with(|state| state.requests.iter().any(|seen| seen.path == MEMBERSHIPS)) {
         harness::look_again().await;
     }
     scene.rotation.lists().replace(denying_org("guests"));
     scene.rotation.apply_lists().await.expect("applied");
+    (scene, looking)
+}
+
+#[tokio::test]
+async fn a_look_that_was_begun_by_earlier_lists_does_not_count_by_those_that_came_meanwhile() {
+    let (mut scene, looking) = overtaken_look(false).await;
     scene.mode(|_| {});
     looking.await.expect("no panic");
     assert_eq!(scene.changes.try_recv().ok(), None, "by the lists that it was begun with all is well");
@@ -169,4 +180,15 @@ async fn a_look_that_was_begun_by_earlier_lists_does_not_count_by_those_that_cam
     scene.clock.advance(Duration::from_secs(6));
     scene.rotation.recheck().await;
     assert!(matches!(scene.changes.try_recv(), Ok(Change::Lost(_))), "by those of now it is not");
+}
+
+#[tokio::test]
+async fn such_a_look_does_not_count_either_while_the_store_does_not_take_that() {
+    let (mut scene, looking) = overtaken_look(true).await;
+    scene.store.refuse_aging().await;
+    scene.mode(|_| {});
+    looking.await.expect("no panic");
+    scene.clock.advance(Duration::from_secs(6));
+    assert!(scene.rotation.fresh(CREDENTIAL).await.is_err());
+    assert!(matches!(scene.changes.try_recv(), Ok(Change::Lost(_))));
 }
