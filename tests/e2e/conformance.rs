@@ -89,7 +89,8 @@ async fn conforms(test: &str, fixture: Fixture, suite: (&str, &[&str]), count: u
     // By the name: the suite tries rebinding on no address.
     let url = deployment.url.replace("127.0.0.1", "localhost");
     command.args(["server", "--url", &format!("{url}/mcp")]).args(arguments);
-    command.env("NODE_OPTIONS", format!("--import={}", script("bearer.mjs").display()));
+    let options = ["bearer.mjs", "patient.mjs"].map(|name| format!("--import={}", script(name).display()));
+    command.env("NODE_OPTIONS", options.join(" "));
     command.env("BEARER", token(&deployment, "alice")).stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(TIMEOUT, command.output()).await.expect("in time").expect("it runs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
