@@ -419,6 +419,26 @@ async fn an_account_that_cannot_be_judged_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn one_account_of_which_forgejo_says_nothing_keeps_no_other_from_being_looked_at() {
+    let scene = Scene::new().await;
+    scene.personal().await;
+    for n in 2..=20 {
+        let login = format!("user{n}");
+        scene.forge.with(|state| state.add_user(&login, "secret", false));
+        scene.personal_of(n, &login).await;
+    }
+    scene.mode(|mode| mode.fail_api_of = Some(1));
+    scene.pass(61);
+    scene.rotation.recheck().await;
+    assert_eq!(scene.looks(), 20);
+    // And where it says nothing at all, it is not asked about everybody.
+    scene.mode(|mode| mode.fail_api = true);
+    scene.pass(61);
+    scene.rotation.recheck().await;
+    assert!((28..36).contains(&scene.looks()), "{}", scene.looks());
+}
+
+#[tokio::test]
 async fn while_forgejo_is_away_no_personal_token_is_judged() {
     let mut scene = Scene::new().await;
     let grant = scene.personal().await;

@@ -1,6 +1,6 @@
 //! Accounts are looked at now and then, also where no token is refreshed: personal ones never are.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::stream::{self, StreamExt};
 use tracing::error;
@@ -41,18 +41,22 @@ impl Rotation {
                 return;
             }
         };
-        let away = AtomicBool::new(false);
+        let in_vain = AtomicUsize::new(0);
         let look = |credential: UncheckedCredential| {
-            let away = &away;
+            let in_vain = &in_vain;
             async move {
-                // The next sweep refreshes it, and looks then.
-                if away.load(Ordering::Relaxed) || self.is_due(credential.refreshed_before) {
+                // While Forgejo is away, nobody else can be looked at. It is where nobody had an answer of those who were
+                // asked about last: it may have none for one account alone.
+                let is_away = in_vain.load(Ordering::Relaxed) >= MAX_REFRESHES;
+                // What is due is refreshed by the next sweep, which looks then.
+                if is_away || self.is_due(credential.refreshed_before) {
                     return;
                 }
-                // What came of it was logged where it was seen. While Forgejo is away, nobody else can be looked at.
-                if self.looked_at_in_a_task(&credential.id, false).await.word == Word::Away {
-                    away.store(true, Ordering::Relaxed);
-                }
+                // What came of it was logged where it was seen.
+                match self.looked_at_in_a_task(&credential.id, false).await.word {
+                    Word::Away => in_vain.fetch_add(1, Ordering::Relaxed),
+                    _ => in_vain.swap(0, Ordering::Relaxed),
+                };
             }
         };
         stream::iter(due).for_each_concurrent(MAX_REFRESHES, look).await;
