@@ -48,7 +48,9 @@ async fn misbehave(Extract(forge): Extract<Forge>, request: Request, next: Next)
         let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
         let (mode, is_api) = (state.mode, path.starts_with("/api/"));
         let fails = mode.fail_api && is_api || mode.fail_memberships && path == state::MEMBERSHIPS;
-        let fails_them = is_api && id.is_some() && mode.fail_api_of == id;
+        let about = path.strip_prefix("/api/v1/users/").and_then(|login| state.user_by_login(login));
+        let them = [id, about.map(|user| user.id)];
+        let fails_them = is_api && mode.fail_api_of.is_some() && them.contains(&mode.fail_api_of);
         state.requests.push(state::Seen { method, path, user: login });
         (mode.fail.or_else(|| fails.then_some(502)).or_else(|| fails_them.then_some(500)), id)
     });

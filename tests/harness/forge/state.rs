@@ -149,7 +149,7 @@ pub struct Mode {
     pub hang_memberships: bool,
     /// Accept requests to the API with this user's tokens and never answer until the mode changes.
     pub hang_api_of: Option<i64>,
-    /// Answer requests to the API with this user's tokens with 500.
+    /// Answer requests to the API with this user's tokens, or about this user, with 500.
     pub fail_api_of: Option<i64>,
     /// Milliseconds that each answer takes.
     pub slow: Option<u64>,

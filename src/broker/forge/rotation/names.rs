@@ -25,6 +25,17 @@ const AT_ONCE: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Logins of which Forgejo shows nobody are looked up again after this.
 const ASK_AGAIN: Duration = Duration::from_hours(1);
+/// All of them, where it had no answer for some.
+const ASK_AGAIN_SOON: Duration = Duration::from_mins(5);
+
+/// Whether Forgejo has said whose the logins are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    All,
+    Some,
+    /// It is away, as far as can be told.
+    None,
+}
 
 impl Rotation {
     /// Whether the lists let a user in, whose token this is.
@@ -81,10 +92,14 @@ impl Rotation {
         let (known, unknown): (Vec<_>, Vec<_>) =
             lists.logins().into_iter().map(str::to_owned).partition(|login| lists.names.get(login).is_some());
         // Of those that are known it is only told that they have changed hands.
-        let all = async { self.look_up(unknown).await && self.look_up(known).await };
-        let has_answered = timeout(PATIENCE, all).await.unwrap_or(false);
-        let now = self.0.clock.now();
-        *self.0.names_due.lock() = Some(if has_answered { now.plus(ASK_AGAIN) } else { now });
+        let logins = unknown.into_iter().chain(known);
+        let answers = timeout(PATIENCE, self.look_up(logins)).await.unwrap_or(Answers::None);
+        let after = match answers {
+            Answers::All => ASK_AGAIN,
+            Answers::Some => ASK_AGAIN_SOON,
+            Answers::None => Duration::ZERO,
+        };
+        *self.0.names_due.lock() = Some(self.0.clock.now().plus(after));
         self.0.access.now().names != lists.names
     }
 
@@ -113,24 +128,40 @@ impl Rotation {
         }
     }
 
-    /// Gives back whether Forgejo has answered.
-    async fn look_up(&self, logins: Vec<String>) -> bool {
+    /// Forgejo may have no answer for one login alone: the others are looked up all the same.
+    async fn look_up(&self, logins: impl Iterator<Item = String>) -> Answers {
         let ask = |login: String| async move {
             let answer = self.0.forgejo.user_named(&login).await;
             (login, answer)
         };
         let mut answers = stream::iter(logins).map(ask).buffer_unordered(AT_ONCE);
+        let (mut heard, mut failed, mut in_a_row) = (false, false, 0);
         while let Some((login, answer)) = answers.next().await {
             match answer {
-                Ok(Some(account)) => self.pin(&login, account).await,
-                Ok(None) => {}
+                Ok(account) => {
+                    (heard, in_a_row) = (true, 0);
+                    if let Some(account) = account {
+                        self.pin(&login, account).await;
+                    }
+                }
                 Err(e) => {
-                    warn!(error = %e, "whose the logins on the lists of [access] are cannot be looked up now: {}", chain(&e));
-                    return false;
+                    // Said once, however many they are.
+                    if !failed {
+                        warn!(error = %e, login, "whose a login on the lists of [access] is cannot be looked up now: {}", chain(&e));
+                    }
+                    failed = true;
+                    in_a_row += 1;
+                    if in_a_row == AT_ONCE {
+                        return Answers::None;
+                    }
                 }
             }
         }
-        true
+        match (heard, failed) {
+            (_, false) => Answers::All,
+            (true, true) => Answers::Some,
+            (false, true) => Answers::None,
+        }
     }
 
     /// Holds a login to the account that Forgejo says it is, unless it is another's already, which is told.

@@ -106,6 +106,27 @@ async fn what_forgejo_did_not_tell_when_the_lists_were_read_is_asked_again() {
 }
 
 #[tokio::test]
+async fn a_login_of_which_forgejo_says_nothing_keeps_no_other_from_being_known() {
+    let scene = Scene::new().await;
+    let logins: Vec<String> = (1..=40).map(|n| format!("user{n:02}")).collect();
+    let first = scene
+        .forge
+        .with(|state| logins.iter().map(|login| state.add_user(login, "secret", false)).min().expect("some"));
+    scene.mode(|mode| mode.fail_api_of = Some(first));
+    let deny: Vec<String> = logins.iter().map(|login| format!("user:{login}")).collect();
+    scene.load(&[], &deny.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let known = || logins.iter().filter(|login| scene.rotation.lists().now().names.get(login).is_some()).count();
+    assert_eq!(known(), 39);
+    // It is asked again, and not with each round.
+    scene.mode(|_| {});
+    scene.rotation.look_up_names_again().await;
+    assert_eq!(known(), 39);
+    scene.clock.advance(Duration::from_mins(5));
+    scene.rotation.look_up_names_again().await;
+    assert_eq!(known(), 40);
+}
+
+#[tokio::test]
 async fn whoever_is_connected_is_known_also_where_forgejo_tells_strangers_nothing() {
     let scene = Scene::new().await;
     scene.rotation.look_again(&GrantId::new("grant")).await;
