@@ -177,6 +177,18 @@ impl Scene {
     async fn upstream(&self) -> Result<UpstreamToken, Denied> {
         self.principals.authenticate(&self.headers).await.map(|principal| principal.upstream.clone())
     }
+
+    /// A sweep that waits for Forgejo to refresh the token, until the mode changes.
+    async fn hanging_sweep(&self) -> tokio::task::JoinHandle<()> {
+        self.pass(56);
+        self.mode(|mode| mode.hang = true);
+        let rotation = self.rotation.clone();
+        let sweep = tokio::spawn(async move { rotation.sweep().await });
+        while self.refreshes() == 0 {
+            harness::look_again().await;
+        }
+        sweep
+    }
 }
 
 fn grants() -> Vec<GrantId> {
@@ -238,13 +250,7 @@ async fn a_caller_who_goes_away_takes_no_pair_along() {
 #[tokio::test]
 async fn a_sweep_ends_with_its_refreshes_however_long_forgejo_takes() {
     let mut scene = Scene::new().await;
-    scene.pass(56);
-    scene.mode(|mode| mode.hang = true);
-    let rotation = scene.rotation.clone();
-    let sweep = tokio::spawn(async move { rotation.sweep().await });
-    while scene.refreshes() == 0 {
-        harness::look_again().await;
-    }
+    let sweep = scene.hanging_sweep().await;
     // Longer than a caller waits whose token is good.
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(2)).await;
@@ -459,13 +465,7 @@ async fn while_forgejo_is_away_no_personal_token_is_judged() {
 #[tokio::test]
 async fn the_end_of_the_broker_waits_for_a_pair_that_forgejo_is_about_to_give() {
     let scene = Scene::new().await;
-    scene.pass(56);
-    scene.mode(|mode| mode.hang = true);
-    let rotation = scene.rotation.clone();
-    let sweep = tokio::spawn(async move { rotation.sweep().await });
-    while scene.refreshes() == 0 {
-        harness::look_again().await;
-    }
+    let sweep = scene.hanging_sweep().await;
     // The tick is stopped; the exchange that it has begun is not.
     sweep.abort();
     let rotation = scene.rotation.clone();
