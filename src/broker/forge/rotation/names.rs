@@ -32,9 +32,9 @@ const ASK_AGAIN_SOON: Duration = Duration::from_mins(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answers {
     All,
-    Some,
+    Partial,
     /// It is away, as far as can be told.
-    None,
+    Away,
 }
 
 impl Rotation {
@@ -93,11 +93,11 @@ impl Rotation {
             lists.logins().into_iter().map(str::to_owned).partition(|login| lists.names.get(login).is_some());
         // Of those that are known it is only told that they have changed hands.
         let logins = unknown.into_iter().chain(known);
-        let answers = timeout(PATIENCE, self.look_up(logins)).await.unwrap_or(Answers::None);
+        let answers = timeout(PATIENCE, self.look_up(logins)).await.unwrap_or(Answers::Away);
         let after = match answers {
             Answers::All => ASK_AGAIN,
-            Answers::Some => ASK_AGAIN_SOON,
-            Answers::None => Duration::ZERO,
+            Answers::Partial => ASK_AGAIN_SOON,
+            Answers::Away => Duration::ZERO,
         };
         *self.0.names_due.lock() = Some(self.0.clock.now().plus(after));
         self.0.access.now().names != lists.names
@@ -152,15 +152,15 @@ impl Rotation {
                     failed = true;
                     in_a_row += 1;
                     if in_a_row == AT_ONCE {
-                        return Answers::None;
+                        return Answers::Away;
                     }
                 }
             }
         }
         match (heard, failed) {
             (_, false) => Answers::All,
-            (true, true) => Answers::Some,
-            (false, true) => Answers::None,
+            (true, true) => Answers::Partial,
+            (false, true) => Answers::Away,
         }
     }
 
