@@ -42,9 +42,13 @@ impl Stuck {
             tracing::error!(MESSAGE_ID = quarantined, child_uid = number, %error, "uid {number} is not used until its cgroup is gone: {error}");
             late();
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
+            pause = longer(pause);
         }
     }
+}
+
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(PAUSES.1)
 }
 
 /// Empties and removes what an earlier supervisor left; what does not go is tried again.
@@ -66,6 +70,6 @@ pub(crate) async fn remove_leftovers(mut dirs: Vec<Dir>) {
         }
         dirs = stays;
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSES.1);
+        pause = longer(pause);
     }
 }
