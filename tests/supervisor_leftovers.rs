@@ -102,8 +102,16 @@ impl OwnCgroup {
     }
 
     fn v2(test: &str) -> Option<Self> {
+        if !root_or_skip(test) {
+            return None;
+        }
         let own = Self::new(&["/sys/fs/cgroup", "/sys/fs/cgroup/unified"], "cgroup.kill");
         skip_without(own, test, "a writable cgroup2")
+    }
+
+    /// The part of a supervisor's policy that names it.
+    fn policy(&self) -> String {
+        format!("[cgroup]\nroot = \"{}\"\n", self.0.display())
     }
 
     fn write(&self, file: &str, text: &str) {
@@ -221,11 +229,8 @@ async fn herds_of_detached_processes_are_gone_also_with_few_descriptors() {
 #[tokio::test]
 async fn herds_of_detached_processes_are_gone_also_with_few_descriptors_and_a_cgroup() {
     let test = "herds_of_detached_processes_are_gone_also_with_few_descriptors_and_a_cgroup";
-    if !root_or_skip(test) {
-        return;
-    }
     let Some(own) = OwnCgroup::v2(test) else { return };
-    herds_are_killed(&format!("[cgroup]\nroot = \"{}\"\n", own.0.display())).await;
+    herds_are_killed(&own.policy()).await;
     let left = std::fs::read_dir(&own.0).expect("readable").flatten().filter(|entry| entry.path().is_dir()).count();
     assert_eq!(left, 0, "directories of tenants");
 }
@@ -288,14 +293,8 @@ async fn a_child_that_stops_all_it_can_holds_up_nobodys_start() {
 #[tokio::test]
 async fn a_half_made_child_that_is_held_fails_alone_and_in_time() {
     let test = "a_half_made_child_that_is_held_fails_alone_and_in_time";
-    if !root_or_skip(test) {
-        return;
-    }
     let Some(own) = OwnCgroup::v2(test) else { return };
-    let supervised = supervised(
-        Surroundings::default(),
-        &format!("{WAITS_FOR_THE_END}[cgroup]\nroot = \"{}\"\n{}", own.0.display(), uids(8)),
-    );
+    let supervised = supervised(Surroundings::default(), &format!("{WAITS_FOR_THE_END}{}{}", own.policy(), uids(8)));
     let (mut client, mut other) = (Client::connect(&supervised).await, Client::connect(&supervised).await);
     let mut kid = client.spawn(1).await;
     // Whoever enters the tenant's cgroup from now on stands still, as at the end of its share of CPU.
@@ -356,11 +355,8 @@ async fn the_next_supervisor_kills_what_a_killed_one_left_threads_without_a_lead
 #[tokio::test]
 async fn what_is_left_of_a_user_is_removed_beside_their_new_children_and_takes_none_along() {
     let test = "what_is_left_of_a_user_is_removed_beside_their_new_children_and_takes_none_along";
-    if !root_or_skip(test) {
-        return;
-    }
     let Some(own) = OwnCgroup::v2(test) else { return };
-    let policy = format!("{}[cgroup]\nroot = \"{}\"\n", uids(40), own.0.display());
+    let policy = format!("{}{}", uids(40), own.policy());
     let mut first = supervised(Surroundings::default(), &policy);
     let mut client = Client::connect(&first).await;
     let mut left = Vec::new();
@@ -396,11 +392,8 @@ async fn what_is_left_of_a_user_is_removed_beside_their_new_children_and_takes_n
 #[tokio::test]
 async fn a_cgroup_of_an_earlier_supervisor_that_does_not_go_is_tried_again() {
     let test = "a_cgroup_of_an_earlier_supervisor_that_does_not_go_is_tried_again";
-    if !root_or_skip(test) {
-        return;
-    }
     let Some(own) = OwnCgroup::v2(test) else { return };
-    let policy = format!("{}[cgroup]\nroot = \"{}\"\n", uids(8), own.0.display());
+    let policy = format!("{}{}", uids(8), own.policy());
     let mut first = supervised(Surroundings::default(), &policy);
     let mut client = Client::connect(&first).await;
     let _kid = client.spawn(1).await;
@@ -491,9 +484,6 @@ async fn five_thousand_starts_and_ends_cost_nothing_lasting_whatever_they_leave(
 #[tokio::test]
 async fn nor_do_five_thousand_with_cgroups_of_which_none_is_left() {
     let test = "nor_do_five_thousand_with_cgroups_of_which_none_is_left";
-    if !root_or_skip(test) {
-        return;
-    }
     let Some(own) = OwnCgroup::v2(test) else { return };
     starts_and_ends(5000, Some(&own.0)).await;
 }

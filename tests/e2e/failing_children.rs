@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{has_in_flight, stand_in_deployment, token};
+use crate::{blocked, stand_in_deployment, token};
 use harness::deployment::Deployment;
 use harness::mcp_session::{Session, http, initialize, post};
 
@@ -58,10 +58,7 @@ async fn a_child_that_ignores_the_end_of_its_input_and_sigterm_is_killed() {
         config.supervisor = "[stop]\neof_grace = \"100ms\"\nterm_grace = \"100ms\"\n".to_owned();
     });
     let session = Session::open(&deployment.url, &token(&deployment, "alice")).await.expect("a session");
-    let mut blocked = session.clone();
-    let calling =
-        tokio::spawn(async move { blocked.send("tools/call", json!({"name": "block", "arguments": {}})).await });
-    has_in_flight(&session, 1).await;
+    let calling = blocked(&session).await;
     session.end().await.expect("an answer");
     let (_, answer) = calling.await.expect("no panic").expect("an answer");
     assert!(answer.pointer("/error/message").is_some(), "the request in flight is answered: {answer}");

@@ -13,8 +13,11 @@ use wire::telemetry::message_id;
 
 use crate::{stand_in_deployment, token};
 
+/// What the broker says of a reload that it has carried out.
+pub(crate) const IN_FORCE: &str = "what can change in a running broker is in force";
+
 /// Lays a key over a running program's configuration and waits until it has said something after that.
-fn reload(dir: &Path, program: &Running, text: &str, said: &str) {
+pub(crate) fn reload(dir: &Path, program: &Running, text: &str, said: &str) {
     let file = dir.join(format!("{}-extra.toml", program.name));
     let from = program.output().len();
     std::fs::write(file, text).expect("written");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::{config, has_in_flight, real_child, skip, stand_in};
+use crate::{blocked, config, real_child, skip, stand_in};
 use harness::deployment::{Deployment, Program};
 use harness::mcp_session::Session;
 use harness::user_agent::{Decision, Page, UserAgent};
@@ -167,9 +167,7 @@ async fn disconnecting_on_the_account_page_ends_the_children_within_a_second() {
     let page = alice.open(format!("{}/account", deployment.url)).await;
     assert!(page.text.contains("1 open session"), "{}", page.text);
     // In the middle of a call, so that it heeds neither the end of its input nor SIGTERM.
-    let mut busy = session.clone();
-    let calling = tokio::spawn(async move { busy.send("tools/call", json!({"name": "block", "arguments": {}})).await });
-    has_in_flight(&session, 1).await;
+    let calling = blocked(&session).await;
     let begun = Instant::now();
     alice.send(&page.form("/account/disconnect")).await;
     assert!(session.tools().await.is_err(), "the token is worthless at once");

@@ -118,6 +118,17 @@ async fn has_in_flight(session: &mcp_session::Session, calls: u64) {
     tokio::time::timeout(patience, counted).await.unwrap_or_else(|_| panic!("{calls} calls are not with the child"));
 }
 
+/// A call of the session that is with its stand-in and has no end by itself.
+async fn blocked(
+    session: &mcp_session::Session,
+) -> tokio::task::JoinHandle<mcp_session::Result<(reqwest::StatusCode, serde_json::Value)>> {
+    let mut calling = session.clone();
+    let block = serde_json::json!({"name": "block", "arguments": {}});
+    let blocked = tokio::spawn(async move { calling.send("tools/call", block).await });
+    has_in_flight(session, 1).await;
+    blocked
+}
+
 /// The tool by which the child says who it works for.
 async fn who(session: &mut mcp_session::Session) -> String {
     let tools = session.tools().await.expect("tools");

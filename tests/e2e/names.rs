@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use harness::deployment::Deployment;
 use harness::mcp_session::{http, initialize};
-use nix::sys::signal::Signal;
 
+use crate::log_lines::{IN_FORCE, reload};
 use crate::{stand_in_deployment, token};
 
 /// What the broker answers to a request as it is written here; `ADDRESS` stands for its address.
@@ -141,15 +141,8 @@ async fn a_reload_puts_names_and_origins_in_force() {
     let file = deployment.config.dir.join("broker-extra.toml");
     let before = std::fs::read_to_string(&file).expect("readable");
     let names = "[http]\nhosts = [\"mcp.internal\"]\nallowed_origins = [\"https://inspector.example\"]\n";
-    std::fs::write(&file, format!("{before}\n{names}")).expect("written");
     let broker = deployment.broker.as_ref().expect("runs");
-    broker.signal(Signal::SIGHUP);
-    let told = async {
-        while !broker.output().contains("what can change in a running broker is in force") {
-            harness::look_again().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), told).await.expect("the reload is told");
+    reload(&deployment.config.dir, broker, &format!("{before}\n{names}"), IN_FORCE);
     assert_eq!(status(&deployment, lines), 401);
     let asked = http().request(reqwest::Method::OPTIONS, format!("{}/mcp", deployment.url));
     let asked = asked.header("origin", "https://inspector.example").header("access-control-request-method", "POST");

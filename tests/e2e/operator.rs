@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::log_lines::{IN_FORCE, reload};
 use crate::{stand_in_deployment, token};
 use harness::deployment::{BROKER_UID, Deployment, others_may_enter};
 use harness::mcp_session::Session;
@@ -302,19 +303,12 @@ fn a_user_on_the_deny_list_is_out_with_a_hangup_and_no_other_signal_ends_the_bro
     }
     let file = deployment.config.dir.join("broker-extra.toml");
     let before = std::fs::read_to_string(&file).expect("readable");
-    let said = |what: &str, times: usize| {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while broker.output().matches(what).count() < times {
-            assert!(std::time::Instant::now() < deadline, "not said: {what}\n{}", broker.output());
-            std::thread::yield_now();
-        }
+    let reload = |entry: &str, said: &str| {
+        let text = format!("{before}\n[access]\ndeny = [\"{entry}\"]\n");
+        reload(&deployment.config.dir, broker, &text, said);
     };
-    std::fs::write(&file, format!("{before}\n[access]\ndeny = [\"alice\"]\n")).expect("written");
-    broker.signal(Signal::SIGHUP);
-    said("`alice` must be id:NUMBER, user:LOGIN", 1);
-    std::fs::write(&file, format!("{before}\n[access]\ndeny = [\"user:alice\"]\n")).expect("written");
-    broker.signal(Signal::SIGHUP);
-    said("what can change in a running broker is in force", 1);
+    reload("alice", "`alice` must be id:NUMBER, user:LOGIN");
+    reload("user:alice", IN_FORCE);
     let listed = run(&deployment, &["token", "list", "--user", "alice", "--json"]);
     let listed: Value = serde_json::from_slice(&listed.stdout).expect("json");
     assert!(listed.pointer("/0/revoked_at").is_some_and(Value::is_i64), "{listed}");

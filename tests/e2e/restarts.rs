@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{has_in_flight, stand_in_deployment, token};
+use crate::{blocked, has_in_flight, stand_in_deployment, token};
 use harness::deployment::{Deployment, Process, Program, processes};
 use harness::mcp_session::{Session, http, initialize, post};
 
@@ -175,10 +175,7 @@ async fn a_call_that_outlasts_the_grace_of_the_supervisor_gets_an_error_and_its_
     });
     let token = token(&deployment, "alice");
     let mut session = Session::open(&deployment.url, &token).await.expect("a session");
-    let mut second = session.clone();
-    let calling =
-        tokio::spawn(async move { second.send("tools/call", json!({"name": "block", "arguments": {}})).await });
-    has_in_flight(&session, 1).await;
+    let calling = blocked(&session).await;
     tokio::task::block_in_place(|| restart_supervisor(&mut deployment));
     let (_, answer) = calling.await.expect("no panic").expect("an answer");
     let message = answer.pointer("/error/message").and_then(serde_json::Value::as_str).unwrap_or_default();

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{has_in_flight, stand_in_deployment, token};
+use crate::{blocked, stand_in_deployment, token};
 use harness::mcp_session::{Session, http, initialize, post};
 
 /// Far above what a stop may take, and far below what an idle child would make of it.
@@ -67,12 +67,9 @@ async fn one_endless_call_makes_a_restart_nobodys_outage() {
         config.broker = "[sessions]\ndrain = \"15s\"\n".to_owned();
     });
     let (alice, bob) = (token(&deployment, "alice"), token(&deployment, "bob"));
-    let alices = Session::open(&deployment.url, &alice).await.expect("a session");
-    let mut endless = alices.clone();
+    let endless = Session::open(&deployment.url, &alice).await.expect("a session");
     let other = Session::open(&deployment.url, &bob).await.expect("a session");
-    let calling =
-        tokio::spawn(async move { endless.send("tools/call", json!({"name": "block", "arguments": {}})).await });
-    has_in_flight(&alices, 1).await;
+    let calling = blocked(&endless).await;
     let broker = deployment.broker.as_ref().expect("runs");
     broker.signal(Signal::SIGTERM);
     while !broker.output().contains("stopping") {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
-use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::{ERAS, IN_TIME, blocked, caller, goes_on};
+use crate::log_lines::{IN_FORCE, reload};
 use crate::stand_in_deployment;
 use harness::deployment::Deployment;
 use harness::mcp_stateless::Caller;
@@ -66,22 +66,16 @@ async fn a_grant_that_gets_no_place_in_time_is_told_so_with_its_id_and_served_wh
     });
     let (busy, waiting) = (caller(&deployment, "alice"), caller(&deployment, "alice"));
     let calling = blocked(&busy).await;
-    let reload = async |more: &str, reloads: usize| {
-        let file = deployment.config.dir.join("broker-extra.toml");
-        std::fs::write(&file, format!("{ONE_CHILD}{more}")).expect("written");
-        deployment.broker.as_ref().expect("runs").signal(Signal::SIGHUP);
-        while deployment.output().matches("what can change in a running broker is in force").count() < reloads {
-            harness::look_again().await;
-        }
-    };
+    let broker = deployment.broker.as_ref().expect("runs");
+    let reload = |text: &str| reload(&deployment.config.dir, broker, text, IN_FORCE);
     // From now on, so that the call that is in the way goes on.
-    reload("[http]\nrequest_timeout = \"1s\"\n", 1).await;
+    reload(&format!("{ONE_CHILD}[http]\nrequest_timeout = \"1s\"\n"));
     let (status, refused) = waiting.ask("tools/list", json!({})).await.expect("an answer with the request's id");
     // Its time is over for the place in line and for the request in the same moment.
     assert!(matches!(status.as_u16(), 429 | 503) && refused.get("error").is_some(), "{status}: {refused}");
     assert!(!calling.is_finished());
     // The rest takes what time it takes.
-    reload("", 2).await;
+    reload(ONE_CHILD);
     calling.abort();
     goes_on(&waiting).await;
     goes_on(&busy).await;

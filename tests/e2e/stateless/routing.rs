@@ -54,6 +54,21 @@ async fn forgejo_token(deployment: &Deployment, caller: &Caller) -> (u32, Vec<u8
     (pid, token.map(<[u8]>::to_vec).unwrap_or_default())
 }
 
+/// The same of a child other than that one, as soon as it has a token.
+async fn forgejo_token_beside(deployment: &Deployment, caller: &Caller, other: Option<u32>) -> (u32, Vec<u8>) {
+    let found = async {
+        loop {
+            // The one that a request reached last may be replaced before it is looked at.
+            let (pid, token) = forgejo_token(deployment, caller).await;
+            if Some(pid) != other && !token.is_empty() {
+                return (pid, token);
+            }
+            harness::look_again().await;
+        }
+    };
+    timeout(IN_TIME, found).await.expect("such a child")
+}
+
 #[tokio::test]
 async fn a_rotated_token_of_forgejos_is_with_the_child_of_a_later_request() {
     for (era, arguments) in ERAS {
@@ -65,28 +80,9 @@ async fn a_rotated_token_of_forgejos_is_with_the_child_of_a_later_request() {
         deployment.stub("/stub/mode", r#"{"access_ttl": 6}"#).expect("short tokens");
         let (access, _) = Client::register(&deployment).await.connect(&mut user_agent("alice"), Decision::Allow).await;
         let alice = Caller::new(&deployment.url, &access);
-        let some = async {
-            loop {
-                // The one that a request reached last may be replaced before it is looked at.
-                let (pid, token) = forgejo_token(&deployment, &alice).await;
-                if !token.is_empty() {
-                    return (pid, token);
-                }
-                harness::look_again().await;
-            }
-        };
-        let (first_pid, first) = timeout(IN_TIME, some).await.expect("a child with a token");
+        let (first_pid, first) = forgejo_token_beside(&deployment, &alice, None).await;
         deployment.stub("/stub/mode", r#"{"access_ttl": 3600}"#).expect("long tokens");
-        let rotated = async {
-            loop {
-                let (pid, token) = forgejo_token(&deployment, &alice).await;
-                if pid != first_pid && !token.is_empty() {
-                    return (pid, token);
-                }
-                harness::look_again().await;
-            }
-        };
-        let (next_pid, next) = timeout(IN_TIME, rotated).await.expect("it is replaced");
+        let (next_pid, next) = forgejo_token_beside(&deployment, &alice, Some(first_pid)).await;
         assert_ne!(next, first, "{era}");
         assert_eq!(alice.text("whoami", json!({})).await.expect("Forgejo takes it"), "alice", "{era}");
         assert_eq!(pid(&alice).await, next_pid, "{era}: it stays warm");
